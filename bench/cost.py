@@ -121,7 +121,7 @@ class InstantGateway:
 
     async def send(self, request: Request) -> Outcome:
         """Accept the message."""
-        request.begin()
+        request.attach_task()
         request.mark_written()
         return Accepted()
 

@@ -1,6 +1,6 @@
-"""TCP servers that answer as a test says, also wrongly, and requests to them as mailer sends them.
+"""Servers on loopback for tests of the gateway client, and what the tests do with the client.
 
-They stand for gateways and OpenID providers that fail.
+The servers respond, misbehave and record requests.
 """
 
 import asyncio
@@ -8,7 +8,9 @@ import contextlib
 import socket
 import ssl
 import struct
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import NamedTuple
 
 from mailer.clock import elapsed
 from mailer.dispatch.in_flight import InFlightRequests
@@ -16,11 +18,12 @@ from mailer.gateway.http import HttpGateway
 from mailer.gateway.protocol import Gateway, Outcome, Request
 
 OK = b'{"code": 0, "message": "OK"}'
+"""A body that accepts the message."""
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
-"""The value of SO_LINGER with which closing a socket resets the connection (RST instead of FIN)."""
+"""Value of the socket option SO_LINGER with which closing a socket sends RST instead of FIN."""
 
 Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
-"""Handles a connection; the connection is closed when it returns."""
+"""A function that handles a connection, which is closed when the function returns."""
 
 
 # ---- the server's side ----------------------------------------------------------------------
@@ -28,16 +31,19 @@ Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 @contextlib.asynccontextmanager
 async def served(talk: Talk, tls: ssl.SSLContext | None = None) -> AsyncIterator[str]:
-    """Run a server that handles every connection by `talk`; yield its URL for a gateway."""
+    """Run a server that handles every connection by `talk`; yield its URL for a gateway.
+
+    At the end, all connections are aborted.
+    """
     connections: dict[asyncio.StreamWriter, asyncio.Task[None] | None] = {}
 
-    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connections[writer] = asyncio.current_task()
         with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
             await talk(reader, writer)
         writer.close()
 
-    server = await asyncio.start_server(connected, "127.0.0.1", 0, ssl=tls)
+    server = await asyncio.start_server(handle, "127.0.0.1", 0, ssl=tls)
     try:
         scheme = "http" if tls is None else "https"
         yield f"{scheme}://127.0.0.1:{server.sockets[0].getsockname()[1]}/send/"
@@ -52,11 +58,8 @@ async def served(talk: Talk, tls: ssl.SSLContext | None = None) -> AsyncIterator
 
 
 @contextlib.contextmanager
-def crowded() -> Iterator[str]:
-    """Run a server that accepts no connection; yield its URL for a gateway.
-
-    Its queue of new connections is full, so connecting neither succeeds nor fails.
-    """
+def server_with_full_backlog() -> Iterator[str]:
+    """Run a server with a full backlog, on which connecting neither succeeds nor fails."""
     with contextlib.ExitStack() as sockets:
         full = sockets.enter_context(socket.socket())
         full.bind(("127.0.0.1", 0))
@@ -68,28 +71,42 @@ def crowded() -> Iterator[str]:
         yield f"http://127.0.0.1:{full.getsockname()[1]}/send/"
 
 
-def answer(status: int, body: bytes = b"", *headers: str) -> bytes:
-    """Return the bytes of an HTTP response; each header is a line such as `Connection: close`."""
+def http_response(status: int, body: bytes = b"", *headers: str) -> bytes:
+    """Return the bytes of a response with a Content-Length and these header lines."""
     lines = [f"HTTP/1.1 {status} Whatever", f"Content-Length: {len(body)}", *headers, "", ""]
     return "\r\n".join(lines).encode() + body
 
 
-async def request_of(reader: asyncio.StreamReader) -> tuple[str, dict[str, str], bytes]:
-    """Read one request; return its first line, its headers and its body."""
+class ReceivedRequest(NamedTuple):
+    """A request that a server has received."""
+
+    line: str
+    """The first line, such as `POST /send/7 HTTP/1.1`."""
+    headers: dict[str, str]
+    """The headers, with names in lower case."""
+    body: bytes
+
+    @property
+    def message_id(self) -> int:
+        """The message's id, from the end of the path."""
+        _, path, _ = self.line.split()
+        return int(path.rpartition("/")[2])
+
+
+async def read_request(reader: asyncio.StreamReader) -> ReceivedRequest:
+    """Read one request."""
     head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
-    header_lines = (line.partition(": ") for line in head[1:] if line)
-    headers = {name.lower(): content for name, _, content in header_lines}
-    return head[0], headers, await reader.readexactly(int(headers["content-length"]))
+    fields = (line.partition(": ") for line in head[1:] if line)
+    headers = {name.lower(): value for name, _, value in fields}
+    body = await reader.readexactly(int(headers["content-length"]))
+    return ReceivedRequest(head[0], headers, body)
 
 
-def says(*parts: bytes, every: float = 0.0) -> Talk:
-    """Return a handler that reads a request, sends the parts of a response, and closes.
-
-    After each part it waits for `every` seconds.
-    """
+def respond_with(*parts: bytes, every: float = 0.0) -> Talk:
+    """Return a `Talk` that reads a request and sends `parts`, with `every` seconds after each."""
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await request_of(reader)
+        await read_request(reader)
         for part in parts:
             writer.write(part)
             await writer.drain()
@@ -105,23 +122,39 @@ def reset(writer: asyncio.StreamWriter) -> None:
     writer.transport.abort()
 
 
-class Silent:
-    """Reads requests and never answers; records the bytes received and the disconnection."""
+class AcceptingServer:
+    """A server that accepts every message, and records the requests."""
+
+    def __init__(self) -> None:
+        self.requests: list[ReceivedRequest] = []
+
+    @property
+    def counts_by_message(self) -> Counter[int]:
+        """Number of requests for each message."""
+        return Counter(request.message_id for request in self.requests)
+
+    async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            self.requests.append(await read_request(reader))
+            writer.write(http_response(200, OK))
+
+
+class SilentServer:
+    """A server that never responds. It records the bytes received and the disconnection."""
 
     def __init__(self) -> None:
         self.received = b""
-        self.has_request = asyncio.Event()
-        self.is_left = asyncio.Event()
-        """Set when the other side has closed the connection."""
+        self.has_received = asyncio.Event()
+        self.is_disconnected = asyncio.Event()
 
     async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         del writer
         try:
             while part := await reader.read(65_536):
                 self.received += part
-                self.has_request.set()
+                self.has_received.set()
         finally:
-            self.is_left.set()
+            self.is_disconnected.set()
 
 
 # ---- mailer's side --------------------------------------------------------------------------
@@ -132,14 +165,14 @@ def gateway_at(url: str, token: str | None = None, concurrency: int = 5) -> Http
     return HttpGateway(url, token, concurrency=concurrency)
 
 
-def a_request(message_id: int = 7, text: str = "Hello", within: float = 30.0) -> Request:
-    """Return a request for a message, which must end `within` seconds."""
+def create_request(message_id: int = 7, text: str = "Hello", within: float = 30.0) -> Request:
+    """Return a request with a deadline `within` seconds from now."""
     return Request(message_id, "79161234567", text, elapsed() + within)
 
 
 async def send(gateway: Gateway, request: Request | None = None) -> Outcome:
     """Send a request and abort it at its deadline, as the dispatcher does."""
-    request = request or a_request()
+    request = request or create_request()
     requests = InFlightRequests()
     requests.add(1, request)
     try:
@@ -148,7 +181,7 @@ async def send(gateway: Gateway, request: Request | None = None) -> Outcome:
         requests.remove(request)
 
 
-async def sent_to(talk: Talk, within: float = 30.0) -> Outcome:
-    """Return the outcome of one request to a server that handles connections by `talk`."""
+async def send_to(talk: Talk, within: float = 30.0) -> Outcome:
+    """Send one request to a server that handles connections by `talk`; return the outcome."""
     async with served(talk) as url, gateway_at(url) as gateway:
-        return await send(gateway, a_request(within=within))
+        return await send(gateway, create_request(within=within))

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from tests.event_timeout import EVENT_TIMEOUT
-from tests.fault_servers import OK, answer, request_of, served
+from tests.fault_servers import OK, http_response, read_request, served
 from tests.processes import Gateways, MailerProcess, Mailers, until
 
 from mailer.gateway.sandbox import Faults, SandboxGateway, SandboxRequest
@@ -104,10 +104,9 @@ async def test_late_success_at_the_start_of_an_outage_costs_no_message_an_attemp
         elif number > 4:
             await first_has_succeeded.wait()
             await asyncio.sleep(0.1)
-        await request_of(reader)
-        must_fail = 2 <= number <= 9
-        status, body = (500, b"") if must_fail else (200, OK)
-        writer.write(answer(status, body, "Connection: close"))
+        await read_request(reader)
+        status, body = (500, b"") if 1 < number <= 9 else (200, OK)
+        writer.write(http_response(status, body, "Connection: close"))
         await writer.drain()
         if number == 1:
             first_has_succeeded.set()

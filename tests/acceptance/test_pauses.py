@@ -7,7 +7,7 @@ messages, with 500 for this message only.
 import asyncio
 from datetime import UTC, datetime, timedelta
 
-from tests.fault_servers import OK, Talk, answer, request_of, served
+from tests.fault_servers import OK, Talk, http_response, read_request, served
 from tests.processes import MailerProcess, Mailers, until
 
 from mailer.sample_data import new_mailing
@@ -24,10 +24,12 @@ def reject_first(status: int, count: int) -> Talk:
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:
-            request_line, _, _ = await request_of(reader)
+            request_line, _, _ = await read_request(reader)
             request_lines.append(request_line)
-            must_reject = len(request_lines) <= count
-            writer.write(answer(status, b"", PAUSE_OF_A_YEAR) if must_reject else answer(200, OK))
+            if len(request_lines) <= count:
+                writer.write(http_response(status, b"", PAUSE_OF_A_YEAR))
+            else:
+                writer.write(http_response(200, OK))
 
     return talk
 

@@ -6,7 +6,7 @@ The gateway's URL contains a user, a password and a key, the mail server's URL a
 import asyncio
 from datetime import UTC, datetime
 
-from tests.fault_servers import answer, request_of, served
+from tests.fault_servers import http_response, read_request, served
 from tests.processes import MailerProcess, Mailers, until
 
 from mailer.sample_data import new_mailing
@@ -72,8 +72,8 @@ async def test_no_secret_is_shown_when_the_gateway_redirects(start_mailer: Maile
     request_lines: list[str] = []
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        request_lines.append((await request_of(reader))[0])
-        writer.write(answer(307, b"", "Location: http://127.0.0.1:1/", "Connection: close"))
+        request_lines.append((await read_request(reader))[0])
+        writer.write(http_response(307, b"", "Location: http://127.0.0.1:1/", "Connection: close"))
 
     async with served(talk) as url:
         mailer = await start_mailer(**settings(url))

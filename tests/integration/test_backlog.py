@@ -3,6 +3,7 @@
 from datetime import UTC, datetime, timedelta
 
 import httpx
+import msgspec
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.asgi_client import inside
@@ -20,24 +21,30 @@ async def read_backlog(engine: AsyncEngine) -> backlog.Backlog:
 
 
 async def test_the_backlog_of_an_empty_database_is_zero(engine: AsyncEngine) -> None:
-    assert await read_backlog(engine) == backlog.Backlog(0, 0, 0, 0, 0)
+    measured = await read_backlog(engine)
+    assert set(msgspec.structs.astuple(measured)) == {0}
 
 
-async def test_due_messages_are_counted_apart_from_waiting_ones(engine: AsyncEngine) -> None:
+async def test_messages_of_running_mailings_without_a_result_are_the_backlog(
+    engine: AsyncEngine,
+) -> None:
     clients = await add_clients(engine, 6)
     now = datetime.now(UTC)
     running = await add_mailing(engine, start=now - 9 * MINUTE, clients=6)
-    await add_messages(engine, running, clients[:2], "scheduled", at=now - 5 * MINUTE)
-    await add_messages(engine, running, clients[2:5], "scheduled", at=now + 5 * MINUTE)
-    await add_messages(engine, running, clients[5:], "delivered", at=now)
+    due, due_later, delivered = clients[:2], clients[2:5], clients[5:]
+    await add_messages(engine, running, due, "scheduled", at=now - 5 * MINUTE)
+    await add_messages(engine, running, due_later, "scheduled", at=now + 5 * MINUTE)
+    await add_messages(engine, running, delivered, "delivered", at=now)
+    # messages of other mailings do not count
     paused = await add_mailing(engine, start=now - 9 * MINUTE, status="paused", clients=1)
     await add_messages(engine, paused, clients[:1], "scheduled", at=now - 8 * MINUTE)
     await add_mailing(engine, start=now + MINUTE, status="scheduled", clients=6)
 
     measured = await read_backlog(engine)
 
-    assert (measured.waiting, measured.due) == (5, 2)
-    assert measured.lag == pytest.approx(300, abs=10)
+    assert measured.waiting == len(due) + len(due_later)
+    assert measured.due == len(due)
+    assert measured.lag == pytest.approx(5 * 60, abs=10)
 
 
 async def test_a_due_time_in_the_future_is_no_lag(engine: AsyncEngine) -> None:
@@ -56,7 +63,8 @@ async def test_the_backlog_shows_how_many_clients_are_enqueued(engine: AsyncEngi
 
     measured = await read_backlog(engine)
 
-    assert (measured.audience_clients, measured.audience_enqueued_clients) == (9, 4)
+    assert measured.audience_clients == 9
+    assert measured.audience_enqueued_clients == 4
 
 
 async def test_metrics_show_the_backlog_and_that_the_database_is_up(engine: AsyncEngine) -> None:

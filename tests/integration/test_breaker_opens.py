@@ -1,4 +1,4 @@
-"""When the breaker opens, requests that acquired it but are not written yet are not sent."""
+"""When the breaker opens, requests that have started and are not written yet are not sent."""
 
 import asyncio
 
@@ -16,21 +16,26 @@ BUSY = TemporaryFailure("http_429", 600, affects_all=True)
 
 
 class SlowToConnect:
-    """A gateway that answers 429 to the first request while two others still wait to connect."""
+    """A gateway that responds to one of three requests while the two others still connect.
+
+    The response opens the breaker. After that, the two others are connected.
+    """
 
     def __init__(self) -> None:
         self.channel: Channel | None = None
-        self._connecting = asyncio.Barrier(3)
-        self.is_written: list[bool] = []
+        self.were_written: list[bool] = []
+        """For each of the two others, whether it could be written when it was connected."""
+        self._all_started = asyncio.Barrier(3)
 
     async def send(self, request: Request) -> Outcome:
-        request.begin()
-        if await self._connecting.wait() == 0:
+        request.attach_task()
+        is_first = await self._all_started.wait() == 0
+        if is_first:
             request.mark_written()
             return BUSY
         while self.channel is None or self.channel.breaker.state == "closed":
             await asyncio.sleep(0)
-        self.is_written.append(request.mark_written())
+        self.were_written.append(request.mark_written())
         return request.outcome_of_abort() or Unknown("timeout")
 
 
@@ -47,13 +52,13 @@ async def test_requests_waiting_for_a_connection_are_not_written_after_the_break
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(dispatcher.run())
         async with asyncio.timeout(EVENT_TIMEOUT):
-            while len(gateway.is_written) < 2 or "sending" in await mailing_counts(
+            while len(gateway.were_written) < 2 or "sending" in await mailing_counts(
                 engine, mailing_id
             ):
                 await asyncio.sleep(0.02)
         dispatcher.stop()
 
-    assert gateway.is_written == [False, False]
+    assert gateway.were_written == [False, False]
     assert await mailing_counts(engine, mailing_id) == {"scheduled": 3}
     assert await value(engine, "SELECT sum(attempts) FROM message") == 0
     await engine.dispose()

@@ -14,26 +14,27 @@ from mailer.dispatch.due import SCAN_BATCH, DueMailings
 from mailer.dispatch.fair_scheduler import FairScheduler
 
 FIRST_OTHER_ID = 1_000_000
+"""Ids from this one on belong to no mailing in the database."""
 
 
 @pytest.fixture
-async def claimer(engine: AsyncEngine) -> AsyncIterator[asyncpg.Connection]:
+async def connection(engine: AsyncEngine) -> AsyncIterator[asyncpg.Connection]:
     async with engine.connect() as pooled:
         yield await asyncpg_connection(pooled)
 
 
 @pytest.mark.parametrize("other_count", [0, SCAN_BATCH - 1, SCAN_BATCH, SCAN_BATCH + 1])
 async def test_a_due_message_is_found_among_any_number_of_mailings_without_a_notification(
-    engine: AsyncEngine, claimer: asyncpg.Connection, other_count: int
+    engine: AsyncEngine, connection: asyncpg.Connection, other_count: int
 ) -> None:
     mailing_id = await add_due_messages(engine, 1)
     others = range(FIRST_OTHER_ID, FIRST_OTHER_ID + other_count)
     running = dict.fromkeys([*others, mailing_id])
     scheduler = FairScheduler()
-    due = DueMailings(scheduler, running)
+    due_mailings = DueMailings(scheduler, running)
 
-    async def find() -> list[int] | None:
-        await due.refresh(claimer)
-        return scheduler.next_batch(running, 10, elapsed())[0] or None
+    async def find_due() -> list[int] | None:
+        await due_mailings.refresh(connection)
+        return scheduler.next_batch(running, 10, elapsed()).mailing_ids or None
 
-    assert await until(find) == [mailing_id]
+    assert await until(find_due) == [mailing_id]

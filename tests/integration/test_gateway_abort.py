@@ -1,4 +1,8 @@
-"""Aborting requests, over real sockets: a request not written before the abort is never sent."""
+"""Aborting requests, over real sockets.
+
+A request that is not written before its abort is never written. Delivery of a written request is
+unknown after its abort.
+"""
 
 import asyncio
 import contextlib
@@ -10,14 +14,15 @@ import pytest
 from tests.event_timeout import EVENT_TIMEOUT
 from tests.fault_servers import (
     OK,
-    Silent,
-    a_request,
-    answer,
-    crowded,
+    AcceptingServer,
+    SilentServer,
+    create_request,
     gateway_at,
-    request_of,
+    http_response,
+    read_request,
     send,
     served,
+    server_with_full_backlog,
 )
 
 from mailer.gateway.http import HttpGateway
@@ -30,20 +35,23 @@ UNWRITTEN_STATES = ("before the start", "connecting", "during TLS", "waiting for
 async def abort_unwritten_request(
     state: str, abort: Callable[[Request], None]
 ) -> tuple[Outcome, bytes]:
-    """Abort a request that is not written; return its outcome and the bytes that arrived."""
-    server, request = Silent(), a_request(2)
+    """Abort a request that is not written yet, because it is in one of `UNWRITTEN_STATES`.
+
+    Return its outcome and the bytes that a server received.
+    """
+    server, request = SilentServer(), create_request(2)
     async with contextlib.AsyncExitStack() as stack:
         url = await stack.enter_async_context(served(server.talk))
         if state == "connecting":
-            url = stack.enter_context(crowded())
+            url = stack.enter_context(server_with_full_backlog())
         if state == "during TLS":
             url = url.replace("http:", "https:")
         gateway = await stack.enter_async_context(gateway_at(url, concurrency=1))
         if state == "waiting for a connection":
-            first = a_request(1)
+            first = create_request(1)
             stack.push_async_callback(asyncio.wait, [asyncio.create_task(send(gateway, first))])
             stack.callback(first.abort, "connection_lost")
-            await server.has_request.wait()
+            await server.has_received.wait()
             server.received = b""
         if state == "before the start":
             abort(request)
@@ -71,41 +79,41 @@ async def test_a_request_aborted_with_a_reason_before_it_is_written_is_a_tempora
     assert b"POST" not in received
 
 
-async def test_a_request_whose_precondition_fails_after_connecting_is_never_written() -> None:
+async def test_a_request_that_may_not_be_written_after_connecting_is_never_written() -> None:
     """For example when the sending window closes while the connection is made."""
-    server, request = AcceptingServer(), a_request(2)
-    checks = 0
+    server, request = AcceptingServer(), create_request(2)
+    check_count = 0
 
-    def precondition(_: float) -> bool:
-        nonlocal checks
-        checks += 1
+    def may_write(_: float) -> bool:
+        nonlocal check_count
+        check_count += 1
         return False
 
-    request.precondition = precondition
+    request.may_write = may_write
     async with served(server.talk) as url, gateway_at(url) as gateway:
         assert await send(gateway, request) == Aborted()
-        assert await send(gateway, a_request(3)) == Accepted()
-    assert checks == 1
-    assert server.arrived == {3: 1}
+        assert await send(gateway, create_request(3)) == Accepted()
+    assert check_count == 1
+    assert server.counts_by_message == {3: 1}
 
 
 async def test_abort_unwritten_does_not_abort_a_written_request() -> None:
-    is_read, may_answer = asyncio.Event(), asyncio.Event()
+    is_read, may_respond = asyncio.Event(), asyncio.Event()
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await request_of(reader)
+        await read_request(reader)
         is_read.set()
-        await may_answer.wait()
-        writer.write(answer(200, OK))
+        await may_respond.wait()
+        writer.write(http_response(200, OK))
 
     async with served(talk) as url, gateway_at(url) as gateway:
-        request = a_request()
+        request = create_request()
         sending = asyncio.create_task(send(gateway, request))
         await is_read.wait()
         request.abort_unwritten()
         await asyncio.sleep(0.02)
         assert not sending.done()
-        may_answer.set()
+        may_respond.set()
         assert await sending == Accepted()
 
 
@@ -113,23 +121,23 @@ async def test_abort_unwritten_does_not_abort_a_written_request() -> None:
 async def test_a_request_aborted_after_it_is_written_is_unknown_and_its_connection_closed(
     reason: str,
 ) -> None:
-    server = Silent()
+    server = SilentServer()
     async with served(server.talk) as url, gateway_at(url) as gateway:
-        request = a_request()
+        request = create_request()
         sending = asyncio.create_task(send(gateway, request))
-        await server.has_request.wait()
+        await server.has_received.wait()
         request.abort(reason)
         assert await sending == Unknown(reason)
         async with asyncio.timeout(EVENT_TIMEOUT):
-            await server.is_left.wait()
+            await server.is_disconnected.wait()
 
 
 async def test_the_reason_of_the_first_abort_is_kept() -> None:
-    server = Silent()
+    server = SilentServer()
     async with served(server.talk) as url, gateway_at(url) as gateway:
-        request = a_request()
+        request = create_request()
         sending = asyncio.create_task(send(gateway, request))
-        await server.has_request.wait()
+        await server.has_received.wait()
         request.abort("timeout")
         request.abort("connection_lost")
         request.abort_unwritten()
@@ -137,8 +145,9 @@ async def test_the_reason_of_the_first_abort_is_kept() -> None:
 
 
 async def test_aborting_a_request_does_not_cancel_the_sending_task() -> None:
-    server = Silent()
-    cancellations: list[int] = []
+    """One task sends three requests, which are aborted in different ways."""
+    server = SilentServer()
+    cancellation_counts: list[int] = []
 
     async def send_all(gateway: HttpGateway, *requests: Request) -> list[Outcome]:
         task = asyncio.current_task()
@@ -146,72 +155,59 @@ async def test_aborting_a_request_does_not_cancel_the_sending_task() -> None:
         outcomes = []
         for request in requests:
             outcomes.append(await send(gateway, request))
-            cancellations.append(task.cancelling())
+            cancellation_counts.append(task.cancelling())
             await asyncio.sleep(0)
         return outcomes
 
     async with served(server.talk) as url, gateway_at(url) as gateway:
-        written, unwritten = a_request(1), a_request(2)
+        written, unwritten = create_request(1), create_request(2)
         unwritten.abort("timeout")
-        working = asyncio.create_task(
-            send_all(gateway, written, unwritten, a_request(3, within=0.1))
-        )
-        await server.has_request.wait()
+        overdue = create_request(3, within=0.1)
+        sending = asyncio.create_task(send_all(gateway, written, unwritten, overdue))
+        await server.has_received.wait()
         written.abort("timeout")
-        assert await working == [Unknown("timeout"), NOT_SENT, Unknown("timeout")]
-    assert cancellations == [0, 0, 0]
+        assert await sending == [Unknown("timeout"), NOT_SENT, Unknown("timeout")]
+    assert cancellation_counts == [0, 0, 0]
 
 
 @pytest.mark.parametrize("is_written", [True, False])
 async def test_cancelling_the_sending_task_raises_cancelled_error(*, is_written: bool) -> None:
-    server = Silent()
+    server = SilentServer()
     async with served(server.talk) as url:
         async with gateway_at(url if is_written else url.replace("http:", "https:")) as gateway:
             sending = asyncio.create_task(send(gateway))
-            await server.has_request.wait()
+            await server.has_received.wait()
             sending.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await sending
         async with asyncio.timeout(EVENT_TIMEOUT):
-            await server.is_left.wait()
+            await server.is_disconnected.wait()
     assert (b"POST" in server.received) is is_written
 
 
 # ---- at any time ----------------------------------------------------------------------------
 
 
-class AcceptingServer:
-    """Accept every request and count the requests of each message."""
-
-    def __init__(self) -> None:
-        self.arrived = Counter[int]()
-
-    async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while True:
-            line, _, _ = await request_of(reader)
-            self.arrived[int(line.split()[1].rpartition("/")[2])] += 1
-            writer.write(answer(200, OK))
-
-
 @pytest.mark.parametrize("is_kept", [True, False], ids=["kept connection", "new connection"])
-async def test_a_request_aborted_at_any_iteration_of_the_loop_is_either_sent_or_never_sent(
+async def test_a_request_aborted_at_any_iteration_of_the_loop_is_sent_only_if_it_is_accepted(
     *, is_kept: bool
 ) -> None:
+    """Abort each request some iterations after its start; their number is the message's id."""
     server = AcceptingServer()
     outcomes: dict[int, Outcome] = {}
-    async with served(server.talk) as url, gateway_at(url, concurrency=1) as gateway:
+    async with served(server.talk) as url, gateway_at(url, concurrency=1) as kept_gateway:
         for iterations in range(40):
-            async with gateway_at(url) as other_gateway:
-                request = a_request(iterations)
-                sending = asyncio.create_task(send(gateway if is_kept else other_gateway, request))
+            async with gateway_at(url) as new_gateway:
+                request = create_request(iterations)
+                gateway = kept_gateway if is_kept else new_gateway
+                sending = asyncio.create_task(send(gateway, request))
                 for _ in range(iterations):
                     await asyncio.sleep(0)
                 request.abort_unwritten()
                 outcomes[iterations] = await sending
     assert set(outcomes.values()) == {Aborted(), Accepted()}
-    assert {iterations: server.arrived[iterations] for iterations in outcomes} == {
-        iterations: int(outcome == Accepted()) for iterations, outcome in outcomes.items()
-    }
+    accepted_ids = [id_ for id_, outcome in outcomes.items() if outcome == Accepted()]
+    assert server.counts_by_message == Counter(accepted_ids)
 
 
 async def test_requests_aborted_at_random_times_never_arrive_if_they_count_as_not_sent() -> None:
@@ -220,7 +216,7 @@ async def test_requests_aborted_at_random_times_never_arrive_if_they_count_as_no
     reasons = ("stopped", "timeout", "connection_lost")
 
     async def send_and_abort(gateway: HttpGateway, message_id: int) -> Outcome:
-        request = a_request(message_id)
+        request = create_request(message_id)
         reason = generator.choice(reasons)
         abort = request.abort_unwritten if reason == "stopped" else lambda: request.abort(reason)
         asyncio.get_running_loop().call_later(generator.uniform(0, 0.02), abort)
@@ -233,13 +229,13 @@ async def test_requests_aborted_at_random_times_never_arrive_if_they_count_as_no
                 sending = (send_and_abort(gateway, len(outcomes) + n) for n in range(50))
                 outcomes += await asyncio.gather(*sending)
         await asyncio.sleep(0.1)  # sent requests have arrived by now
-    arrived = [server.arrived[message_id] for message_id in range(len(outcomes))]
-    for outcome, times in zip(outcomes, arrived, strict=True):
+    arrived_counts = server.counts_by_message
+    for message_id, outcome in enumerate(outcomes):
         match outcome:
             case Accepted():
-                assert times == 1
+                assert arrived_counts[message_id] == 1
             case Aborted() | TemporaryFailure():
-                assert times == 0
+                assert arrived_counts[message_id] == 0
             case _:
-                assert times <= 1
+                assert arrived_counts[message_id] <= 1
     assert {type(outcome) for outcome in outcomes} <= {Accepted, Aborted, TemporaryFailure, Unknown}

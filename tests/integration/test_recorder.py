@@ -15,7 +15,7 @@ from mailer.message.model import MessageResult
 
 @asynccontextmanager
 async def recording(url: str, claims: WorkerClaims) -> AsyncIterator[Recorder]:
-    """Yield a running recorder; at the end all results are written or discarded."""
+    """Yield a running recorder. At the end, wait until all results are written or dropped."""
     recorder = Recorder(url, claims, LoopFailures(), lambda _: None)
     running = asyncio.create_task(recorder.run())
     yield recorder
@@ -23,20 +23,25 @@ async def recording(url: str, claims: WorkerClaims) -> AsyncIterator[Recorder]:
     await running
 
 
+async def refuse_results(engine: AsyncEngine, mailing_id: int) -> None:
+    """Make the database refuse results of a mailing: its count of `sending` would be below 0."""
+    await execute(engine, f"UPDATE mailing_counts SET sending = 0 WHERE mailing_id = {mailing_id}")  # noqa: S608  # a number
+
+
 async def test_a_result_that_cannot_be_written_does_not_affect_other_mailings(
     engine: AsyncEngine, shared_database_url: str
 ) -> None:
     first, broken, last = [await add_due_messages(engine, 2) for _ in range(3)]
     claims = [claimed for id_ in (first, broken, last) for claimed in await claim(engine, id_, 2)]
-    await execute(engine, f"UPDATE mailing_counts SET sending = 0 WHERE mailing_id = {broken}")  # noqa: S608  # a number
+    await refuse_results(engine, broken)
     worker = WorkerClaims(LEASE, prefetch_size=len(claims))
     worker.owner = OWNER
     worker.add(claims)
-    results = [MessageResult(claimed, "delivered", 1) for claimed in claims]
+    results = [MessageResult(claimed, "delivered", attempts=1) for claimed in claims]
 
     async with recording(shared_database_url, worker) as recorder:
         for result in results:
-            worker.refunds.record_failure("gateway", result.claim, at=1)
+            worker.record_failed_attempt("channel", result.claim, failed_at=1)
             await recorder.put(result)
 
     for mailing_id in (first, last):
@@ -44,8 +49,9 @@ async def test_a_result_that_cannot_be_written_does_not_affect_other_mailings(
     dropped = [claimed for claimed in claims if claimed.mailing_id == broken]
     for claimed in dropped:
         assert await state(engine, claimed.id) == ("sending", None, 1)  # until its lease expires
-    # a claim with an unwritten result must not be released as untried
+    # they stay unrecorded, so that they are not released as orphans and sent twice
     assert worker.unrecorded == {claimed.id for claimed in dropped}
+    # their attempts are not refunded
     worker.forget(results)
-    worker.refunds.confirm_outage("gateway")
+    worker.confirm_outage("channel")
     assert worker.take_refundable() == [claimed for claimed in claims if claimed not in dropped]

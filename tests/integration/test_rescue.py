@@ -30,13 +30,14 @@ from mailer.message.model import ClaimedMessage, MessageResult
 
 
 async def rescue(engine: AsyncEngine, max_attempts: int = 8, chunk: int = 1_000) -> int:
+    """Rescue messages with expired leases; return their number."""
     return await do(engine, lambda db: store.rescue(db, max_attempts, chunk))
 
 
 async def claim_with_expired_lease(
     engine: AsyncEngine, on_unknown: str = "retry"
 ) -> ClaimedMessage:
-    """Claim a message with a lease that has expired."""
+    """Return a claim whose lease has expired, of the only message of a mailing."""
     mailing_id = await add_due_messages(engine, 1)
     await execute(engine, f"UPDATE mailing SET on_unknown = '{on_unknown}'")  # noqa: S608  # a value of the test
     (claimed,) = await claim(engine, mailing_id, lease=-LEASE)
@@ -44,28 +45,34 @@ async def claim_with_expired_lease(
 
 
 @pytest.mark.parametrize(
-    ("on_unknown", "max_attempts", "expected"),
+    ("on_unknown", "max_attempts", "status"),
     [
-        ("retry", 2, ("scheduled", "lease_expired")),
-        ("retry", 1, ("unknown", "lease_expired")),
-        ("hold", 2, ("unknown", "lease_expired")),
-        ("hold", 1, ("unknown", "lease_expired")),
+        ("retry", 2, "scheduled"),
+        ("retry", 1, "unknown"),
+        ("hold", 2, "unknown"),
+        ("hold", 1, "unknown"),
     ],
 )
-async def test_a_rescued_message_counts_as_unknown(
-    engine: AsyncEngine, on_unknown: str, max_attempts: int, expected: tuple[str, str]
+async def test_delivery_of_a_rescued_message_is_unknown(
+    engine: AsyncEngine, on_unknown: str, max_attempts: int, status: str
 ) -> None:
+    """It is sent again only if `on_unknown` is `retry` and an attempt is left."""
     claimed = await claim_with_expired_lease(engine, on_unknown)
 
     assert await rescue(engine, max_attempts) == 1
 
-    assert await state(engine, claimed.id) == (*expected, 1)
+    assert await state(engine, claimed.id) == (status, "lease_expired", 1)
     assert await value(engine, "SELECT last_failure FROM message") == "lease_expired"
-    assert await mailing_counts(engine, claimed.mailing_id) == {expected[0]: 1}
+    assert await mailing_counts(engine, claimed.mailing_id) == {status: 1}
+
+
+async def test_a_result_after_the_rescue_is_discarded(engine: AsyncEngine) -> None:
+    claimed = await claim_with_expired_lease(engine)
+    await rescue(engine)
     assert await finish(engine, MessageResult(claimed, "delivered", 1)) == 0
 
 
-async def test_sent_at_of_a_held_rescued_message_is_its_claim_time(
+async def test_sent_at_of_a_rescued_message_that_ends_as_unknown_is_its_claim_time(
     engine: AsyncEngine,
 ) -> None:
     await claim_with_expired_lease(engine, "hold")
@@ -77,10 +84,12 @@ async def test_sent_at_of_a_held_rescued_message_is_its_claim_time(
     assert await value(engine, "SELECT updated_at FROM message") > claimed_at
 
 
-async def test_a_rescheduled_rescued_message_has_no_sent_at(engine: AsyncEngine) -> None:
+async def test_a_rescued_message_that_is_scheduled_again_has_no_sent_at(
+    engine: AsyncEngine,
+) -> None:
     await claim_with_expired_lease(engine, "retry")
 
-    await rescue(engine, 2)
+    await rescue(engine, max_attempts=2)
 
     assert await value(engine, "SELECT sent_at FROM message") is None
 
@@ -102,7 +111,7 @@ async def test_rescue_works_in_chunks(engine: AsyncEngine) -> None:
     assert await mailing_counts(engine, mailing_id) == {"scheduled": 2, "sending": 1}
 
 
-async def test_a_result_of_an_earlier_attempt_changes_nothing(engine: AsyncEngine) -> None:
+async def test_a_result_of_an_earlier_attempt_is_discarded(engine: AsyncEngine) -> None:
     claimed = await claim_with_expired_lease(engine)
     assert await rescue(engine) == 1
     (claimed_again,) = await claim(engine, claimed.mailing_id)
@@ -112,45 +121,56 @@ async def test_a_result_of_an_earlier_attempt_changes_nothing(engine: AsyncEngin
     assert await state(engine, claimed.id) == ("sending", None, 2)
 
 
-async def test_a_result_of_a_claim_before_a_retry_changes_nothing(engine: AsyncEngine) -> None:
+async def test_a_result_of_a_claim_before_a_retry_is_discarded_at_any_time(
+    engine: AsyncEngine,
+) -> None:
     claimed = await claim_with_expired_lease(engine, "hold")
-    late = MessageResult(claimed, "delivered", 1)
+    result_before_retry = MessageResult(claimed, "delivered", 1)
     await rescue(engine)
+
     await service.retry(engine, claimed.mailing_id, COMMAND_LINE)
-    assert await finish(engine, late) == 0
+    assert await finish(engine, result_before_retry) == 0
+
     assert await resend(engine)
-    assert await finish(engine, late) == 0
+    assert await finish(engine, result_before_retry) == 0
     assert await state(engine, claimed.id) == ("scheduled", None, 0)
 
     (claimed_again,) = await claim(engine, claimed.mailing_id)
-
-    # owner and attempt are the same, but the lease is different
+    # owner and attempt are the same as before, but the lease is different
     assert (claimed_again.id, claimed_again.attempts) == (claimed.id, claimed.attempts)
-    assert await finish(engine, late) == 0
+    assert await finish(engine, result_before_retry) == 0
     assert await state(engine, claimed.id) == ("sending", None, 1)
     assert await finish(engine, MessageResult(claimed_again, "delivered", 1)) == 1
 
 
-MOVE = """
+SET_ORIGIN = """
     UPDATE origin SET timeline = timeline + {}, moved_at = now() + interval '{} seconds',
         written_by = pg_current_xact_id()::xid::text::bigint"""
 
 
-async def test_after_a_promotion_owners_have_time_before_the_rescue(engine: AsyncEngine) -> None:
+async def test_after_a_promotion_owners_have_five_seconds_before_the_rescue(
+    engine: AsyncEngine,
+) -> None:
+    """A standby server that is promoted starts another timeline than the one that is recorded."""
     await claim_with_expired_lease(engine)
 
-    await execute(engine, MOVE.format(1, -3_600))  # a promotion that is not recorded yet
+    promotion_not_recorded = SET_ORIGIN.format(1, -3_600)
+    await execute(engine, promotion_not_recorded)
     assert await rescue(engine) == 0
-    await execute(engine, MOVE.format(-1, 60))  # recorded just now
+
+    promotion_just_recorded = SET_ORIGIN.format(-1, 60)
+    await execute(engine, promotion_just_recorded)
     assert await rescue(engine) == 0
-    await execute(engine, MOVE.format(0, -6))
+
+    recorded_six_seconds_ago = SET_ORIGIN.format(0, -6)
+    await execute(engine, recorded_six_seconds_ago)
     assert await rescue(engine) == 1
 
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(prefix="mailer-tests-"))
-    path.chmod(0o755)  # PostgreSQL's user passes through when the tests run as root
+    path.chmod(0o755)  # PostgreSQL's own user must enter it when the tests run as root
     yield path
     shutil.rmtree(path)
 

@@ -19,53 +19,54 @@ from mailer.mailing import tracking
 
 @pytest.fixture
 async def reader(engine: AsyncEngine) -> AsyncIterator[asyncpg.Connection]:
-    """The connection of a worker."""
+    """The connection over which a worker reads the mailings."""
     async with engine.connect() as pooled:
         yield await asyncpg_connection(pooled)
 
 
 async def snapshot(reader: asyncpg.Connection) -> str:
+    """Return the PostgreSQL snapshot of a read that starts now; a later read continues from it."""
     return (await tracking.database_now(reader))[1]
 
 
 async def test_only_changed_mailings_are_read(
     engine: AsyncEngine, reader: asyncpg.Connection
 ) -> None:
-    unchanged, changed_id, deleted = [await add_due_messages(engine, 0) for _ in range(3)]
+    _unchanged_id, changed_id, deleted_id = [await add_due_messages(engine, 0) for _ in range(3)]
     before = await snapshot(reader)
     assert await tracking.read_changed(reader, before) == {}
 
     await execute(engine, f"UPDATE mailing SET text = 'New' WHERE id = {changed_id}")  # noqa: S608  # values of the test
-    await execute(engine, f"UPDATE mailing SET deleted_at = now() WHERE id = {deleted}")  # noqa: S608  # values of the test
-    created = await add_mailing(engine)
+    await execute(engine, f"UPDATE mailing SET deleted_at = now() WHERE id = {deleted_id}")  # noqa: S608  # values of the test
+    created_id = await add_mailing(engine)
 
     mailings = await tracking.read_changed(reader, before)
-    assert mailings.keys() == {changed_id, deleted, created}
-    assert unchanged not in mailings
-    assert mailings[deleted] is None
+    assert mailings.keys() == {changed_id, deleted_id, created_id}
+    assert mailings[deleted_id] is None
     changed = mailings[changed_id]
     assert changed is not None
     assert changed.text == "New"
 
 
-async def test_a_change_committed_late_is_read_later(
+async def test_a_change_that_is_not_committed_during_a_read_is_read_by_the_next_one(
     engine: AsyncEngine, reader: asyncpg.Connection
 ) -> None:
-    late, early = [await add_due_messages(engine, 0) for _ in range(2)]
+    late_id, early_id = [await add_due_messages(engine, 0) for _ in range(2)]
     async with engine.begin() as connection:
         pause = text("UPDATE mailing SET status = 'paused' WHERE id = :id")
-        await connection.execute(pause, {"id": late})
-        first = await snapshot(reader)
-        await execute(engine, f"UPDATE mailing SET text = 'New' WHERE id = {early}")  # noqa: S608  # values of the test
-        assert (await tracking.read_changed(reader, first)).keys() == {early}
-        second = await snapshot(reader)
-    assert (await tracking.read_changed(reader, second)).keys() == {late}
+        await connection.execute(pause, {"id": late_id})
+        first_read = await snapshot(reader)
+        await execute(engine, f"UPDATE mailing SET text = 'New' WHERE id = {early_id}")  # noqa: S608  # values of the test
+        assert (await tracking.read_changed(reader, first_read)).keys() == {early_id}
+        second_read = await snapshot(reader)
+    assert (await tracking.read_changed(reader, second_read)).keys() == {late_id}
     assert await tracking.read_changed(reader, await snapshot(reader)) == {}
 
 
 async def test_rows_from_another_server_do_not_count_as_changes(
     engine: AsyncEngine, reader: asyncpg.Connection
 ) -> None:
+    """A row of a restored dump has the id of another server's transaction, which may be higher."""
     mailing_id = await add_due_messages(engine, 0)
     await execute(
         engine,
@@ -82,62 +83,66 @@ async def test_rows_from_another_server_do_not_count_as_changes(
 async def test_running_mailings_are_read_in_batches_by_id(
     engine: AsyncEngine, reader: asyncpg.Connection
 ) -> None:
-    mailings = [await add_due_messages(engine, 0) for _ in range(5)]
-    ids, after = [], 0
+    mailing_ids = [await add_due_messages(engine, 0) for _ in range(5)]
+    read_ids: list[int] = []
+    after = 0
     while batch := await tracking.read_active(reader, after, 2):
         assert len(batch) <= 2
-        ids += list(batch)
-        after = ids[-1]
-    assert ids == mailings
+        read_ids += batch
+        after = read_ids[-1]
+    assert read_ids == mailing_ids
 
 
 CHECKS_SINCE = """
     SELECT count(*) FROM pg_stat_activity
     WHERE datname = current_database() AND query = 'SELECT sending_is_allowed()'
         AND query_start > '{}'"""
+"""Number of workers that have checked since a moment whether the database may send."""
+
+
+async def set_origin(engine: AsyncEngine, change: str) -> None:
+    """Change the record of where the database runs, and wait until a worker has checked it."""
+    await execute(
+        engine,
+        f"UPDATE origin SET {change}, written_by = pg_current_xact_id()::xid::text::bigint",  # noqa: S608  # values of the test
+    )
+    since = await value(engine, "SELECT clock_timestamp()")
+
+    async def has_checked() -> bool | None:
+        return await value(engine, CHECKS_SINCE.format(since)) or None
+
+    await until(has_checked)
 
 
 @pytest.mark.parametrize(
-    ("stop", "go"),
+    ("forbid_sending", "allow_sending"),
     [
         ("timeline = timeline + 1", "timeline = timeline - 1"),
         ("held_since = now()", "held_since = NULL"),
     ],
-    ids=["moved", "held"],
+    ids=["moved", "restored"],
 )
 async def test_all_running_mailings_are_checked_when_the_database_may_send_again(
-    engine: AsyncEngine, shared_database_url: str, stop: str, go: str
+    engine: AsyncEngine, shared_database_url: str, forbid_sending: str, allow_sending: str
 ) -> None:
-    mailings = {await add_due_messages(engine, 0) for _ in range(2)}
+    mailing_ids = {await add_due_messages(engine, 0) for _ in range(2)}
     reported: list[set[int]] = []
     running_mailings = RunningMailings(
         shared_database_url,
         InFlightRequests(),
         LoopFailures(),
-        lambda changed: reported.append(set(changed)),
+        on_change=lambda changed_ids: reported.append(set(changed_ids)),
     )
 
     async def are_all_reported() -> bool | None:
-        return mailings in reported or None
-
-    async def write_origin(change: str) -> None:
-        await execute(
-            engine,
-            f"UPDATE origin SET {change}, written_by = pg_current_xact_id()::xid::text::bigint",  # noqa: S608  # values of the test
-        )
-        since = await value(engine, "SELECT clock_timestamp()")
-
-        async def has_checked() -> bool | None:
-            return await value(engine, CHECKS_SINCE.format(since)) or None
-
-        await until(has_checked)
+        return mailing_ids in reported or None
 
     task = asyncio.create_task(running_mailings.run())
     try:
         await until(are_all_reported)
-        await write_origin(stop)
+        await set_origin(engine, forbid_sending)
         reported.clear()
-        await write_origin(go)
+        await set_origin(engine, allow_sending)
         await until(are_all_reported)
     finally:
         task.cancel()

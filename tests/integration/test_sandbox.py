@@ -34,8 +34,8 @@ PHONE = 79_001_234_567
 TEXT = "Hello from the test"
 
 
-class Reply(msgspec.Struct, frozen=True):
-    """A complete response."""
+class Response(msgspec.Struct, frozen=True):
+    """A response of the sandbox, with its whole body."""
 
     status: int
     headers: dict[str, str]
@@ -43,24 +43,24 @@ class Reply(msgspec.Struct, frozen=True):
 
 
 class Client:
-    """A client of the gateway protocol."""
+    """A client of the gateway protocol, which posts messages to `url`."""
 
     def __init__(self, session: ClientSession, url: str) -> None:
         self.session = session
         self.url = url
 
-    async def send(self, message_id: int, token: str = "any") -> Reply:  # noqa: S107  # used in tests alone
+    async def send(self, message_id: int, token: str = "any") -> Response:  # noqa: S107  # used in tests alone
         body = {"id": message_id, "phone": PHONE, "text": TEXT}
         return await self.request("POST", f"{message_id}", json.dumps(body).encode(), token=token)
 
     async def request(
         self, method: str, path: str, body: bytes | io.BytesIO, token: str | None = None
-    ) -> Reply:
+    ) -> Response:
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         async with self.session.request(
             method, self.url + path, data=body, headers=headers
-        ) as answer:
-            return Reply(answer.status, dict(answer.headers), await answer.read())
+        ) as response:
+            return Response(response.status, dict(response.headers), await response.read())
 
     async def send_all(self, count: int) -> None:
         """Send messages 1 to `count`, 20 at a time, whatever their outcomes."""
@@ -77,18 +77,20 @@ class Client:
 
 
 @asynccontextmanager
-async def client_of(url: str, *, patience: float = EVENT_TIMEOUT) -> AsyncIterator[Client]:
-    limits = ClientTimeout(total=patience)
+async def client_of(url: str, *, request_timeout: float = EVENT_TIMEOUT) -> AsyncIterator[Client]:
+    """Yield a client whose requests fail after `request_timeout` seconds."""
     connector = TCPConnector(limit=0)
+    limits = ClientTimeout(request_timeout)
     async with ClientSession(connector=connector, timeout=limits) as session:
         yield Client(session, url)
 
 
 @asynccontextmanager
 async def serving(
-    sandbox: SandboxGateway, *, patience: float = EVENT_TIMEOUT
+    sandbox: SandboxGateway, *, request_timeout: float = EVENT_TIMEOUT
 ) -> AsyncIterator[Client]:
-    async with sandbox.run() as url, client_of(url, patience=patience) as client:
+    """Run a sandbox, and yield a client of it."""
+    async with sandbox.run() as url, client_of(url, request_timeout=request_timeout) as client:
         yield client
 
 
@@ -129,11 +131,11 @@ def test_rates_must_not_add_up_to_more_than_1() -> None:
 async def test_a_valid_request_is_accepted() -> None:
     sandbox = SandboxGateway(Faults(), token="right")  # noqa: S106  # used in tests alone
     async with serving(sandbox) as client:
-        reply = await client.send(7, token="right")  # noqa: S106  # used in tests alone
+        response = await client.send(7, token="right")  # noqa: S106  # used in tests alone
     assert client.url.startswith("http://127.0.0.1:")
     assert client.url.endswith("/send/")
-    assert (reply.status, json.loads(reply.body)["code"]) == (200, 0)
-    assert reply.headers["Content-Type"].startswith("application/json")
+    assert (response.status, json.loads(response.body)["code"]) == (200, 0)
+    assert response.headers["Content-Type"].startswith("application/json")
     assert (sandbox.counts.accepted, sandbox.counts.total) == (1, 1)
 
 
@@ -141,8 +143,8 @@ async def test_a_valid_request_is_accepted() -> None:
 async def test_a_wrong_or_missing_token_is_401(token: str | None) -> None:
     sandbox = SandboxGateway(Faults(), token="right")  # noqa: S106  # used in tests alone
     async with serving(sandbox) as client:
-        reply = await client.request("POST", "1", b"{}", token=token)
-    assert reply.status == 401
+        response = await client.request("POST", "1", b"{}", token=token)
+    assert response.status == 401
     assert (sandbox.counts.unauthorized, sandbox.counts.total) == (1, 1)
 
 
@@ -150,8 +152,8 @@ async def test_a_wrong_or_missing_token_is_401(token: str | None) -> None:
 async def test_other_methods_are_405(method: str) -> None:
     sandbox = SandboxGateway(Faults())
     async with serving(sandbox) as client:
-        reply = await client.request(method, "1", b"")
-    assert (reply.status, reply.headers["Allow"]) == (405, "POST")
+        response = await client.request(method, "1", b"")
+    assert (response.status, response.headers["Allow"]) == (405, "POST")
     assert sandbox.counts.invalid == 1
 
 
@@ -179,16 +181,16 @@ async def test_other_methods_are_405(method: str) -> None:
 async def test_an_invalid_request_is_refused(path: str, body: bytes, status: int) -> None:
     sandbox = SandboxGateway(Faults())
     async with serving(sandbox) as client:
-        reply = await client.request("POST", path, body)
-    assert reply.status == status
+        response = await client.request("POST", path, body)
+    assert response.status == status
     assert (sandbox.counts.invalid, sandbox.counts.total) == (1, 1)
 
 
 async def test_a_body_over_a_mebibyte_is_refused() -> None:
     sandbox = SandboxGateway(Faults())
     async with serving(sandbox) as client:
-        reply = await client.request("POST", "1", io.BytesIO(b"a" * 2_000_000))
-    assert (reply.status, sandbox.counts.invalid) == (413, 1)
+        response = await client.request("POST", "1", io.BytesIO(b"a" * 2_000_000))
+    assert (response.status, sandbox.counts.invalid) == (413, 1)
 
 
 async def test_a_repeat_of_an_accepted_message_is_accepted_and_counted() -> None:
@@ -197,8 +199,8 @@ async def test_a_repeat_of_an_accepted_message_is_accepted_and_counted() -> None
     async with serving(sandbox) as client:
         while sandbox.counts.accepted == 0:
             await client.send(7)
-        replies = [await client.send(7) for _ in range(20)]
-    assert {reply.status for reply in replies} == {200}
+        responses = [await client.send(7) for _ in range(20)]
+    assert {response.status for response in responses} == {200}
     assert (sandbox.counts.accepted, sandbox.counts.repeats) == (21, 20)
     assert [row.repeat for row in received if row.kind == "accepted"] == [False] + [True] * 20
 
@@ -214,28 +216,36 @@ async def test_a_repeat_during_an_open_request_is_counted_as_an_overlap() -> Non
 async def test_each_request_is_reported() -> None:
     received: list[SandboxRequest] = []
     sandbox = SandboxGateway(Faults(), on_request=received.append)
-    before = time.time_ns() // 1_000, time.monotonic()
+    wall_clock_before, monotonic_before = time.time_ns() // 1_000, time.monotonic()
     async with serving(sandbox) as client:
         await client.send(7)
         await client.request("POST", "8", b"{}")
-    after = time.time_ns() // 1_000, time.monotonic()
-    assert [(row.id, row.kind) for row in received] == [(7, "accepted"), (None, "invalid")]
-    assert before[0] <= received[0].arrived <= received[1].arrived <= after[0]
-    assert before[1] <= received[0].monotonic <= received[1].monotonic <= after[1]
+    wall_clock_after, monotonic_after = time.time_ns() // 1_000, time.monotonic()
+    first, second = received
+    assert (first.id, first.kind) == (7, "accepted")
+    assert (second.id, second.kind) == (None, "invalid")
+    assert wall_clock_before <= first.arrived <= second.arrived <= wall_clock_after
+    assert monotonic_before <= first.monotonic <= second.monotonic <= monotonic_after
 
 
-def test_recent_ids_keep_a_limited_number_of_the_newest() -> None:
-    ids = RecentIds()
-    for number in range(1, 30_000, 2):
+def test_recent_ids_contain_exactly_the_added_ids() -> None:
+    ids, added = RecentIds(), range(1, 30_000, 2)
+    for number in added:
         ids.add(number)
-    assert [number for number in range(1, 30_000) if number in ids] == list(range(1, 30_000, 2))
-    for page in range(10, 10 + 8_192):
-        ids.add(page * 8_192)
-    assert 1 not in ids
-    assert 10 * 8_192 in ids
-    ids.add(2**63 - 1)
-    assert 2**63 - 1 in ids
-    assert 10 * 8_192 not in ids
+    assert [number for number in range(1, 30_000) if number in ids] == list(added)
+
+
+def test_recent_ids_evict_the_page_that_was_added_to_longest_ago() -> None:
+    ids_of_page, max_pages = 8_192, 8_192
+    ids, first_ids = RecentIds(), [page * ids_of_page for page in range(max_pages)]
+    for number in first_ids:
+        ids.add(number)
+    assert first_ids[0] in ids
+    largest = 2**63 - 1
+    ids.add(largest)  # on another page
+    assert largest in ids
+    assert first_ids[0] not in ids
+    assert first_ids[1] in ids
 
 
 # Faults
@@ -244,9 +254,9 @@ def test_recent_ids_keep_a_limited_number_of_the_newest() -> None:
 async def test_errors_are_500_502_503_some_with_retry_after() -> None:
     sandbox = SandboxGateway(Faults(error_rate=1.0, seed=1))
     async with serving(sandbox) as client:
-        replies = [await client.send(number) for number in range(1, 61)]
-    responses = {(reply.status, reply.headers.get("Retry-After")) for reply in replies}
-    assert responses == {(500, None), (502, None), (503, None), (503, "1")}
+        responses = [await client.send(number) for number in range(1, 61)]
+    kinds = {(response.status, response.headers.get("Retry-After")) for response in responses}
+    assert kinds == {(500, None), (502, None), (503, None), (503, "1")}
     assert (sandbox.counts.error, sandbox.counts.total) == (60, 60)
 
 
@@ -257,25 +267,25 @@ async def test_rejections_are_400() -> None:
     assert (sandbox.counts.reject, sandbox.counts.total) == (1, 1)
 
 
-def flaw_of(reply: Reply) -> str:
+def flaw_of(response: Response) -> str:
     """Return how a response violates section 5 of the contract."""
-    if len(reply.body) > 65_536:
+    if len(response.body) > 65_536:
         return "over 64 KiB"
     try:
-        answer = json.loads(reply.body)
+        content = json.loads(response.body)
     except ValueError:
         return "not JSON"
-    if not isinstance(answer, dict):
+    if not isinstance(content, dict):
         return "wrong shape"
-    return "code not 0" if answer["code"] != 0 else "none"
+    return "code not 0" if content["code"] != 0 else "none"
 
 
 async def test_malformed_responses_are_200_with_every_flaw() -> None:
     sandbox = SandboxGateway(Faults(malformed_rate=1.0, seed=1))
     async with serving(sandbox) as client:
-        replies = [await client.send(number) for number in range(1, 61)]
-    assert {reply.status for reply in replies} == {200}
-    flaws = {flaw_of(reply) for reply in replies}
+        responses = [await client.send(number) for number in range(1, 61)]
+    assert {response.status for response in responses} == {200}
+    flaws = {flaw_of(response) for response in responses}
     assert flaws == {"not JSON", "wrong shape", "code not 0", "over 64 KiB"}
     assert (sandbox.counts.malformed, sandbox.counts.total) == (60, 60)
 
@@ -283,27 +293,27 @@ async def test_malformed_responses_are_200_with_every_flaw() -> None:
 async def test_latency_varies_by_the_jitter() -> None:
     sandbox = SandboxGateway(Faults(latency=0.2, jitter=0.5, seed=1))
 
-    async def timed(message_id: int) -> float:
+    async def seconds_of_request(message_id: int) -> float:
         started = time.monotonic()
         await client.send(message_id)
         return time.monotonic() - started
 
     async with serving(sandbox) as client:
-        times = await asyncio.gather(*(timed(number) for number in range(1, 41)))
-    assert min(times) >= 0.099
-    assert max(times) - min(times) > 0.1
+        seconds = await asyncio.gather(*(seconds_of_request(number) for number in range(1, 41)))
+    assert min(seconds) >= 0.099  # 0.2 minus half of it; clocks are inexact
+    assert max(seconds) - min(seconds) > 0.1  # half of the range
 
 
 async def test_a_hanging_request_ends_when_its_client_disconnects() -> None:
     sandbox = SandboxGateway(Faults(hang_rate=1.0))
-    async with serving(sandbox, patience=0.2) as client:
+    async with serving(sandbox, request_timeout=0.2) as client:
         with pytest.raises(TimeoutError):
             await client.send(7)
         await wait_until(lambda: not sandbox._open_ids)  # noqa: SLF001  # open requests are not public
         with pytest.raises(TimeoutError):
             await client.send(7)
     assert sandbox.counts.hang == 2
-    assert sandbox.counts.overlaps == 0  # the first had ended before the second
+    assert sandbox.counts.overlaps == 0  # the first request had ended before the second came
 
 
 async def test_a_reset_is_a_tcp_rst() -> None:
@@ -330,7 +340,7 @@ async def test_a_reset_is_a_lost_connection_for_an_http_client() -> None:
 
 async def test_a_client_that_disconnects_before_the_response_is_counted_as_disconnected() -> None:
     sandbox = SandboxGateway(Faults(latency=5.0))
-    async with serving(sandbox, patience=0.1) as client:
+    async with serving(sandbox, request_timeout=0.1) as client:
         with pytest.raises(TimeoutError):
             await client.send(7)
         await wait_until(lambda: sandbox.counts.disconnected == 1)
@@ -342,13 +352,13 @@ async def test_faults_occur_at_the_configured_rates() -> None:
         error_rate=0.2, reject_rate=0.1, malformed_rate=0.1, hang_rate=0.01, reset_rate=0.1, seed=3
     )
     sandbox = SandboxGateway(faults)
-    async with serving(sandbox, patience=3) as client:
+    async with serving(sandbox, request_timeout=3) as client:
         await client.send_all(2_000)
     counts = sandbox.counts
     assert counts.total == 2_000
     for fault, rate in faults.rates():
-        spread = 4 * math.sqrt(2_000 * rate * (1 - rate))
-        assert getattr(counts, fault) == pytest.approx(2_000 * rate, abs=spread)
+        standard_deviation = math.sqrt(2_000 * rate * (1 - rate))
+        assert getattr(counts, fault) == pytest.approx(2_000 * rate, abs=4 * standard_deviation)
 
 
 async def test_the_same_seed_repeats_a_run() -> None:
@@ -369,12 +379,13 @@ async def test_the_rate_limit_holds_and_sends_retry_after() -> None:
     sandbox = SandboxGateway(Faults(rate_limit=5.0))
     async with serving(sandbox) as client:
         started = time.monotonic()
-        replies = [await client.send(number) for number in range(1, 101)]
+        responses = [await client.send(number) for number in range(1, 101)]
         seconds = time.monotonic() - started
     counts = sandbox.counts
-    assert 5 <= counts.accepted <= 5 * (seconds + 1)
+    assert 5 <= counts.accepted <= 5 * (seconds + 1)  # those of one second may come at once
     assert counts.limited == counts.total - counts.accepted > 0
-    assert {r.headers["Retry-After"] for r in replies if r.status == 429} == {"1"}
+    pauses = {each.headers["Retry-After"] for each in responses if each.status == 429}
+    assert pauses == {"1"}
 
 
 async def test_a_low_rate_limit_asks_for_a_longer_pause() -> None:
@@ -391,13 +402,14 @@ async def test_a_low_rate_limit_asks_for_a_longer_pause() -> None:
     ("faults", "kind"), [(Faults(hang_rate=1.0), "hang"), (Faults(latency=60.0), "disconnected")]
 )
 async def test_the_sandbox_stops_at_once_while_requests_wait(faults: Faults, kind: str) -> None:
+    """The client outlives the sandbox, so it gets the URL later."""
     sandbox = SandboxGateway(faults)
     async with client_of("set below") as client:
         async with sandbox.run() as client.url:
             requests = [asyncio.create_task(client.send(number)) for number in range(1, 51)]
             await wait_until(lambda: len(sandbox._open_ids) == 50)  # noqa: SLF001  # open requests are not public
-        ends = await asyncio.gather(*requests, return_exceptions=True)
-    assert {type(end) for end in ends} <= {ServerDisconnectedError, ClientOSError}
+        errors = await asyncio.gather(*requests, return_exceptions=True)
+    assert {type(error) for error in errors} <= {ServerDisconnectedError, ClientOSError}
     assert (getattr(sandbox.counts, kind), sandbox.counts.total) == (50, 50)
 
 
@@ -423,10 +435,10 @@ async def test_the_log_does_not_quote_unreadable_requests(caplog: pytest.LogCapt
     async with SandboxGateway(Faults()).run() as url:
         reader, writer = await asyncio.open_connection(urlsplit(url).hostname, urlsplit(url).port)
         writer.write(f"{head}no size {PHONE} {TEXT}\r\n".encode())
-        answer = await reader.read()
+        response = await reader.read()
         writer.close()
         await writer.wait_closed()
-    assert b" 400 " in answer.splitlines()[0]
+    assert b" 400 " in response.splitlines()[0]
     assert "Error handling request" in caplog.text
     assert str(PHONE) not in caplog.text
     assert TEXT not in caplog.text
@@ -436,13 +448,20 @@ async def test_the_log_does_not_quote_unreadable_requests(caplog: pytest.LogCapt
 
 
 class Command:
-    """A running `run_sandbox`, with its printed lines and its log."""
+    """The running command `mailer sandbox`, with its printed lines and its log."""
 
     def __init__(self, faults: Faults) -> None:
         self.lines: list[str] = []
         self.log = io.StringIO()
-        serve = run_sandbox(faults, "127.0.0.1", 0, None, self.log, self.lines.append)
-        self.task = asyncio.create_task(serve)
+        running = run_sandbox(
+            faults, host="127.0.0.1", port=0, token=None, log=self.log, echo=self.lines.append
+        )
+        self.task = asyncio.create_task(running)
+
+    async def url(self) -> str:
+        """Wait until the command has printed its URL, and return it."""
+        await wait_until(lambda: bool(self.lines))
+        return self.lines[0]
 
     async def stop(self) -> None:
         self.task.cancel()
@@ -456,9 +475,9 @@ class Command:
 async def test_the_log_has_a_row_for_every_request(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     command = Command(Faults(error_rate=0.2, hang_rate=0.02, reset_rate=0.1, seed=1))
-    await wait_until(lambda: bool(command.lines))
+    url = await command.url()
     before = time.time_ns() // 1_000
-    async with client_of(command.lines[0], patience=2) as client:
+    async with client_of(url, request_timeout=2) as client:
         await client.send_all(300)
         await client.request("GET", "1", b"")
     after = time.time_ns() // 1_000
@@ -478,8 +497,7 @@ async def test_the_log_has_a_row_for_every_request(caplog: pytest.LogCaptureFixt
 
 async def test_the_log_marks_repeats() -> None:
     command = Command(Faults())
-    await wait_until(lambda: bool(command.lines))
-    async with client_of(command.lines[0]) as client:
+    async with client_of(await command.url()) as client:
         await client.send(7)
         await client.send(7)
     await command.stop()
@@ -488,14 +506,13 @@ async def test_the_log_marks_repeats() -> None:
 
 async def test_the_command_prints_a_summary_each_second_with_requests() -> None:
     command = Command(Faults())
-    await wait_until(lambda: bool(command.lines))
-    async with client_of(command.lines[0]) as client:
+    async with client_of(await command.url()) as client:
         await client.send_all(30)
         await wait_until(lambda: command.lines[-1].endswith("/s): accepted 30"))
         line_count = len(command.lines)
-        await asyncio.sleep(1.2)
+        await asyncio.sleep(1.2)  # a second without requests
     await command.stop()
-    assert len(command.lines) == line_count + 1
+    assert len(command.lines) == line_count + 1  # only the line at the end
     assert command.lines[0].startswith("http://127.0.0.1:")
     assert command.lines[-2].startswith("30 requests (")
     assert command.lines[-1].startswith("stopped after ")

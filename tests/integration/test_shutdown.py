@@ -1,4 +1,4 @@
-"""Requests that last longer than the grace period of a stopping worker."""
+"""HTTP requests of clients that last longer than the grace period of a stopping worker."""
 
 import asyncio
 import contextlib
@@ -19,12 +19,13 @@ from mailer.web.server.connection import ConnectionLimits
 from mailer.web.server.uvicorn_server import Server
 from mailer.web.shutdown import AnswerAbortedRequests
 
-UPLOAD = b"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nphone"
-LARGE = b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n"
+UNFINISHED_UPLOAD = b"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nphone"
+"""A request of which four bytes are missing."""
+ENDLESS_DOWNLOAD = b"GET /endless HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
-@get("/large")
-async def large() -> Stream:
+@get("/endless")
+async def endless() -> Stream:
     async def chunks() -> AsyncIterator[bytes]:
         while True:
             await asyncio.sleep(0)
@@ -40,9 +41,12 @@ async def upload(request: Request[Any, Any, Any]) -> bytes:
 
 @contextlib.asynccontextmanager
 async def serving() -> AsyncIterator[tuple[Server, asyncio.Task[None], int]]:
-    """Run a server with a grace period of 0.1 s."""
+    """Run a server with a grace period of 0.1 s; yield it, its task and its port.
+
+    At the end, wait until it has stopped.
+    """
     app = Litestar(
-        [large, upload],
+        [endless, upload],
         middleware=[AnswerAbortedRequests()],
         exception_handlers={MailerError: on_mailer_error},
         logging_config=None,
@@ -55,28 +59,32 @@ async def serving() -> AsyncIterator[tuple[Server, asyncio.Task[None], int]]:
         await task
 
 
-async def test_an_unanswered_request_is_503_with_retry_after(
+def has_errors(caplog: pytest.LogCaptureFixture) -> bool:
+    return any(record.levelno >= logging.ERROR for record in caplog.records)
+
+
+async def test_a_request_without_a_response_gets_503_with_retry_after(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    async with serving() as (server, stopping, port), talk(port) as client:
-        await client.say(UPLOAD)
+    async with serving() as (server, running, port), talk(port) as client:
+        await client.say(UNFINISHED_UPLOAD)
         with capture_logs() as logs:
             server.stop()
             status, headers, body = await client.answer()
-            await stopping
+            await running
     assert (status, headers["retry-after"]) == (503, "1")
     assert b"send it again" in body
     assert [entry["event"] for entry in logs].count("request_aborted") == 1
-    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
+    assert not has_errors(caplog)
 
 
 async def test_a_started_response_stays_incomplete(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    async with serving() as (server, stopping, port), talk(port, takes_little=True) as client:
-        await client.say(LARGE)
+    async with serving() as (server, running, port), talk(port, takes_little=True) as client:
+        await client.say(ENDLESS_DOWNLOAD)
         assert await client.reader.readexactly(12) == b"HTTP/1.1 200"
         server.stop()
-        await stopping
+        await running
         await client.ended()
-    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
+    assert not has_errors(caplog)

@@ -10,7 +10,7 @@ import ssl
 import pytest
 import trustme
 from aiohttp import web
-from tests.fault_servers import Silent, served
+from tests.fault_servers import SilentServer, served
 from tests.oidc_mitm import (
     DISCOVERY,
     KEYS,
@@ -127,7 +127,7 @@ async def test_concurrent_sign_ins_share_one_request_to_a_silent_provider(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(discovery, "REQUEST_TIMEOUT", 0.5)
-    server = Silent()
+    server = SilentServer()
     async with served(server.talk) as url, provider_at(url) as provider:
         starts = (provider.start(REDIRECT) for _ in range(20))
         errors = await asyncio.gather(*starts, return_exceptions=True)
@@ -166,7 +166,7 @@ async def test_an_unreachable_provider_counts_as_unavailable() -> None:
 
 
 async def test_a_provider_with_an_untrusted_certificate_counts_as_unavailable() -> None:
-    server = Silent()
+    server = SilentServer()
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     trustme.CA().issue_cert("127.0.0.1").configure_cert(tls)
     async with served(server.talk, tls) as url, provider_at(url) as provider:
@@ -188,13 +188,13 @@ async def test_proxies_in_the_environment_are_ignored(
 
 
 async def test_closing_the_provider_ends_its_requests() -> None:
-    """Even a request that no sign-in waits for any more, because its sign-in was cancelled."""
+    """Even if the sign-in that caused a request was cancelled."""
     tasks_before = asyncio.all_tasks()
-    server = Silent()
+    server = SilentServer()
     async with served(server.talk) as url:
         provider = provider_at(url)
         sign_in = asyncio.create_task(provider.start(REDIRECT))
-        await server.has_request.wait()
+        await server.has_received.wait()
         sign_in.cancel()
         await asyncio.wait([sign_in])
         await provider.close()

@@ -1,4 +1,7 @@
-"""A stalled worker with an open transaction does not block other workers for long."""
+"""A worker that stalls in an open transaction does not block other workers for long.
+
+PostgreSQL ends the session after it was idle in a transaction for a few seconds.
+"""
 
 import asyncio
 
@@ -14,7 +17,7 @@ from mailer.db.engine import create_engine, is_unavailable
 LOCK_COUNTERS = text("SELECT FROM mailing_counts FOR UPDATE")
 
 
-async def test_other_workers_continue_within_seconds(
+async def test_other_workers_continue_and_the_stalled_worker_loses_its_session(
     engine: AsyncEngine, shared_database_url: str
 ) -> None:
     mailing_id = await add_due_messages(engine, 1)

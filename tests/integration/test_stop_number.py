@@ -1,4 +1,7 @@
-"""Stop numbers: detecting that no worker sends for a mailing any more."""
+"""Stop numbers: detecting that no worker sends for a stopped mailing any more.
+
+A stop draws a number. A worker publishes the number of the newest stop that it has applied.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -19,17 +22,17 @@ from mailer.mailing import service, stop_number
 from mailer.sample_data import SampleMailing
 
 MANY = 300
-LOCKS = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND mode = 'ShareLock'"
+COUNT_LOCKS = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND mode = 'ShareLock'"
 
 
 @asynccontextmanager
-async def running_worker(database_url: str, running: int) -> AsyncIterator[RunningMailings]:
-    """Follow the mailings as a worker does; yield when it has read `running` running mailings."""
+async def running_worker(database_url: str, mailing_count: int) -> AsyncIterator[RunningMailings]:
+    """Track the running mailings as a worker does; yield when it has read `mailing_count`."""
     mailings = RunningMailings(database_url, InFlightRequests(), LoopFailures(), lambda _: None)
     task = asyncio.create_task(mailings.run())
 
     async def is_running() -> bool | None:
-        return len(mailings.running) == running or None
+        return len(mailings.running) == mailing_count or None
 
     await until(is_running)
     try:
@@ -40,6 +43,7 @@ async def running_worker(database_url: str, running: int) -> AsyncIterator[Runni
 
 
 async def is_applied(engine: AsyncEngine, number: int) -> bool:
+    """Return whether every worker has applied the stop with this number."""
     return await do(engine, lambda db: stop_number.is_applied(db, number))
 
 
@@ -56,10 +60,10 @@ async def test_a_worker_holds_one_lock_for_any_number_of_mailings(
     running = SampleMailing(start=datetime.now(UTC))
     await add_mailings(engine, *[running] * MANY)
     async with running_worker(shared_database_url, MANY), running_worker(shared_database_url, MANY):
-        assert await value(engine, LOCKS) == 2
+        assert await value(engine, COUNT_LOCKS) == 2
         number = await do(engine, stop_number.next_number)
         await wait_until_applied(engine, number)
-        assert await value(engine, LOCKS) == 2
+        assert await value(engine, COUNT_LOCKS) == 2
 
 
 async def test_a_stop_is_applied_when_the_mailing_is_removed_and_no_claim_is_running(
@@ -85,7 +89,7 @@ async def test_a_stop_waits_for_every_worker_but_not_for_dead_ones(
     engine: AsyncEngine, shared_database_url: str
 ) -> None:
     async with running_worker(shared_database_url, 0):
-        async with behind_all_stops(engine):
+        async with behind_all_stops(engine):  # another worker, until the end of the block
             number = await do(engine, stop_number.next_number)
             await asyncio.sleep(0)
             assert not await is_applied(engine, number)
@@ -103,10 +107,13 @@ async def test_a_suspended_worker_sends_nothing_until_the_server_has_answered(
             return mailings.is_current(elapsed()) or None
 
         await until(is_current)
-        assert not mailings.is_current(elapsed() + STALE_AFTER)
-    assert not RunningMailings("", InFlightRequests(), LoopFailures(), lambda _: None).is_current(
-        elapsed()
-    )
+        after_suspension = elapsed() + STALE_AFTER
+        assert not mailings.is_current(after_suspension)
+
+
+def test_a_worker_that_was_never_connected_sends_nothing() -> None:
+    mailings = RunningMailings("", InFlightRequests(), LoopFailures(), lambda _: None)
+    assert not mailings.is_current(elapsed())
 
 
 async def test_a_worker_that_starts_after_a_stop_has_applied_it(
@@ -116,7 +123,7 @@ async def test_a_worker_that_starts_after_a_stop_has_applied_it(
     async with running_worker(shared_database_url, 0):
 
         async def is_connected() -> bool | None:
-            return await value(engine, LOCKS) == 1 or None
+            return await value(engine, COUNT_LOCKS) == 1 or None
 
         await until(is_connected)
         assert await is_applied(engine, number)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import trustme
 from sqlalchemy.ext.asyncio import AsyncEngine
-from tests.fault_servers import OK, Talk, answer, request_of, served
+from tests.fault_servers import OK, Talk, http_response, read_request, served
 from tests.mailserver import Mailbox, knows, mail_server
 
 import mailer
@@ -28,12 +28,12 @@ SEND_SCRIPT = """
 import asyncio, sys
 from datetime import UTC, datetime
 from mailer.clock import database_clock, elapsed
-from tests.fault_servers import a_request, gateway_at, send
+from tests.fault_servers import create_request, gateway_at, send
 
 async def main():
     database_clock.sample(elapsed(), datetime.now(UTC), elapsed())
     async with gateway_at(sys.argv[1], "t0ken") as gateway:
-        print(await send(gateway, a_request()))
+        print(await send(gateway, create_request()))
 
 asyncio.run(main())
 """
@@ -85,8 +85,8 @@ class RecordingServer:
         self.requests: list[tuple[str, dict[str, str], bytes]] = []
 
     async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.requests.append(await request_of(reader))
-        writer.write(answer(200, OK))
+        self.requests.append(await read_request(reader))
+        writer.write(http_response(200, OK))
 
 
 async def send_in_new_process(url: str) -> str:
@@ -127,9 +127,8 @@ async def test_a_redirect_of_the_gateway_is_not_followed(status: int) -> None:
 
     def redirect_to(target: str) -> Talk:
         async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            await request_of(reader)
-            location = f"Location: {target}7"  # 7 is the message's id
-            writer.write(answer(status, b"", location, "Connection: close"))
+            await read_request(reader)
+            writer.write(http_response(status, b"", f"Location: {target}7", "Connection: close"))
 
         return talk
 

@@ -1,4 +1,4 @@
-"""*Try now* makes messages due whose gateway asked for a pause, and ends no message."""
+"""*Try now* ends the pauses that the gateway asked for, and makes the messages due."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -12,12 +12,13 @@ from mailer.message import trying
 from mailer.message.model import MessageResult
 
 PAUSE = 900.0
+"""Seconds for which the gateway asks to wait."""
 RETRY_POLICY = RetryPolicy(attempts=8, base=1, cap=1)
-# closed now and until the mailing's end
-CLOSED = """
+CLOSE_WINDOW = """
     UPDATE mailing SET datetime_end = now() + interval '1 hour',
         send_interval_time_start = (now() AT TIME ZONE 'UTC' + interval '2 hours')::time,
         send_interval_time_end = (now() AT TIME ZONE 'UTC' + interval '3 hours')::time"""
+"""Change the sending window so that it is closed now and until the mailing's end."""
 
 
 async def test_a_message_with_a_requested_pause_is_not_cancelled_outside_its_window(
@@ -30,16 +31,16 @@ async def test_a_message_with_a_requested_pause_is_not_cancelled_outside_its_win
     result = decide_after_send(claimed, mailing, failure, datetime.now(UTC), RETRY_POLICY)
     assert await finish(engine, result) == 1
     assert await claim(engine, mailing_id) == []
-    await execute(engine, CLOSED)
+    await execute(engine, CLOSE_WINDOW)
 
     await trying.try_now(engine, COMMAND_LINE)
 
     (claimed_again,) = await claim(engine, mailing_id)
     (mailing,) = await running(engine)
     now = datetime.now(UTC)
-    released = decide_before_send(claimed_again, mailing, now, 10)
-    assert isinstance(released, MessageResult)
-    assert await finish(engine, released) == 1
+    rescheduled = decide_before_send(claimed_again, mailing, now, timeout=10)
+    assert isinstance(rescheduled, MessageResult)
+    assert await finish(engine, rescheduled) == 1
     assert await state(engine, claimed.id) == ("scheduled", "http_503", 1)
-    assert released.due_at is not None
-    assert released.due_at - now > timedelta(hours=1)
+    assert rescheduled.due_at is not None
+    assert rescheduled.due_at - now > timedelta(hours=1)  # after the mailing's end

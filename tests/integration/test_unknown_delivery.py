@@ -1,6 +1,6 @@
 """A message that may have been accepted never counts as cancelled or undelivered."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 
 import asyncpg
@@ -24,6 +24,7 @@ from tests.factories import (
 
 from mailer.access.model import COMMAND_LINE
 from mailer.db.engine import asyncpg_connection
+from mailer.dispatch.send_policy import release_untried
 from mailer.erasure import erase_client
 from mailer.mailing import service
 from mailer.mailing.client_filter import AudienceLists
@@ -31,26 +32,51 @@ from mailer.mailing.model import MailingChange, MailingEndedError
 from mailer.message import store
 from mailer.message.model import MessageResult
 from mailer.statistics.verify import find_differences
+from mailer.statuses import MessageStatus
 
 LATER = datetime(2100, 1, 1, tzinfo=UTC)
-BY_LIST = AudienceLists(operator_codes=["916"])
+"""The end of a pause that lasts longer than any test."""
+MATCHING_FILTER = AudienceLists(operator_codes=["916"])
+OTHER_FILTER = AudienceLists(operator_codes=["999"])
 
 End = Callable[[AsyncEngine, int], Awaitable[None]]
+"""An event after which no message of a mailing is sent any more."""
 
 
 async def add_waiting_messages(engine: AsyncEngine, reason: str = "timeout") -> tuple[int, int]:
-    """Add a mailing with two waiting messages: one after an unknown attempt, one after a failure.
+    """Add a mailing with two requeued messages: one after an unknown attempt, one after a failure.
 
-    Return the ids of the mailing and of the message with the unknown attempt.
+    `reason` is why the attempt is unknown. Return the ids of the mailing and of the message with
+    the unknown attempt.
     """
     mailing_id = await add_due_messages(engine, 2)
     unknown, failed = await claim(engine, mailing_id, 2)
-    retry = MessageResult(unknown, "scheduled", 1, reason, LATER, None, reason, reason, LATER)
-    retry_of_failed = MessageResult(
-        failed, "scheduled", 1, "http_503", LATER, None, "http_503", None, LATER
+    requeued_unknown = MessageResult(
+        unknown,
+        "scheduled",
+        attempts=1,
+        reason=reason,
+        due_at=LATER,
+        last_failure=reason,
+        unknown_reason=reason,
+        retry_at=LATER,
     )
-    await finish(engine, retry, retry_of_failed)
+    requeued_failed = MessageResult(
+        failed,
+        "scheduled",
+        attempts=1,
+        reason="http_503",
+        due_at=LATER,
+        last_failure="http_503",
+        retry_at=LATER,
+    )
+    await finish(engine, requeued_unknown, requeued_failed)
     return mailing_id, unknown.id
+
+
+async def make_due(engine: AsyncEngine, message_id: int) -> None:
+    """End the pause of a message."""
+    await execute(engine, f"UPDATE message SET due_at = now() WHERE id = {message_id}")  # noqa: S608  # values of the test
 
 
 async def cancel(engine: AsyncEngine, mailing_id: int) -> None:
@@ -59,25 +85,25 @@ async def cancel(engine: AsyncEngine, mailing_id: int) -> None:
 
 
 async def end_mailing(engine: AsyncEngine, mailing_id: int) -> None:
-    del mailing_id
+    del mailing_id  # it is the only one
     await execute(engine, "UPDATE mailing SET datetime_end = now()")
     await advance(engine)
 
 
 async def change_filter(engine: AsyncEngine, mailing_id: int) -> None:
-    change = MailingChange(client_filter=AudienceLists(operator_codes=["999"]))
+    change = MailingChange(client_filter=OTHER_FILTER)
     await service.change(engine, mailing_id, change, COMMAND_LINE)
     await advance(engine)
 
 
 async def delete_clients(engine: AsyncEngine, mailing_id: int) -> None:
-    del mailing_id
+    del mailing_id  # the only two clients are those of its messages
     for client_id in (1, 2):
         await erase_client(engine, client_id, COMMAND_LINE)
 
 
 async def cancel_while_replanning(engine: AsyncEngine, mailing_id: int) -> None:
-    change = MailingChange(client_filter=BY_LIST)
+    change = MailingChange(client_filter=MATCHING_FILTER)
     await service.change(engine, mailing_id, change, COMMAND_LINE)
     await cancel(engine, mailing_id)
 
@@ -89,10 +115,18 @@ ENDS: list[tuple[End, str]] = [
     (delete_clients, "client_deleted"),
     (cancel_while_replanning, "mailing_cancelled"),
 ]
+"""Each event, with the reason that a message without an unknown attempt gets from it."""
+
+
+@pytest.fixture
+async def connection(engine: AsyncEngine) -> AsyncIterator[asyncpg.Connection]:
+    """A connection of a worker, apart from the engine's."""
+    async with engine.connect() as pooled:
+        yield await asyncpg_connection(pooled)
 
 
 @pytest.mark.parametrize(("end", "reason"), ENDS)
-async def test_a_message_that_may_have_been_accepted_ends_as_unknown(
+async def test_a_message_that_may_have_been_accepted_ends_as_unknown_and_others_are_cancelled(
     engine: AsyncEngine, end: End, reason: str
 ) -> None:
     mailing_id, message_id = await add_waiting_messages(engine)
@@ -102,9 +136,17 @@ async def test_a_message_that_may_have_been_accepted_ends_as_unknown(
     assert await state(engine, message_id) == ("unknown", "timeout", 1)
     reason_of_other = f"SELECT reason FROM message WHERE id <> {message_id}"  # noqa: S608  # values of the test
     assert await value(engine, reason_of_other) == reason
-    sent = await value(engine, "SELECT sent_at = claimed_at FROM message WHERE status = 'unknown'")
-    assert sent is True
     assert await find_differences(engine) == []
+
+
+@pytest.mark.parametrize("end", [end for end, _ in ENDS])
+async def test_sent_at_of_a_message_that_ends_as_unknown_is_its_claim_time(
+    engine: AsyncEngine, end: End
+) -> None:
+    mailing_id, message_id = await add_waiting_messages(engine)
+    await end(engine, mailing_id)
+    is_claim_time = f"SELECT sent_at = claimed_at FROM message WHERE id = {message_id}"  # noqa: S608  # values of the test
+    assert await value(engine, is_claim_time) is True
 
 
 @pytest.mark.parametrize("reason", ["connection_lost", "lease_expired", "internal_error"])
@@ -114,39 +156,63 @@ async def test_the_reason_is_that_of_the_unknown_attempt(engine: AsyncEngine, re
     assert await state(engine, message_id) == ("unknown", reason, 1)
 
 
-@pytest.mark.parametrize(("end", "_"), ENDS)
+@pytest.mark.parametrize("end", [end for end, _ in ENDS])
 async def test_a_later_failure_does_not_reset_the_unknown_reason(
-    engine: AsyncEngine, end: End, _: str
+    engine: AsyncEngine, end: End
 ) -> None:
     mailing_id, message_id = await add_waiting_messages(engine)
-    await execute(engine, f"UPDATE message SET due_at = now() WHERE id = {message_id}")  # noqa: S608  # values of the test
+    await make_due(engine, message_id)
     (claimed_again,) = await claim(engine, mailing_id)
     assert claimed_again.unknown_reason == "timeout"
-    later = MessageResult(claimed_again, "scheduled", 2, "http_503", LATER, last_failure="http_503")
-    await finish(engine, later)
+    failed = MessageResult(
+        claimed_again,
+        "scheduled",
+        attempts=2,
+        reason="http_503",
+        due_at=LATER,
+        last_failure="http_503",
+    )
+    await finish(engine, failed)
     await end(engine, mailing_id)
     assert await state(engine, message_id) == ("unknown", "timeout", 2)
 
 
-async def test_the_unknown_reason_survives_a_release_a_refund_and_an_orphaned_claim(
-    engine: AsyncEngine,
+async def test_the_unknown_reason_stays_after_a_release(engine: AsyncEngine) -> None:
+    mailing_id, message_id = await add_waiting_messages(engine)
+    await make_due(engine, message_id)
+    (claimed_again,) = await claim(engine, mailing_id)
+
+    await finish(engine, release_untried(claimed_again))
+
+    (claimed_after_release,) = await claim(engine, mailing_id)
+    assert claimed_after_release.unknown_reason == "timeout"
+
+
+async def test_the_unknown_reason_stays_after_an_orphaned_claim(
+    engine: AsyncEngine, connection: asyncpg.Connection
 ) -> None:
     mailing_id, message_id = await add_waiting_messages(engine)
-    due = f"UPDATE message SET due_at = now() WHERE id = {message_id}"  # noqa: S608  # values of the test
-    await execute(engine, due)
+    await make_due(engine, message_id)
+    await claim(engine, mailing_id)
+
+    assert await store.release_orphaned(connection, OWNER, []) == 1
+
+    (claimed_after_release,) = await claim(engine, mailing_id)
+    assert claimed_after_release.unknown_reason == "timeout"
+
+
+async def test_the_unknown_reason_stays_after_a_refund(
+    engine: AsyncEngine, connection: asyncpg.Connection
+) -> None:
+    mailing_id, message_id = await add_waiting_messages(engine)
+    await make_due(engine, message_id)
     (claimed_again,) = await claim(engine, mailing_id)
-    await finish(engine, MessageResult(claimed_again, "scheduled", claimed_again.attempts - 1))
-    (claimed_again,) = await claim(engine, mailing_id)
-    assert claimed_again.unknown_reason == "timeout"
-    async with engine.connect() as pooled:
-        connection: asyncpg.Connection = await asyncpg_connection(pooled)
-        assert await store.release_orphaned(connection, OWNER, []) == 1
-        (claimed_again,) = await claim(engine, mailing_id)
-        failed = MessageResult(
-            claimed_again, "scheduled", claimed_again.attempts, "http_503", last_failure="http_503"
-        )
-        await finish(engine, failed)
-        await store.refund_attempts(connection, [claimed_again])
+    failed = MessageResult(
+        claimed_again, "scheduled", attempts=2, reason="http_503", last_failure="http_503"
+    )
+    await finish(engine, failed)
+
+    await store.refund_attempts(connection, [claimed_again])
     assert await state(engine, message_id) == ("scheduled", "http_503", 1)
 
     await cancel(engine, mailing_id)
@@ -155,15 +221,16 @@ async def test_the_unknown_reason_survives_a_release_a_refund_and_an_orphaned_cl
 
 @pytest.mark.parametrize("end", [end for end, _ in ENDS])
 async def test_a_message_of_a_dead_worker_ends_as_unknown(engine: AsyncEngine, end: End) -> None:
-    mailing_id = await add_due_messages(engine, 1)
-    (lost,) = await claim(engine, mailing_id, lease=-LEASE)
-    await do(engine, lambda db: store.rescue(db, 8, 100))
-    assert await state(engine, lost.id) == ("scheduled", "lease_expired", 1)
-    if end is delete_clients:
-        await erase_client(engine, 1, COMMAND_LINE)
-    else:
-        await end(engine, mailing_id)
-    assert await state(engine, lost.id) == ("unknown", "lease_expired", 1)
+    mailing_id = await add_due_messages(engine, 2)
+    claims_of_dead_worker = await claim(engine, mailing_id, 2, lease=-LEASE)
+    await do(engine, lambda db: store.rescue(db, max_attempts=8, chunk=100))
+    for claimed in claims_of_dead_worker:
+        assert await state(engine, claimed.id) == ("scheduled", "lease_expired", 1)
+
+    await end(engine, mailing_id)
+
+    for claimed in claims_of_dead_worker:
+        assert await state(engine, claimed.id) == ("unknown", "lease_expired", 1)
 
 
 async def test_a_sending_window_that_never_opens_does_not_cancel_tried_messages(
@@ -172,19 +239,19 @@ async def test_a_sending_window_that_never_opens_does_not_cancel_tried_messages(
     """They wait for the end, and are sent if a later change opens the sending window."""
     mailing_id, message_id = await add_waiting_messages(engine)
     now = datetime.now(UTC)
-    closed = MailingChange(
+    close_window = MailingChange(
         datetime_end=now + HOUR,
         send_interval_time_start=f"{(now + 3 * HOUR):%H:%M}",
         send_interval_time_end=f"{(now + 4 * HOUR):%H:%M}",
     )
-    await service.change(engine, mailing_id, closed, COMMAND_LINE)
+    await service.change(engine, mailing_id, close_window, COMMAND_LINE)
     await advance(engine)
     assert await mailing_counts(engine, mailing_id) == {"scheduled": 2}
     assert await state(engine, message_id) == ("scheduled", "timeout", 1)
 
     await execute(engine, "UPDATE message SET retry_at = now()")
-    opened = MailingChange(send_interval_time_start=None, send_interval_time_end=None)
-    await service.change(engine, mailing_id, opened, COMMAND_LINE)
+    remove_window = MailingChange(send_interval_time_start=None, send_interval_time_end=None)
+    await service.change(engine, mailing_id, remove_window, COMMAND_LINE)
     await advance(engine)
     assert len(await claim(engine, mailing_id, 2)) == 2
 
@@ -193,29 +260,38 @@ async def test_a_pause_beyond_the_end_continues_when_the_end_is_moved(engine: As
     mailing_id, _ = await add_waiting_messages(engine)
     await advance(engine)
     assert await value(engine, "SELECT status FROM mailing") == "running"
-    await service.change(engine, mailing_id, MailingChange(datetime_end=LATER + HOUR), COMMAND_LINE)
+
+    move_end = MailingChange(datetime_end=LATER + HOUR)
+    await service.change(engine, mailing_id, move_end, COMMAND_LINE)
     await advance(engine)
+
     assert await mailing_counts(engine, mailing_id) == {"scheduled": 2}
     assert await value(engine, "SELECT min(due_at) FROM message") == LATER
 
 
-async def test_a_retried_unknown_message_stays_unknown_until_the_gateway_answers(
+async def test_an_unknown_message_of_a_client_outside_the_audience_is_not_retried(
     engine: AsyncEngine,
 ) -> None:
     mailing_id, message_id = await add_waiting_messages(engine)
     await change_filter(engine, mailing_id)
     await service.retry(engine, mailing_id, COMMAND_LINE)
     await advance(engine)
-    # not retried: no longer in the audience
     assert await state(engine, message_id) == ("unknown", "timeout", 1)
 
-    # a finished mailing keeps its filter, so the clients change instead
+
+async def test_a_retried_unknown_message_that_is_not_sent_again_is_unknown_as_before(
+    engine: AsyncEngine,
+) -> None:
+    mailing_id, message_id = await add_waiting_messages(engine)
+    await change_filter(engine, mailing_id)
+    # a finished mailing keeps its filter, so the clients change to be in its audience again
     await execute(engine, "UPDATE client SET operator_code = '999'")
     await service.retry(engine, mailing_id, COMMAND_LINE)
     await advance(engine)
     assert await state(engine, message_id) == ("scheduled", None, 0)
 
     await end_mailing(engine, mailing_id)
+
     assert await state(engine, message_id) == ("unknown", "timeout", 0)
     assert await find_differences(engine) == []
 
@@ -228,19 +304,19 @@ async def test_unknown_messages_cannot_be_retried_after_a_cancellation(engine: A
 
 
 @pytest.mark.parametrize("status", ["delivered", "undelivered"])
-async def test_a_later_response_of_the_gateway_resets_the_unknown_reason(
-    engine: AsyncEngine, status: str
+async def test_a_final_result_of_a_later_attempt_resets_the_unknown_reason(
+    engine: AsyncEngine, status: MessageStatus
 ) -> None:
     mailing_id, message_id = await add_waiting_messages(engine)
-    await execute(engine, "UPDATE message SET due_at = now()")
-    for claimed_again in await claim(engine, mailing_id, 2):
-        await finish(engine, MessageResult(claimed_again, status, 2))  # type: ignore[arg-type]  # a status
+    await make_due(engine, message_id)
+    (claimed_again,) = await claim(engine, mailing_id)
+    await finish(engine, MessageResult(claimed_again, status, attempts=2))
     assert await state(engine, message_id) == (status, None, 2)
     assert await value(engine, "SELECT count(unknown_reason) FROM message") == 0
 
 
 @pytest.mark.parametrize("status", ["cancelled", "delivered", "undelivered"])
-async def test_the_database_refuses_other_statuses_for_an_unknown_attempt(
+async def test_the_database_refuses_a_final_status_other_than_unknown_with_an_unknown_reason(
     engine: AsyncEngine, status: str
 ) -> None:
     await add_waiting_messages(engine)

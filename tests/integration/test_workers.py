@@ -1,4 +1,4 @@
-"""The list of active workers, and properties of the database."""
+"""The list of active workers, and the version, schema and size of the database."""
 
 import asyncio
 import os
@@ -19,6 +19,7 @@ from mailer.dispatch.loop_failures import LoopFailures
 from mailer.dispatch.running_mailings import RunningMailings
 
 SINCE = datetime(2026, 3, 4, 12, tzinfo=UTC)
+"""When the workers of the tests started."""
 
 
 async def url_of(engine: AsyncEngine, server_url: str) -> str:
@@ -28,6 +29,7 @@ async def url_of(engine: AsyncEngine, server_url: str) -> str:
 
 
 async def wait_for_workers(engine: AsyncEngine, count: int) -> list[Worker]:
+    """Wait until `count` workers are active; return them."""
     async with asyncio.timeout(EVENT_TIMEOUT):
         while len(active := await do(engine, active_workers)) != count:
             await asyncio.sleep(0.05)
@@ -38,19 +40,23 @@ async def test_a_worker_is_listed_once_for_any_number_of_sessions(
     engine: AsyncEngine, server_url: str
 ) -> None:
     url = await url_of(engine, server_url)
-    first, second = session_name("one", 7, SINCE), session_name("two", 7, SINCE)
-    sessions = [await connect(url, application_name=name) for name in (first, first, second)]
-    other_sessions = [await connect(url), await connect(url, application_name="mailer-of-mine:7@1")]
-    elsewhere = await connect(server_url, application_name=first)
-    for session in (*sessions, *other_sessions, elsewhere):
+    name_one, name_two = session_name("one", 7, SINCE), session_name("two", 7, SINCE)
+    sessions_of_one = [await connect(url, application_name=name_one) for _ in range(2)]
+    session_of_two = await connect(url, application_name=name_two)
+    others = [
+        await connect(url),
+        await connect(url, application_name="mailer-of-mine:7@1"),
+        await connect(server_url, application_name=name_one),  # of another database
+    ]
+    for session in (*sessions_of_one, session_of_two, *others):
         await session.execute("SELECT 1")
 
     assert await do(engine, active_workers) == [Worker("one", 7, SINCE), Worker("two", 7, SINCE)]
 
-    for session in sessions[:2]:
+    for session in sessions_of_one:
         await session.close()
     assert await wait_for_workers(engine, 1) == [Worker("two", 7, SINCE)]
-    for session in (*sessions[2:], *other_sessions, elsewhere):
+    for session in (session_of_two, *others):
         await session.close()
 
 
@@ -80,15 +86,16 @@ async def test_a_session_without_recent_queries_is_not_an_active_worker(
     )
     await session.execute("SELECT 1")
     await asyncio.sleep(0.3)
-    assert await do(engine, lambda db: active_workers(db, timedelta(seconds=0.2))) == []
-    assert len(await do(engine, lambda db: active_workers(db, timedelta(hours=1)))) == 1
+    within_a_moment, within_an_hour = timedelta(seconds=0.2), timedelta(hours=1)
+    assert await do(engine, lambda db: active_workers(db, within_a_moment)) == []
+    assert len(await do(engine, lambda db: active_workers(db, within_an_hour))) == 1
     await session.close()
 
 
-def test_a_session_name_fits_for_any_host_name() -> None:
+def test_a_long_host_name_is_shortened_in_the_session_name() -> None:
     name = session_name("ö" * 300, 4_194_304, SINCE)
     assert len(name.encode()) == workers.MAX_SESSION_NAME_BYTES
-    assert name.endswith(":4194304@1772625600")
+    assert name.endswith(f":4194304@{int(SINCE.timestamp())}")
 
 
 async def test_database_info_has_schema_version_and_size(engine: AsyncEngine) -> None:

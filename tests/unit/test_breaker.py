@@ -1,4 +1,7 @@
-"""The circuit breaker: each rule, and random histories against a reference implementation."""
+"""The circuit breaker: each rule, and random histories against a reference implementation.
+
+Times are seconds since noon. The moment 0 is noon.
+"""
 
 import math
 from collections.abc import Sequence
@@ -11,37 +14,41 @@ from hypothesis import strategies as st
 from tests.examples import thorough
 from tests.factories import NOON
 
-from mailer.gateway.breaker import UNLIMITED, Breaker, GatewayStatus, Outage
+from mailer.gateway.breaker import UNLIMITED, Breaker, BreakerState, GatewayStatus, Outage
 from mailer.gateway.protocol import Aborted, Accepted, Outcome, Rejected, TemporaryFailure, Unknown
 
 RESET = 15.0
-DOWN = TemporaryFailure("http_500")
+"""Seconds for which an open breaker permits no probe."""
+FAILURE = TemporaryFailure("http_500")
 WRONG_TOKEN = TemporaryFailure("http_401", affects_all=True)
+"""A failure that opens a breaker at once."""
 
 
 def at(seconds: float) -> datetime:
+    """Return a moment by the database's clock."""
     return NOON + timedelta(seconds=seconds)
 
 
-def busy(seconds: float) -> TemporaryFailure:
+def busy_for(seconds: float) -> TemporaryFailure:
+    """Return a failure of a gateway that asks all messages to wait for `seconds`."""
     return TemporaryFailure("http_503", seconds, affects_all=True)
 
 
 def acquire(breaker: Breaker, seconds: float = 0) -> int:
-    """Start a message at a time when the breaker allows it; return the breaker's generation."""
+    """Start a request at a time when the breaker permits it; return the breaker's generation."""
     generation = breaker.acquire(seconds)
     assert generation is not None
     return generation
 
 
 def record(breaker: Breaker, outcome: Outcome, seconds: float = 0) -> bool:
-    """Start a message and record its outcome at once; return whether it costs no attempt."""
+    """Start a request and record its outcome at once; return whether it costs no attempt."""
     return breaker.record(acquire(breaker, seconds), outcome, seconds, at(seconds))
 
 
 def open_breaker(outcome: TemporaryFailure = WRONG_TOKEN) -> Breaker:
     """Return a breaker that opened at noon."""
-    breaker = Breaker(3, RESET)
+    breaker = Breaker(max_failures=3, reset=RESET)
     record(breaker, outcome)
     assert breaker.state == "open"
     return breaker
@@ -50,8 +57,8 @@ def open_breaker(outcome: TemporaryFailure = WRONG_TOKEN) -> Breaker:
 # ---- closed ---------------------------------------------------------------------------------
 
 
-def test_closed_breaker_allows_any_number_of_messages() -> None:
-    breaker = Breaker(3, RESET)
+def test_closed_breaker_permits_any_number_of_requests() -> None:
+    breaker = Breaker(max_failures=3, reset=RESET)
     assert breaker.capacity(0) == UNLIMITED
     assert breaker.seconds_to_probe(0) == 0
     assert breaker.status() == GatewayStatus(is_set=True)
@@ -59,10 +66,12 @@ def test_closed_breaker_allows_any_number_of_messages() -> None:
 
 
 @pytest.mark.parametrize(
-    "failure", [DOWN, TemporaryFailure("connection_failed"), Unknown("timeout")]
+    "failure", [FAILURE, TemporaryFailure("connection_failed"), Unknown("timeout")]
 )
-def test_configured_number_of_consecutive_failures_opens_the_breaker(failure: Outcome) -> None:
-    breaker = Breaker(3, RESET)
+def test_configured_number_of_consecutive_failures_opens_the_breaker(
+    failure: TemporaryFailure | Unknown,
+) -> None:
+    breaker = Breaker(max_failures=3, reset=RESET)
     record(breaker, failure, 1)
     record(breaker, failure, 2)
     assert breaker.status() == GatewayStatus(is_set=True, failures=2)
@@ -70,7 +79,7 @@ def test_configured_number_of_consecutive_failures_opens_the_breaker(failure: Ou
     assert breaker.status() == GatewayStatus(
         is_set=True,
         breaker="open",
-        held=Outage(at(3), failure.reason),  # type: ignore[union-attr]  # a failure has one
+        held=Outage(since=at(3), reason=failure.reason),
         retry_at=at(3 + RESET),
         failures=3,
     )
@@ -78,24 +87,24 @@ def test_configured_number_of_consecutive_failures_opens_the_breaker(failure: Ou
 
 @pytest.mark.parametrize("success", [Accepted(), Rejected("rejected_400")])
 def test_success_resets_the_count_of_failures(success: Outcome) -> None:
-    breaker = Breaker(3, RESET)
-    for outcome in (DOWN, DOWN, success, DOWN, DOWN):
+    breaker = Breaker(max_failures=3, reset=RESET)
+    for outcome in (FAILURE, FAILURE, success, FAILURE, FAILURE):
         record(breaker, outcome)
     assert (breaker.state, breaker.failures) == ("closed", 2)
 
 
-def test_aborted_request_does_not_change_the_count() -> None:
-    breaker = Breaker(3, RESET)
-    for outcome in (DOWN, Aborted(), DOWN, Aborted(), DOWN):
+def test_aborted_request_does_not_change_the_count_of_failures() -> None:
+    breaker = Breaker(max_failures=3, reset=RESET)
+    for outcome in (FAILURE, Aborted(), FAILURE, Aborted(), FAILURE):
         record(breaker, outcome)
     assert breaker.state == "open"
 
 
 def test_failure_that_affects_all_messages_opens_the_breaker_at_once() -> None:
-    breaker = Breaker(1000, RESET)
+    breaker = Breaker(max_failures=1000, reset=RESET)
     record(breaker, WRONG_TOKEN, 7)
     assert breaker.state == "open"
-    assert breaker.outage == Outage(at(7), "http_401")
+    assert breaker.outage == Outage(since=at(7), reason="http_401")
     assert breaker.retry_at == at(7 + RESET)
 
 
@@ -105,11 +114,11 @@ def test_failure_that_affects_all_messages_opens_the_breaker_at_once() -> None:
 @pytest.mark.parametrize(
     ("failure", "pause"),
     [
-        (WRONG_TOKEN, RESET),
+        (WRONG_TOKEN, RESET),  # it does not ask for a pause
         (TemporaryFailure("http_403", 90, affects_all=True), 90),
-        (busy(2), 2),
-        (busy(0.5), 0.5),
-        (busy(3600), 3600),
+        (busy_for(2), 2),
+        (busy_for(0.5), 0.5),
+        (busy_for(3600), 3600),
     ],
 )
 def test_gateway_determines_how_long_the_breaker_is_open(
@@ -124,12 +133,12 @@ def test_gateway_determines_how_long_the_breaker_is_open(
 
 
 def test_retry_after_for_one_message_does_not_affect_the_breaker() -> None:
-    breaker = Breaker(1, RESET)
+    breaker = Breaker(max_failures=1, reset=RESET)
     record(breaker, TemporaryFailure("http_500", 3600))
     assert breaker.retry_at == at(RESET)
 
 
-def test_open_breaker_allows_no_message() -> None:
+def test_open_breaker_permits_no_request() -> None:
     breaker = open_breaker()
     for seconds in (0, 1, RESET - 0.001):
         assert breaker.acquire(seconds) is None
@@ -139,7 +148,7 @@ def test_open_breaker_allows_no_message() -> None:
 # ---- the probe ------------------------------------------------------------------------------
 
 
-def test_half_open_breaker_allows_one_message_at_a_time() -> None:
+def test_half_open_breaker_permits_one_request_at_a_time() -> None:
     breaker = open_breaker()
     acquire(breaker, RESET)
     assert breaker.state == "half_open"
@@ -159,111 +168,130 @@ def test_successful_probe_closes_the_breaker(success: Outcome) -> None:
 
 def test_failed_probe_reopens_the_breaker_and_the_outage_continues() -> None:
     breaker = open_breaker()
-    probe = acquire(breaker, 20)
-    breaker.record(probe, Unknown("timeout"), 30, at(30))
+    first_probe = acquire(breaker, 20)
+    breaker.record(first_probe, Unknown("timeout"), 30, at(30))
     assert breaker.state == "open"
-    assert breaker.outage == Outage(NOON, "timeout")
+    assert breaker.outage == Outage(since=NOON, reason="timeout")
     assert breaker.retry_at == at(30 + RESET)
-    record(breaker, busy(100), 50)
-    assert breaker.outage == Outage(NOON, "http_503")
-    assert breaker.retry_at == at(150)
+    record(breaker, busy_for(100), 50)  # the second probe
+    assert breaker.outage == Outage(since=NOON, reason="http_503")
+    assert breaker.retry_at == at(50 + 100)
     assert breaker.failures == 3
 
 
-def test_aborted_probe_allows_the_next_probe() -> None:
+def test_aborted_probe_permits_the_next_probe() -> None:
     breaker = open_breaker()
     record(breaker, Aborted(), RESET)
     assert breaker.state == "half_open"
-    assert breaker.outage == Outage(NOON, "http_401")
+    assert breaker.outage == Outage(since=NOON, reason="http_401")
     assert breaker.capacity(RESET) == 1
     record(breaker, Accepted(), RESET)
     assert breaker.status() == GatewayStatus(is_set=True)
 
 
-def test_new_outage_begins_after_the_breaker_was_closed() -> None:
+def test_new_outage_starts_after_the_breaker_was_closed() -> None:
     breaker = open_breaker()
     record(breaker, Accepted(), RESET)
     record(breaker, WRONG_TOKEN, 60)
-    assert breaker.outage == Outage(at(60), "http_401")
+    assert breaker.outage == Outage(since=at(60), reason="http_401")
 
 
-# ---- messages of earlier generations --------------------------------------------------------
+# ---- requests of earlier generations --------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "outcome", [Accepted(), Rejected("rejected_400"), Aborted(), DOWN, Unknown("timeout"), busy(5)]
+    "outcome",
+    [Accepted(), Rejected("rejected_400"), Aborted(), FAILURE, Unknown("timeout"), busy_for(5)],
 )
-def test_message_started_before_the_breaker_opened_does_not_change_it(outcome: Outcome) -> None:
-    breaker = Breaker(3, RESET)
-    before = acquire(breaker)
+def test_request_started_before_the_breaker_opened_does_not_change_it(outcome: Outcome) -> None:
+    breaker = Breaker(max_failures=3, reset=RESET)
+    earlier, other_earlier = acquire(breaker), acquire(breaker)
     record(breaker, WRONG_TOKEN)
-    status = breaker.status()
-    breaker.record(before, outcome, 1, at(1))
-    assert breaker.status() == status
+    status_when_opened = breaker.status()
+
+    breaker.record(earlier, outcome, 1, at(1))
+    assert breaker.status() == status_when_opened
+
     acquire(breaker, RESET)
-    breaker.record(before, outcome, 5, at(5))
+    breaker.record(other_earlier, outcome, 5, at(5))
     assert breaker.state == "half_open"
-    assert breaker.acquire(RESET) is None
+    assert breaker.acquire(RESET) is None  # the probe is still in flight
 
 
-@pytest.mark.parametrize("outcome", [Accepted(), Aborted(), DOWN, Unknown("timeout"), busy(5)])
-def test_message_started_before_the_outage_does_not_change_the_closed_breaker(
+@pytest.mark.parametrize(
+    "outcome", [Accepted(), Aborted(), FAILURE, Unknown("timeout"), busy_for(5)]
+)
+def test_request_started_before_the_outage_does_not_change_the_closed_breaker(
     outcome: Outcome,
 ) -> None:
-    breaker = Breaker(1, RESET)
-    before = acquire(breaker)
-    record(breaker, DOWN)
+    breaker = Breaker(max_failures=1, reset=RESET)
+    earlier = acquire(breaker)
+    record(breaker, FAILURE)
     record(breaker, Accepted(), RESET)
-    breaker.record(before, outcome, RESET + 1, at(RESET + 1))
+    breaker.record(earlier, outcome, RESET + 1, at(RESET + 1))
     assert breaker.status() == GatewayStatus(is_set=True)
 
 
-def test_generation_is_current_except_while_the_breaker_is_open() -> None:
-    breaker = Breaker(1, RESET)
-    before = acquire(breaker)
-    assert breaker.is_current(before)
-    record(breaker, DOWN)
-    assert not breaker.is_current(before)
+def test_request_may_be_written_except_while_a_later_outage_lasts() -> None:
+    breaker = Breaker(max_failures=1, reset=RESET)
+    earlier = acquire(breaker)
+    assert breaker.is_current(earlier)
+    record(breaker, FAILURE)
+    assert not breaker.is_current(earlier)
     probe = acquire(breaker, RESET)
-    assert (breaker.is_current(before), breaker.is_current(probe)) == (False, True)
+    assert not breaker.is_current(earlier)
+    assert breaker.is_current(probe)
     breaker.record(probe, Accepted(), RESET, at(RESET))
-    assert breaker.is_current(before)
+    assert breaker.is_current(earlier)
 
 
-def test_longer_pause_from_an_earlier_message_is_applied() -> None:
-    breaker = Breaker(3, RESET)
-    before = [acquire(breaker) for _ in range(3)]
+def test_longer_pause_from_an_earlier_request_is_applied() -> None:
+    breaker = Breaker(max_failures=3, reset=RESET)
+    earlier = [acquire(breaker) for _ in range(3)]
     record(breaker, WRONG_TOKEN)
-    breaker.record(before[0], busy(100), 1, at(1))
-    assert breaker.retry_at == at(101)
-    breaker.record(before[1], busy(50), 2, at(2))
-    assert breaker.retry_at == at(101)
-    breaker.record(before[2], busy(900), 3, at(3))
+    breaker.record(earlier[0], busy_for(100), 1, at(1))
+    assert breaker.retry_at == at(1 + 100)
+    breaker.record(earlier[1], busy_for(50), 2, at(2))
+    assert breaker.retry_at == at(1 + 100)
+    breaker.record(earlier[2], busy_for(900), 3, at(3))
     assert breaker.retry_at == at(3 + 900)
-    assert breaker.outage == Outage(NOON, "http_401")
+    assert breaker.outage == Outage(since=NOON, reason="http_401")
     assert breaker.failures == 1
 
 
-# ---- failures of the gateway ----------------------------------------------------------------
+# ---- failures that cost no attempt ----------------------------------------------------------
 
 
-def test_failure_during_or_from_before_an_outage_costs_no_attempt() -> None:
-    breaker = Breaker(2, RESET)
-    before = [acquire(breaker) for _ in range(4)]
-    assert not record(breaker, DOWN)
-    assert record(breaker, DOWN)  # this failure opens the breaker
-    assert breaker.record(before[0], DOWN, 0, NOON)
+def test_failure_costs_no_attempt_if_it_opens_the_breaker_or_comes_during_the_outage() -> None:
+    breaker = Breaker(max_failures=2, reset=RESET)
+    earlier = acquire(breaker)
+    assert not record(breaker, FAILURE)
+    assert record(breaker, FAILURE)  # it opens the breaker
+    assert breaker.record(earlier, FAILURE, 0, NOON)
     assert record(breaker, Unknown("timeout"), RESET)  # the probe
-    assert not breaker.record(before[1], Accepted(), RESET, at(RESET))
-    assert not breaker.record(before[2], Aborted(), RESET, at(RESET))
-    assert not record(breaker, Rejected("rejected_400"), 2 * RESET)
+
+
+def test_failure_after_the_outage_costs_no_attempt_if_its_request_started_before() -> None:
+    breaker = Breaker(max_failures=3, reset=RESET)
+    earlier = acquire(breaker)
+    record(breaker, WRONG_TOKEN)
+    record(breaker, Rejected("rejected_400"), RESET)
     assert breaker.state == "closed"
-    assert breaker.record(before[3], DOWN, 2 * RESET, at(2 * RESET))  # started before the outage
-    assert not record(breaker, DOWN, 2 * RESET)
+    assert breaker.record(earlier, FAILURE, RESET, at(RESET))
+    assert not record(breaker, FAILURE, RESET)
 
 
-def test_after_try_now_the_next_message_is_a_probe() -> None:
-    breaker = open_breaker(busy(600))
+@pytest.mark.parametrize("outcome", [Accepted(), Rejected("rejected_400"), Aborted()])
+def test_outcome_that_is_no_failure_is_never_recorded_as_one(outcome: Outcome) -> None:
+    breaker = Breaker(max_failures=1, reset=RESET)
+    earlier = acquire(breaker)
+    record(breaker, FAILURE)
+    assert not breaker.record(earlier, outcome, 1, at(1))  # during the outage
+    assert not record(breaker, outcome, RESET)  # of the probe
+
+
+def test_after_try_now_the_next_request_is_a_probe() -> None:
+    breaker = open_breaker(busy_for(600))
     assert breaker.capacity(1) == 0
     breaker.try_now(1, at(1))
     assert breaker.retry_at == at(1)
@@ -277,78 +305,120 @@ def test_after_try_now_the_next_message_is_a_probe() -> None:
 
 
 class Event(NamedTuple):
-    """A message started, or its outcome was recorded."""
+    """A request started, or its outcome was recorded."""
 
     second: float
-    message: int
+    request: int
+    """A number that identifies the request."""
     outcome: Outcome | None = None
+    """None when the request started."""
 
 
 class ExpectedState(NamedTuple):
     """The state of a breaker after a history."""
 
-    state: str
-    held: Outage | None
+    state: BreakerState
+    outage: Outage | None
     retry_at: datetime | None
     failures: int
     capacity: int
-    is_free: bool
+    costs_no_attempt: bool
     """Whether the last event is a failure that costs no attempt."""
 
 
-def reference_state(history: Sequence[Event], threshold: int, now: float) -> ExpectedState:
-    """Compute the state of a breaker at `now` from its whole history.
+class ReferenceBreaker:
+    """A breaker that reads a history: simpler than the real one, because it permits any request.
 
-    A history consists of generations. Only messages that started in a generation can change its
-    state, and one of them ends it. During an outage, `probes` are the messages that started in the
-    present generation.
+    A history consists of generations. Only requests that started in a generation can change its
+    state, and one of them ends it, by a success or a failure that opens the breaker.
     """
-    started_in: dict[int, int] = {}
-    generation, failures, is_free = 0, 0, False
-    since = reason = until = None
-    probes: dict[int, str] = {}
-    for second, message, outcome in history:
-        is_free = False
+
+    def __init__(self, threshold: int) -> None:
+        self._threshold = threshold
+        self._generation = 0
+        self._failures = 0
+        self._outage: Outage | None = None
+        self._probe_at = 0.0
+        """From when a probe is permitted, during an outage."""
+        self._generation_of: dict[int, int] = {}
+        """The generation in which each request started."""
+        self._in_flight: set[int] = set()
+        self._costs_no_attempt = False
+
+    def apply(self, event: Event) -> None:
+        """Apply the next event of the history."""
+        self._costs_no_attempt = False
+        outcome = event.outcome
         if outcome is None:
-            started_in[message] = generation
-            probes[message] = "in flight"
-            continue
-        is_current = started_in[message] == generation
-        if isinstance(outcome, Aborted):
-            probes[message] = "aborted"
-        elif isinstance(outcome, Accepted | Rejected):
-            if is_current:
-                generation += reason is not None
-                failures, since, reason, until = 0, None, None, None
-        else:
-            affects_all, retry_after = False, None
-            if isinstance(outcome, TemporaryFailure) and outcome.affects_all:
-                affects_all, retry_after = True, outcome.retry_after
-            retry_at = second + (retry_after or RESET)
-            failures += is_current
-            if is_current and (affects_all or reason is not None or failures >= threshold):
-                since = second if since is None else since
-                generation, reason, until, probes = generation + 1, outcome.reason, retry_at, {}
-            elif affects_all and not is_current and until is not None:
-                until = max(until, retry_at)
-            is_free = reason is not None or not is_current
-    if since is None or reason is None or until is None:
-        return ExpectedState("closed", None, None, failures, UNLIMITED, is_free)
-    current = [state for message, state in probes.items() if started_in[message] == generation]
-    state = "half_open" if current else "open"
-    capacity = int(now >= until and "in flight" not in current)
-    return ExpectedState(state, Outage(at(since), reason), at(until), failures, capacity, is_free)
+            self._generation_of[event.request] = self._generation
+            self._in_flight.add(event.request)
+            return
+        self._in_flight.remove(event.request)
+        is_current = self._generation_of[event.request] == self._generation
+        match outcome:
+            case Accepted() | Rejected() if is_current:
+                self._generation += self._outage is not None
+                self._failures, self._outage = 0, None
+            case TemporaryFailure() | Unknown():
+                self._fail(event.second, outcome, is_current=is_current)
+
+    def _fail(
+        self, second: float, failure: TemporaryFailure | Unknown, *, is_current: bool
+    ) -> None:
+        affects_all, requested_pause = False, None
+        if isinstance(failure, TemporaryFailure) and failure.affects_all:
+            affects_all, requested_pause = True, failure.retry_after
+        probe_at = second + (requested_pause or RESET)
+        self._failures += is_current
+        is_outage = self._outage is not None
+        if is_current and (affects_all or is_outage or self._failures >= self._threshold):
+            since = at(second) if self._outage is None else self._outage.since
+            self._outage = Outage(since, failure.reason)
+            self._probe_at = probe_at
+            self._generation += 1
+        elif affects_all and not is_current and is_outage:
+            self._probe_at = max(self._probe_at, probe_at)
+        self._costs_no_attempt = self._outage is not None or not is_current
+
+    def state(self, now: float) -> ExpectedState:
+        """Return the state at `now`."""
+        if self._outage is None:
+            return ExpectedState(
+                "closed", None, None, self._failures, UNLIMITED, self._costs_no_attempt
+            )
+        probes = {
+            request
+            for request, generation in self._generation_of.items()
+            if generation == self._generation
+        }
+        is_probing = bool(probes & self._in_flight)
+        return ExpectedState(
+            "half_open" if probes else "open",
+            self._outage,
+            at(self._probe_at),
+            self._failures,
+            capacity=int(now >= self._probe_at and not is_probing),
+            costs_no_attempt=self._costs_no_attempt,
+        )
+
+
+def reference_state(history: Sequence[Event], threshold: int, now: float) -> ExpectedState:
+    """Return the state that a breaker must have at `now` after a history."""
+    reference = ReferenceBreaker(threshold)
+    for event in history:
+        reference.apply(event)
+    return reference.state(now)
 
 
 outcomes = st.one_of(
-    st.just(DOWN),
+    st.just(FAILURE),
     st.sampled_from([Accepted(), Rejected("rejected_400"), Aborted()]),
     st.sampled_from([TemporaryFailure("http_500", 30.0), Unknown("timeout"), WRONG_TOKEN]),
-    st.sampled_from([0.0, 1.0, 20.0, 900.0]).map(busy),
+    st.sampled_from([0.0, 1.0, 20.0, 900.0]).map(busy_for),
 )
 pauses = st.sampled_from([0.0, 1.0, 14.0, 15.0, 60.0, 86_400.0])
 starts = st.none()
-ends = st.tuples(st.integers(0, 100), outcomes)
+ends = st.tuples(st.integers(0, 100), outcomes)  # which of the requests in flight ends, and how
 
 
 @thorough
@@ -359,9 +429,10 @@ ends = st.tuples(st.integers(0, 100), outcomes)
 def test_state_after_any_history_equals_that_of_the_reference(
     threshold: int, steps: list[tuple[float, tuple[int, Outcome] | None]]
 ) -> None:
-    breaker = Breaker(threshold, RESET)
+    """In each step, time passes, and then a request starts or one in flight ends."""
+    breaker = Breaker(max_failures=threshold, reset=RESET)
     history: list[Event] = []
-    generations: dict[int, int] = {}
+    in_flight: dict[int, int] = {}  # the generation of each request
     now = 0.0
     for seconds, end in steps:
         now += seconds
@@ -371,18 +442,20 @@ def test_state_after_any_history_equals_that_of_the_reference(
             generation = breaker.acquire(now)
             assert (generation is not None) is (capacity > 0)
             if generation is not None:
-                generations[len(history)] = generation
-                history.append(Event(now, len(history)))
-        elif generations:
-            message = sorted(generations)[end[0] % len(generations)]
-            is_free = breaker.record(generations.pop(message), end[1], now, at(now))
-            history.append(Event(now, message, end[1]))
-            assert is_free is reference_state(history, threshold, now).is_free
+                request = len(history)
+                in_flight[request] = generation
+                history.append(Event(now, request))
+        elif in_flight:
+            index, outcome = end
+            request = sorted(in_flight)[index % len(in_flight)]
+            costs_no_attempt = breaker.record(in_flight.pop(request), outcome, now, at(now))
+            history.append(Event(now, request, outcome))
+            assert costs_no_attempt is reference_state(history, threshold, now).costs_no_attempt
         expected = reference_state(history, threshold, now)
         assert breaker.status() == GatewayStatus(
             is_set=True,
-            breaker=expected.state,  # type: ignore[arg-type]  # one of three words
-            held=expected.held,
+            breaker=expected.state,
+            held=expected.outage,
             retry_at=expected.retry_at,
             failures=expected.failures,
         )

@@ -15,23 +15,29 @@ def claims() -> WorkerClaims:
 
 
 def create_claim(message_id: int, attempts: int = 1) -> ClaimedMessage:
+    """Return a claim; a later attempt has a later lease."""
     lease_expires_at = NOON + timedelta(minutes=attempts)
     return ClaimedMessage(message_id, 1, attempts, lease_expires_at, "79161234567", "UTC")
 
 
 def delivered(*claims: ClaimedMessage) -> list[MessageResult]:
+    """Return results of these claims. Their status does not matter here."""
     return [MessageResult(claim, "delivered", claim.attempts) for claim in claims]
 
 
-async def test_message_is_sent_once_and_is_unrecorded_until_its_result_is_written(
-    claims: WorkerClaims,
-) -> None:
+async def test_claimed_messages_are_prefetched_in_their_order(claims: WorkerClaims) -> None:
     first, second = create_claim(1), create_claim(2)
     claims.add([first, second])
     assert [await claims.prefetch.get(), await claims.prefetch.get()] == [first, second]
     assert claims.prefetch.is_empty
+
+
+def test_message_is_unrecorded_until_its_result_is_written(claims: WorkerClaims) -> None:
+    first, second = create_claim(1), create_claim(2)
+    claims.add([first, second])
     assert claims.unrecorded == {1, 2}
-    assert claims.record_written(delivered(first), {1}) == []
+    lost = claims.record_written(delivered(first), stored_ids={1})
+    assert lost == []
     assert claims.unrecorded == {2}
 
 
@@ -41,35 +47,41 @@ def test_discarded_result_leaves_a_newer_claim_of_the_message_unrecorded(
     discarded, newer = create_claim(1), create_claim(1, attempts=2)
     claims.add([discarded])
     claims.add([newer])
-    assert claims.record_written(delivered(discarded), set()) == [discarded]
+    assert claims.record_written(delivered(discarded), stored_ids=set()) == [discarded]
     assert claims.unrecorded == {1}
-    claims.record_written(delivered(newer), {1})
+    claims.record_written(delivered(newer), stored_ids={1})
     assert claims.unrecorded == set()
 
 
 def test_attempt_is_refunded_once_its_result_is_written(claims: WorkerClaims) -> None:
     failed = create_claim(1)
     claims.add([failed])
-    claims.refunds.record_failure("gateway", failed, at=1)
-    claims.refunds.confirm_outage("gateway")
+    claims.record_failed_attempt("channel", failed, failed_at=1)
+    claims.confirm_outage("channel")
     assert claims.take_refundable() == []
-    claims.record_written(delivered(failed), {1})
+    claims.record_written(delivered(failed), stored_ids={1})
     assert claims.take_refundable() == [failed]
     assert claims.take_refundable() == []
 
 
-@pytest.mark.parametrize("is_confirmed_before", [True, False])
+def test_attempt_that_could_not_be_refunded_is_refunded_later(claims: WorkerClaims) -> None:
+    failed = create_claim(1)
+    claims.put_back_refundable([failed])
+    assert claims.take_refundable() == [failed]
+
+
+@pytest.mark.parametrize("is_outage_confirmed_before", [True, False])
 def test_attempt_is_not_refunded_after_the_lease_was_lost(
-    claims: WorkerClaims, *, is_confirmed_before: bool
+    claims: WorkerClaims, *, is_outage_confirmed_before: bool
 ) -> None:
     kept, lost = create_claim(1), create_claim(2)
     claims.add([kept, lost])
     for claim in (kept, lost):
-        claims.refunds.record_failure("gateway", claim, at=1)
-    if is_confirmed_before:
-        claims.refunds.confirm_outage("gateway")
-    assert claims.record_written(delivered(kept, lost), {kept.id}) == [lost]
-    claims.refunds.confirm_outage("gateway")
+        claims.record_failed_attempt("channel", claim, failed_at=1)
+    if is_outage_confirmed_before:
+        claims.confirm_outage("channel")
+    assert claims.record_written(delivered(kept, lost), stored_ids={kept.id}) == [lost]
+    claims.confirm_outage("channel")
     assert claims.take_refundable() == [kept]
 
 
@@ -78,10 +90,10 @@ def test_message_whose_result_was_dropped_stays_unrecorded_and_is_not_refunded(
 ) -> None:
     dropped = create_claim(1)
     claims.add([dropped])
-    claims.refunds.record_failure("gateway", dropped, at=1)
+    claims.record_failed_attempt("channel", dropped, failed_at=1)
     claims.record_dropped([dropped])
     assert claims.unrecorded == {1}
     claims.forget(delivered(dropped))
-    claims.refunds.confirm_outage("gateway")
+    claims.confirm_outage("channel")
     assert claims.unrecorded == set()
     assert claims.take_refundable() == []

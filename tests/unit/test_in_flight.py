@@ -16,12 +16,14 @@ from mailer.gateway.protocol import Aborted, Accepted, Outcome, Request, Tempora
 from mailer.mailing.model import END_MARGIN, RunningMailing
 
 NOW = datetime(2026, 3, 4, 12, tzinfo=UTC)
+"""The time by the database's clock."""
 LATER = 3_600.0
 """Seconds until a deadline that no test reaches."""
 Args = TypeVarTuple("Args")
 
 
 def create_request(within: float, message_id: int = 1) -> Request:
+    """Return a request with a deadline `within` seconds from now."""
     return Request(message_id, "79161234567", "Hello", elapsed() + within)
 
 
@@ -36,7 +38,7 @@ def create_mailing(
 class SlowGateway:
     """A gateway that accepts after `seconds`, or never if None.
 
-    Unless `writes`, it never marks the request as written.
+    With `writes` false it never marks a request as written, as if it were still connecting.
     """
 
     def __init__(self, *, writes: bool = True, seconds: float | None = None) -> None:
@@ -44,7 +46,7 @@ class SlowGateway:
         self._seconds = seconds
 
     async def send(self, request: Request) -> Outcome:
-        request.begin()
+        request.attach_task()
         if self._writes and not request.mark_written():
             return request.outcome_of_abort() or Accepted()
         try:
@@ -61,6 +63,7 @@ class SlowGateway:
 async def send(
     requests: InFlightRequests, request: Request, gateway: SlowGateway, mailing_id: int = 1
 ) -> Outcome:
+    """Send a request, which is in flight meanwhile; return its outcome."""
     requests.add(mailing_id, request)
     try:
         return await gateway.send(request)
@@ -71,9 +74,14 @@ async def send(
 async def start_sending(
     requests: InFlightRequests, request: Request, gateway: SlowGateway, mailing_id: int = 1
 ) -> asyncio.Task[Outcome]:
+    """Start a task that sends a request, and return it when the request is in flight."""
     task = asyncio.create_task(send(requests, request, gateway, mailing_id))
     await asyncio.sleep(0)
     return task
+
+
+def outcome_of_timeout(*, is_written: bool) -> Outcome:
+    return Unknown("timeout") if is_written else TemporaryFailure("connection_failed")
 
 
 # ---- the deadline ---------------------------------------------------------------------------
@@ -83,7 +91,7 @@ async def start_sending(
 async def test_request_is_aborted_at_its_deadline(*, writes: bool) -> None:
     requests, request = InFlightRequests(), create_request(within=0.1)
     outcome = await send(requests, request, SlowGateway(writes=writes))
-    assert outcome == (Unknown("timeout") if writes else TemporaryFailure("connection_failed"))
+    assert outcome == outcome_of_timeout(is_written=writes)
     assert elapsed() >= request.deadline
 
 
@@ -95,39 +103,37 @@ async def test_request_that_ends_in_time_does_not_affect_the_next_deadline() -> 
 
 
 async def test_request_past_its_deadline_is_never_written() -> None:
-    """After a freeze of the process, ready callbacks run before the deadline's timer."""
+    """After a suspension of the process, a task may write before the deadline's timer runs."""
     requests = InFlightRequests()
     assert await send(requests, create_request(within=-1), SlowGateway()) == Aborted()
 
 
-async def test_precondition_is_checked_right_before_the_write() -> None:
-    may_write = True
+async def test_request_is_not_written_when_its_check_refuses_right_before_the_write() -> None:
     request = create_request(LATER)
-    request.precondition = lambda _: may_write
-    may_write = False
+    request.may_write = lambda _: False
     assert await send(InFlightRequests(), request, SlowGateway()) == Aborted()
     assert not request.is_written
 
 
 async def test_each_of_many_requests_is_aborted_at_its_own_deadline() -> None:
     requests, rng = InFlightRequests(), random.Random(7)  # noqa: S311  # no secret
-    delays: list[float] = []
+    seconds_after_deadline: list[float] = []
 
     async def send_one(number: int) -> Outcome:
         await asyncio.sleep(rng.uniform(0, 0.2))
         request = create_request(rng.uniform(0, 0.4), number)
         outcome = await send(requests, request, SlowGateway())
-        delays.append(elapsed() - request.deadline)
+        seconds_after_deadline.append(elapsed() - request.deadline)
         return outcome
 
     outcomes = await asyncio.gather(*(send_one(number) for number in range(500)))
     assert set(outcomes) == {Unknown("timeout")}
-    assert min(delays) >= 0
+    assert min(seconds_after_deadline) >= 0
     assert len(requests) == 0
 
 
-class CountingLoop(asyncio.SelectorEventLoop):
-    """An event loop that keeps all its timers."""
+class TimerRecordingLoop(asyncio.SelectorEventLoop):
+    """An event loop that records all its timers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -146,27 +152,35 @@ class CountingLoop(asyncio.SelectorEventLoop):
 
 
 def test_all_requests_share_one_timer() -> None:
-    loop = CountingLoop()
+    loop = TimerRecordingLoop()
 
-    async def work() -> None:
+    async def send_many() -> None:
         requests, rng = InFlightRequests(), random.Random(7)  # noqa: S311  # no secret
         tasks = []
         for number in range(1000):
             request = create_request(rng.uniform(60, 70), number)
             tasks.append(await start_sending(requests, request, SlowGateway()))
             assert len([timer for timer in loop.timers if not timer.cancelled()]) == 1
-        assert len(loop.timers) < 50  # only an earlier deadline sets a new timer
+        # a request sets a new timer only if its deadline is earlier than all others
+        assert len(loop.timers) < 50
         requests.abort_all("connection_lost")
         await asyncio.gather(*tasks)
 
     with asyncio.Runner(loop_factory=lambda: loop) as runner:
-        runner.run(work())
+        runner.run(send_many())
 
 
 # ---- the mailing ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mailings", [{}, {1: create_mailing(1, seconds_left=60, may_send=False)}])
+NOT_SENDING: list[dict[int, RunningMailing]] = [
+    {},
+    {1: create_mailing(1, seconds_left=60, may_send=False)},
+]
+"""Mailing 1 is ended or deleted; mailing 1 is paused."""
+
+
+@pytest.mark.parametrize("mailings", NOT_SENDING, ids=["ended", "paused"])
 async def test_unwritten_request_is_aborted_when_its_mailing_stops(
     mailings: dict[int, RunningMailing],
 ) -> None:
@@ -175,24 +189,25 @@ async def test_unwritten_request_is_aborted_when_its_mailing_stops(
         requests, create_request(LATER), SlowGateway(writes=False), mailing_id=1
     )
     other = await start_sending(
-        requests, create_request(LATER), SlowGateway(writes=False, seconds=0.05), 2
+        requests, create_request(LATER), SlowGateway(writes=False, seconds=0.05), mailing_id=2
     )
     requests.apply_mailing_changes({**mailings, 2: create_mailing(2, seconds_left=60)}, NOW)
     assert await stopped == Aborted()
     assert await other == Accepted()
 
 
-@pytest.mark.parametrize("mailings", [{}, {1: create_mailing(1, seconds_left=60, may_send=False)}])
+@pytest.mark.parametrize("mailings", NOT_SENDING, ids=["ended", "paused"])
 async def test_written_request_continues_to_its_deadline_when_its_mailing_stops(
     mailings: dict[int, RunningMailing],
 ) -> None:
     requests = InFlightRequests()
-    quick = await start_sending(requests, create_request(LATER), SlowGateway(seconds=0.05))
-    slow = await start_sending(requests, late := create_request(within=0.1), SlowGateway())
+    quick_task = await start_sending(requests, create_request(LATER), SlowGateway(seconds=0.05))
+    late_request = create_request(within=0.1)
+    late_task = await start_sending(requests, late_request, SlowGateway())
     requests.apply_mailing_changes(mailings, NOW)
-    assert await quick == Accepted()
-    assert await slow == Unknown("timeout")
-    assert elapsed() >= late.deadline
+    assert await quick_task == Accepted()
+    assert await late_task == Unknown("timeout")
+    assert elapsed() >= late_request.deadline
 
 
 @contextlib.contextmanager
@@ -210,7 +225,7 @@ async def test_earlier_end_becomes_the_deadline(*, writes: bool) -> None:
     with expect_deadline_in(request, 0.1):
         requests.apply_mailing_changes({1: create_mailing(1, seconds_left=0.1)}, NOW)
     outcome = await task
-    assert outcome == (Unknown("timeout") if writes else TemporaryFailure("connection_failed"))
+    assert outcome == outcome_of_timeout(is_written=writes)
     assert elapsed() >= request.deadline
 
 
@@ -245,24 +260,27 @@ async def test_later_end_does_not_extend_the_deadline() -> None:
 
 
 async def test_each_request_gets_the_deadline_of_its_own_mailing() -> None:
-    in_flight, requests = InFlightRequests(), [create_request(LATER, n) for n in (1, 2, 3)]
-    tasks = [
-        await start_sending(in_flight, request, SlowGateway(), mailing_id=request.message_id)
-        for request in requests
-    ]
-    ends = {1: 0.2, 2: 0.1, 3: LATER / 2}
+    requests = InFlightRequests()
+    soon, sooner, later = [create_request(LATER) for _ in range(3)]
+    soon_task = await start_sending(requests, soon, SlowGateway(), mailing_id=1)
+    sooner_task = await start_sending(requests, sooner, SlowGateway(), mailing_id=2)
+    later_task = await start_sending(requests, later, SlowGateway(), mailing_id=3)
+    seconds_left = {1: 0.2, 2: 0.1, 3: LATER / 2}
+    mailings = {id_: create_mailing(id_, seconds) for id_, seconds in seconds_left.items()}
+
     with (
-        expect_deadline_in(requests[0], 0.2),
-        expect_deadline_in(requests[1], 0.1),
-        expect_deadline_in(requests[2], LATER / 2),
+        expect_deadline_in(soon, 0.2),
+        expect_deadline_in(sooner, 0.1),
+        expect_deadline_in(later, LATER / 2),
     ):
-        mailings = {n: create_mailing(n, seconds_left) for n, seconds_left in ends.items()}
-        in_flight.apply_mailing_changes(mailings, NOW)
-    assert await tasks[1] == Unknown("timeout")
-    assert await tasks[0] == Unknown("timeout")
-    assert not tasks[2].done()
-    in_flight.abort_all("connection_lost")
-    await tasks[2]
+        requests.apply_mailing_changes(mailings, NOW)
+
+    assert await sooner_task == Unknown("timeout")
+    assert not soon_task.done()
+    assert await soon_task == Unknown("timeout")
+    assert not later_task.done()
+    requests.abort_all("connection_lost")
+    await later_task
 
 
 async def test_changes_without_requests_do_nothing() -> None:
@@ -279,11 +297,11 @@ async def test_changes_without_requests_do_nothing() -> None:
 async def test_at_shutdown_written_requests_end_as_unknown_and_unwritten_ones_as_aborted() -> None:
     requests = InFlightRequests()
     written = [
-        await start_sending(requests, create_request(LATER, n), SlowGateway()) for n in range(10)
+        await start_sending(requests, create_request(LATER), SlowGateway()) for _ in range(10)
     ]
     unwritten = [
-        await start_sending(requests, create_request(LATER, n), SlowGateway(writes=False))
-        for n in range(10)
+        await start_sending(requests, create_request(LATER), SlowGateway(writes=False))
+        for _ in range(10)
     ]
     assert len(requests) == 20
     requests.abort_all("connection_lost")

@@ -14,6 +14,7 @@ seconds = st.floats(1e-6, 86_400) | st.integers(1, 86_400).map(float)
 
 
 def create_policy(base: float, cap: float, fraction: float = 0.5, attempts: int = 8) -> RetryPolicy:
+    """Return a policy that always draws `fraction` instead of a random number."""
     return RetryPolicy(attempts, base, cap, draw=lambda: fraction)
 
 
@@ -24,7 +25,8 @@ def test_pause_doubles_up_to_the_cap() -> None:
 
 @pytest.mark.parametrize("fraction", [0.0, 0.25, 0.999])
 def test_jitter_multiplies_the_pause_by_a_random_fraction(fraction: float) -> None:
-    assert create_policy(base=1, cap=300, fraction=fraction).pause(4) == 8 * fraction
+    policy = create_policy(base=1, cap=300, fraction=fraction)
+    assert policy.pause(attempt=4) == 2**3 * fraction
 
 
 def test_pauses_after_the_same_attempt_differ() -> None:
@@ -34,10 +36,10 @@ def test_pauses_after_the_same_attempt_differ() -> None:
 
 def test_pauses_are_distributed_evenly_from_zero_to_the_maximum() -> None:
     policy = RetryPolicy(attempts=8, base=1, cap=300)
-    pauses = [policy.pause(4) for _ in range(8_000)]
-    for eighth in range(8):
-        share = sum(eighth <= pause < eighth + 1 for pause in pauses) / len(pauses)
-        assert 0.1 < share < 0.15  # within seven standard deviations of 0.125
+    pauses = [policy.pause(4) for _ in range(8_000)]  # each from 0 to 8 seconds
+    for second in range(8):
+        share = sum(second <= pause < second + 1 for pause in pauses) / len(pauses)
+        assert 0.1 < share < 0.15  # within seven standard deviations of 1/8
 
 
 def test_last_attempt_exhausts_the_policy() -> None:
@@ -84,7 +86,7 @@ def test_pause_is_between_zero_and_the_cap_and_never_decreases(
 @thorough
 @given(attempts=st.integers(1, 1000))
 def test_policy_allows_exactly_its_number_of_attempts(attempts: int) -> None:
-    policy = create_policy(1, 1, attempts=attempts)
+    policy = create_policy(base=1, cap=1, attempts=attempts)
     attempt = 1
     while not policy.is_exhausted(attempt):
         attempt += 1

@@ -1,4 +1,8 @@
-"""Sending windows: examples with changes of the clocks, and all time zones against a reference."""
+"""Sending windows: examples with clock changes, and all time zones against a reference.
+
+A clock change is the moment at which a time zone changes its offset from UTC, for example to summer
+time.
+"""
 
 import random
 from datetime import UTC, date, datetime, time, timedelta
@@ -42,7 +46,7 @@ def moment(text: str) -> datetime:
         ("09:00:01", "09:00", "08:59:59", True),
     ],
 )
-def test_window_includes_its_start_and_excludes_its_end(
+def test_window_includes_its_opening_and_excludes_its_closing(
     opens: str, closes: str, local: str, *, is_open: bool
 ) -> None:
     window = SendingWindow(time.fromisoformat(opens), time.fromisoformat(closes))
@@ -95,30 +99,34 @@ def test_next_opening_depends_only_on_the_local_clock(
 def reference_opening(window: SendingWindow, zone: ZoneInfo, at: datetime) -> datetime:
     """Find the next opening in steps of an hour, or of a second in an hour with a clock change."""
     while True:
-        here, there = at.astimezone(zone), (at + HOUR).astimezone(zone)
-        if window.is_open(here.time()):
+        local, local_in_an_hour = at.astimezone(zone), (at + HOUR).astimezone(zone)
+        if window.is_open(local.time()):
             return at
-        if here.utcoffset() == there.utcoffset():
-            clock = datetime.combine(date.min, here.time())
-            wait = (datetime.combine(date.min, window.opens) - clock) % DAY
+        has_clock_change = local.utcoffset() != local_in_an_hour.utcoffset()
+        if has_clock_change:
+            at = at.replace(microsecond=0) + SECOND
+        else:
+            time_of_day = datetime.combine(date.min, local.time())
+            wait = (datetime.combine(date.min, window.opens) - time_of_day) % DAY
             if wait < HOUR:
                 return at + wait
             at += HOUR
-        else:
-            at = at.replace(microsecond=0) + SECOND
 
 
 def clock_changes(zone: ZoneInfo, year: int) -> list[datetime]:
     """Return the moments at most six hours after each clock change of a zone in a year."""
     moments = [datetime(year, 1, 1, tzinfo=UTC) + 6 * HOUR * n for n in range(4 * 366)]
-    offsets = [moment.astimezone(zone).utcoffset() for moment in moments]
-    return [moments[n] for n in range(1, len(moments)) if offsets[n] != offsets[n - 1]]
+    return [
+        after
+        for before, after in pairwise(moments)
+        if before.astimezone(zone).utcoffset() != after.astimezone(zone).utcoffset()
+    ]
 
 
-clocks = st.times().map(lambda clock: clock.replace(microsecond=0)) | st.builds(
+times_of_day = st.times().map(lambda each: each.replace(microsecond=0)) | st.builds(
     time, st.integers(0, 23), st.sampled_from([0, 15, 30])
 )
-windows = st.builds(SendingWindow, clocks, clocks).filter(
+windows = st.builds(SendingWindow, times_of_day, times_of_day).filter(
     lambda window: window.opens != window.closes
 )
 zones = st.sampled_from(sorted(available_timezones())).map(ZoneInfo)
@@ -127,22 +135,22 @@ moments = st.datetimes(datetime(1970, 1, 1), datetime(2100, 1, 1), timezones=st.
 
 @thorough
 @given(window=windows, zone=zones, at=moments)
-@example(
+@example(  # a whole day is skipped
     SendingWindow(time(9), time(10)),
     ZoneInfo("Pacific/Apia"),
     datetime(2011, 12, 29, 20, tzinfo=UTC),
 )
-@example(
+@example(  # a whole day is skipped
     SendingWindow(time(0, 30), time(1)),
     ZoneInfo("Pacific/Kwajalein"),
     datetime(1993, 8, 20, tzinfo=UTC),
 )
-@example(
+@example(  # midnight is skipped
     SendingWindow(time(0), time(0, 0, 1)),
     ZoneInfo("Africa/Cairo"),
     datetime(2026, 4, 23, tzinfo=UTC),
 )
-@example(
+@example(  # the first 44.5 minutes of a day are skipped
     SendingWindow(time(0), time(0, 1)),
     ZoneInfo("Africa/Monrovia"),
     datetime(1972, 1, 6, tzinfo=UTC),
@@ -153,15 +161,20 @@ def test_next_opening_equals_the_reference(
     assert window.next_opening(zone.key, at) == reference_opening(window, zone, at)
 
 
+def draw_moment_near_clock_change(data: st.DataObject, zone: ZoneInfo, year: int) -> datetime:
+    """Draw a moment around a clock change of the year, or around 1 March if there is none."""
+    change = data.draw(
+        st.sampled_from(clock_changes(zone, year) or [datetime(year, 3, 1, tzinfo=UTC)])
+    )
+    return change + data.draw(st.timedeltas(-2 * DAY, DAY))
+
+
 @thorough
 @given(window=windows, zone=zones, year=st.integers(1970, 2100), data=st.data())
 def test_next_opening_around_a_clock_change_equals_the_reference(
     window: SendingWindow, zone: ZoneInfo, year: int, data: st.DataObject
 ) -> None:
-    near = data.draw(
-        st.sampled_from(clock_changes(zone, year) or [datetime(year, 3, 1, tzinfo=UTC)])
-    )
-    at = near + data.draw(st.timedeltas(-2 * DAY, DAY))
+    at = draw_moment_near_clock_change(data, zone, year)
     assert window.next_opening(zone.key, at) == reference_opening(window, zone, at)
 
 
@@ -173,11 +186,11 @@ def all_clock_changes(zone: ZoneInfo) -> list[datetime]:
     months = [datetime(1970, 1, 1, tzinfo=UTC) + 30 * DAY * n for n in range(68 * 12)]
     changes = []
     for before, after in pairwise(months):
-        offset, step = after.astimezone(zone).utcoffset(), 30 * DAY
-        if before.astimezone(zone).utcoffset() != offset:
-            at = after
-            while (step := step / 2) >= 6 * HOUR:
-                if (at - step).astimezone(zone).utcoffset() == offset:
+        new_offset = after.astimezone(zone).utcoffset()
+        if before.astimezone(zone).utcoffset() != new_offset:
+            at, step = after, 30 * DAY
+            while (step := step / 2) >= 6 * HOUR:  # search by halves
+                if (at - step).astimezone(zone).utcoffset() == new_offset:
                     at -= step
             changes.append(at)
     return changes
@@ -186,15 +199,17 @@ def all_clock_changes(zone: ZoneInfo) -> list[datetime]:
 def test_next_opening_around_the_clock_changes_of_every_zone_equals_the_reference() -> None:
     rng = random.Random(2026)  # noqa: S311  # no secret
     rounds = max(1, EXAMPLES // 300)
+    any_hour, shortly_after_midnight = range(24 * 4), range(4 * 4)  # in quarters of an hour
     for name in sorted(available_timezones()):
         zone = ZoneInfo(name)
         changes = all_clock_changes(zone) or [datetime(2026, 3, 4, 12, tzinfo=UTC)]
         latest = changes[-2:]  # to summer time and back, in zones that still have it
-        for near in [*latest, *rng.choices(changes, k=rounds - 1)]:
-            quarters = rng.choice([range(96), range(16)])  # clocks change shortly after midnight
-            opens, closes = (time(n // 4, n % 4 * 15) for n in rng.sample(quarters, 2))
+        for change in [*latest, *rng.choices(changes, k=rounds - 1)]:
+            # half of the windows are at the hours in which most clocks change
+            quarters = rng.sample(rng.choice([any_hour, shortly_after_midnight]), 2)
+            opens, closes = (time(n // 4, n % 4 * 15) for n in quarters)
             window = SendingWindow(opens, closes)
-            at = near - DAY * rng.uniform(0, 1.5)
+            at = change - DAY * rng.uniform(0, 1.5)
             assert window.next_opening(name, at) == reference_opening(window, zone, at), (
                 name,
                 window,
@@ -220,11 +235,13 @@ def test_either_a_window_or_its_complement_is_open(window: SendingWindow, local:
     assert window.is_open(local) != complement.is_open(local)
 
 
-def open_intervals(
-    window: SendingWindow, zone: str, start: datetime, end: datetime
-) -> list[tuple[str, str]]:
+def open_intervals(window: SendingWindow, zone: str, start: datetime, end: datetime) -> list[str]:
+    """Return the intervals from `start` to `end` in which a window is open.
+
+    They are texts such as `04 12:00-04 18:00`, with days of the month and times in UTC.
+    """
     intervals = window.open_intervals(offsets_of(zone, start, end), end)
-    return [(f"{interval.opens:%d %H:%M}", f"{interval.closes:%d %H:%M}") for interval in intervals]
+    return [f"{interval.opens:%d %H:%M}-{interval.closes:%d %H:%M}" for interval in intervals]
 
 
 @pytest.mark.parametrize(
@@ -259,8 +276,7 @@ def test_open_intervals_follow_the_local_clock(
 ) -> None:
     window = SendingWindow(time.fromisoformat(opens), time.fromisoformat(closes))
     begin = moment(start)
-    intervals = open_intervals(window, zone, begin, begin + 23 * HOUR)
-    assert [f"{opens}-{closes}" for opens, closes in intervals] == expected
+    assert open_intervals(window, zone, begin, begin + 23 * HOUR) == expected
 
 
 @thorough
@@ -268,10 +284,7 @@ def test_open_intervals_follow_the_local_clock(
 def test_open_interval_lasts_from_an_opening_to_the_next_opening_of_the_complement(
     window: SendingWindow, zone: ZoneInfo, year: int, data: st.DataObject
 ) -> None:
-    near = data.draw(
-        st.sampled_from(clock_changes(zone, year) or [datetime(year, 3, 1, tzinfo=UTC)])
-    )
-    start = near + data.draw(st.timedeltas(-2 * DAY, DAY))
+    start = draw_moment_near_clock_change(data, zone, year)
     end = start + data.draw(st.timedeltas(SECOND, 5 * DAY))
     complement = SendingWindow(window.closes, window.opens)
     expected = []
@@ -285,10 +298,11 @@ def test_open_interval_lasts_from_an_opening_to_the_next_opening_of_the_compleme
 
 def test_clock_changes_of_a_zone_are_computed_once_for_each_month() -> None:
     start = datetime(2031, 3, 3, 10, 7, tzinfo=UTC)
+    change_to_summer_time = datetime(2031, 3, 30, 1, tzinfo=UTC)
     offsets_of("Europe/Berlin", start, start + timedelta(days=50))
-    misses = _offset_changes_of_month.cache_info().misses
+    computed_months = _offset_changes_of_month.cache_info().misses
     for minutes in range(100):
         later = start + timedelta(minutes=minutes)
         offsets = offsets_of("Europe/Berlin", later, later + timedelta(days=50))
-        assert [at for at, _ in offsets][1:] == [datetime(2031, 3, 30, 1, tzinfo=UTC)]
-    assert _offset_changes_of_month.cache_info().misses == misses
+        assert [at for at, _ in offsets] == [later, change_to_summer_time]
+    assert _offset_changes_of_month.cache_info().misses == computed_months

@@ -1,4 +1,8 @@
-"""Attempts to refund: failures that belong to a gateway outage."""
+"""Attempts to refund: failed attempts that were the fault of a gateway outage, not of a message.
+
+The breaker opens only after several failures. When it does, the failures before it also belong to
+the outage, and their attempts are refunded.
+"""
 
 from collections.abc import Collection, Hashable
 from datetime import datetime
@@ -8,62 +12,72 @@ from mailer.message.model import ClaimedMessage
 
 
 class RefundCandidate(NamedTuple):
-    """A failure at a moment of a clock that never steps, in seconds."""
+    """A failed attempt, which is refunded if the breaker of its channel opens.
+
+    `failed_at` is a moment of `elapsed()`, in seconds.
+    """
 
     channel: Hashable
-    at: float
+    failed_at: float
     claim: ClaimedMessage
 
 
 class AttemptRefunds:
-    """Failed attempts, which are refunded when the breaker of their channel opens.
+    """The failed attempts of this worker that may be refunded, and those that will be.
 
-    Failures after the start of the channel's last successful request belong to the outage. All
-    times are seconds on a clock that never steps. A channel is identified by any hashable value.
+    A failure is a candidate until a request that started after it succeeds. When the breaker of the
+    channel opens, all candidates of the channel are to be refunded. All times are moments of
+    `elapsed()`. A channel is identified by any hashable value.
     """
 
     def __init__(self) -> None:
-        self._failed: list[RefundCandidate] = []
-        self._confirmed: list[ClaimedMessage] = []
+        self._candidates: list[RefundCandidate] = []
+        self._to_refund: list[ClaimedMessage] = []
 
-    def record_failure(self, channel: Hashable, claim: ClaimedMessage, at: float) -> None:
-        """Record a failure that costs an attempt."""
-        self._failed.append(RefundCandidate(channel, at, claim))
+    def record_failure(self, channel: Hashable, claim: ClaimedMessage, failed_at: float) -> None:
+        """Record a failed attempt as a candidate."""
+        self._candidates.append(RefundCandidate(channel, failed_at, claim))
 
-    def record_success(self, channel: Hashable, started: float) -> None:
+    def record_success(self, channel: Hashable, started_at: float) -> None:
         """Record a successful request: failures before its start belong to no outage."""
-        if self._failed:
-            self._failed = [
-                failed
-                for failed in self._failed
-                if failed.channel != channel or failed.at > started
+        if self._candidates:
+            self._candidates = [
+                candidate
+                for candidate in self._candidates
+                if candidate.channel != channel or candidate.failed_at > started_at
             ]
 
     def discard(self, claims: Collection[ClaimedMessage]) -> None:
-        """Forget claims whose lease was lost: another worker may own the message now."""
+        """Never refund these claims: their leases were lost, or their results cannot be written.
+
+        Another worker may have claimed the message since.
+        """
         if claims:
             keys = {_lease_key(claim) for claim in claims}
-            self._failed = [
-                failed for failed in self._failed if _lease_key(failed.claim) not in keys
+            self._candidates = [
+                candidate
+                for candidate in self._candidates
+                if _lease_key(candidate.claim) not in keys
             ]
-            self._confirmed = [claim for claim in self._confirmed if _lease_key(claim) not in keys]
+            self._to_refund = [claim for claim in self._to_refund if _lease_key(claim) not in keys]
 
     def confirm_outage(self, channel: Hashable) -> None:
-        """Mark all recorded failures of a channel for a refund: its breaker has opened."""
-        self.add([failed.claim for failed in self._failed if failed.channel == channel])
-        self._failed = [failed for failed in self._failed if failed.channel != channel]
+        """Mark all candidates of a channel for a refund: its breaker has opened."""
+        self.add([each.claim for each in self._candidates if each.channel == channel])
+        self._candidates = [each for each in self._candidates if each.channel != channel]
 
     def add(self, claims: list[ClaimedMessage]) -> None:
         """Mark claims for a refund."""
-        self._confirmed += claims
+        self._to_refund += claims
 
     def drain(self, unrecorded: Collection[int]) -> list[ClaimedMessage]:
         """Remove and return the claims to refund.
 
-        Claims of messages in `unrecorded` stay for a later call: their results are not stored yet.
+        `unrecorded` are ids of messages whose results are not stored yet. Their claims stay for a
+        later call.
         """
-        claims = [claim for claim in self._confirmed if claim.id not in unrecorded]
-        self._confirmed = [claim for claim in self._confirmed if claim.id in unrecorded]
+        claims = [claim for claim in self._to_refund if claim.id not in unrecorded]
+        self._to_refund = [claim for claim in self._to_refund if claim.id in unrecorded]
         return claims
 
 

@@ -1,4 +1,7 @@
-"""Claim due messages: as many as the gateway can take, shared fairly between the mailings."""
+"""The claimer: claims due messages, as many as the gateway can take, for all mailings fairly.
+
+It also refunds the attempts that an outage cost, between two claims, on the same connection.
+"""
 
 import asyncio
 import contextlib
@@ -10,7 +13,7 @@ from mailer.clock import database_clock, elapsed
 from mailer.db.engine import DedicatedConnection, is_unavailable
 from mailer.dispatch.claims import WorkerClaims
 from mailer.dispatch.due import DueMailings
-from mailer.dispatch.fair_scheduler import FairScheduler
+from mailer.dispatch.fair_scheduler import FairScheduler, MailingBatch
 from mailer.dispatch.loop_failures import DB_RETRY_DELAY, LoopFailures, log_task_error
 from mailer.dispatch.message_log import log_claimed
 from mailer.dispatch.running_mailings import RunningMailings
@@ -19,9 +22,10 @@ from mailer.message import store
 from mailer.message.model import ClaimedMessage, MessageResult
 
 MAX_CLAIM_POLL_INTERVAL = 1.0
-"""Most seconds to wait for work, in case a signal is missed."""
+"""Most seconds until the next check for due messages, in case a notification is missed."""
 MIN_CLAIM_POLL_INTERVAL = 0.01
-"""Least seconds to wait for work: other workers may be claiming all due messages now."""
+"""Least seconds until the next check when the last one found nothing to claim, as may happen while
+other workers claim all due messages."""
 
 
 class Claimer:
@@ -44,6 +48,8 @@ class Claimer:
         self._due = DueMailings(self._scheduler, running_mailings.running)
         self._has_work = asyncio.Event()
         self._may_have_orphans = False
+        """Whether a claim has failed, so that its messages may be leased by this worker although it
+        does not know them."""
         self._is_stopping = False
         channel.add_breaker_listener(self._has_work.set)
 
@@ -53,18 +59,18 @@ class Claimer:
         self._has_work.set()
 
     def add_mailings(self, mailing_ids: Iterable[int]) -> None:
-        """Claim from these mailings soon, because they have new messages."""
+        """Claim from these mailings next, because they have new messages."""
         self._scheduler.add(mailing_ids)
         self._has_work.set()
 
     def record_results(self, results: list[MessageResult]) -> None:
-        """Record when messages are due again that this worker has released or requeued."""
-        if scheduled := [result for result in results if result.status == "scheduled"]:
-            self._due.record_results(scheduled)
+        """Plan claims of the messages that this worker has released or requeued."""
+        if rescheduled := [result for result in results if result.status == "scheduled"]:
+            self._due.record_rescheduled(rescheduled)
             self._has_work.set()
 
     def stop(self) -> None:
-        """Stop claiming, and close the prefetch queue."""
+        """Make `run` end, and close the prefetch queue."""
         self._is_stopping = True
         self._has_work.set()
         self._claims.prefetch.close()
@@ -77,7 +83,7 @@ class Claimer:
                 await self._wait_for_work(on_idle)
 
     async def flush(self) -> None:
-        """Refund attempts and release orphaned claims. Call it when all results are stored."""
+        """Refund attempts and release orphans. Call it last, when all results are stored."""
         await self._refund_attempts()
         if self._may_have_orphans:
             await self._release_orphans()
@@ -87,7 +93,10 @@ class Claimer:
         self._connection.close()
 
     async def _refund_attempts(self) -> None:
-        """Refund attempts. It runs between two claims, so none of the messages is being claimed."""
+        """Refund the attempts that an outage cost.
+
+        It runs between two claims, so this worker is claiming none of the messages meanwhile.
+        """
         claims = self._claims.take_refundable()
         if not claims:
             return
@@ -96,14 +105,14 @@ class Claimer:
         except Exception as error:  # any error ends this step only
             log_task_error(error, at="refund")
             if is_unavailable(error):
-                self._claims.refunds.add(claims)
+                self._claims.put_back_refundable(claims)
 
     async def _claim_due(self) -> bool:
         """Claim due messages. Return whether there may be more to claim now."""
         prefetch_capacity = await self._claims.prefetch.wait_for_capacity()
         capacity = min(prefetch_capacity, self._breaker.capacity(elapsed()))
         try:
-            has_more = await self._claim_up_to(capacity)
+            may_have_more = await self._claim_up_to(capacity)
         except Exception as error:  # any error ends this claim only
             log_task_error(error, at="claim")
             self._failures.record("claim", has_failed=True)
@@ -111,55 +120,59 @@ class Claimer:
             await asyncio.sleep(DB_RETRY_DELAY)
             return False
         self._failures.record("claim", has_failed=False)
-        return has_more
+        return may_have_more
 
     async def _claim_up_to(self, capacity: int) -> bool:
+        """Claim at most `capacity` due messages. Return whether there may be more to claim now."""
         await self._due.refresh(await self._connection.get())
-        mailing_ids, share = self._scheduler.next_batch(
-            self._running_mailings.running, capacity, elapsed()
-        )
-        if not mailing_ids or self._is_stopping:
+        batch = self._scheduler.next_batch(self._running_mailings.running, capacity, elapsed())
+        if not batch.mailing_ids or self._is_stopping:
             return self._due.has_unchecked and not self._is_stopping
-        claims = await self._claim(mailing_ids, share)
+        claims = await self._claim(batch)
         metrics.messages_claimed(len(claims))
         for claim in claims:
             log_claimed(claim)
         return bool(claims) or self._scheduler.has_queued or self._due.has_unchecked
 
-    async def _claim(self, mailing_ids: list[int], share: int) -> list[ClaimedMessage]:
+    async def _claim(self, batch: MailingBatch) -> list[ClaimedMessage]:
+        """Claim messages of a batch of mailings, and plan the next claims from them."""
         try:
             connection = await self._connection.get()
             if self._may_have_orphans:
                 await self._release_orphans()
-            at = database_clock.now()
-            after = {mailing_id: self._due.cursor(mailing_id) for mailing_id in mailing_ids}
+            claimed_at = database_clock.now()
+            cursors = {mailing_id: self._due.cursor(mailing_id) for mailing_id in batch.mailing_ids}
             async with self._running_mailings.claiming:
                 claims = await store.claim(
-                    connection, after, share, self._claims.owner, self._claims.lease
+                    connection, cursors, batch.share, self._claims.owner, self._claims.lease
                 )
         except BaseException:
-            self._due.recheck(mailing_ids)  # the statement may have claimed messages
+            self._due.recheck(batch.mailing_ids)  # the statement may have claimed messages
             raise
         self._claims.add(claims)
         below_share = self._scheduler.record_claimed(
-            mailing_ids, share, Counter(claim.mailing_id for claim in claims)
+            batch, Counter(claim.mailing_id for claim in claims)
         )
-        self._due.record_claimed(claims, below_share, at)
+        self._due.record_claimed(claims, below_share, claimed_at)
         return claims
 
     async def _release_orphans(self) -> None:
-        """Release messages of a claim that was made although its connection was lost."""
+        """Release messages that are leased by this worker although it does not know them.
+
+        This happens when the connection is lost after the database has made a claim.
+        """
         connection = await self._connection.get()
         await store.release_orphaned(connection, self._claims.owner, self._claims.unrecorded)
         self._may_have_orphans = False
 
     async def _wait_for_work(self, on_idle: Callable[[], None]) -> None:
-        """Wait until a message is due, the breaker permits a request, or a signal comes."""
-        probe_pause = self._breaker.seconds_to_probe(elapsed())
-        if not probe_pause:
+        """Wait until a message is due, the breaker permits a request, or `_has_work` is set."""
+        seconds_to_probe = self._breaker.seconds_to_probe(elapsed())
+        if not seconds_to_probe:
             on_idle()
         due_at = self._scheduler.next_due()
-        pause = probe_pause or (MAX_CLAIM_POLL_INTERVAL if due_at is None else due_at - elapsed())
+        seconds_to_due = MAX_CLAIM_POLL_INTERVAL if due_at is None else due_at - elapsed()
+        pause = seconds_to_probe or seconds_to_due
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(
                 min(MAX_CLAIM_POLL_INTERVAL, max(MIN_CLAIM_POLL_INTERVAL, pause))

@@ -1,4 +1,8 @@
-"""The dispatcher: starts and finishes mailings and sends their messages, in this worker."""
+"""The dispatcher: all background work of a worker.
+
+It starts mailings, enqueues their audiences, sends their messages, finishes them, and runs the
+periodic jobs. This module connects the parts; each part has a module of its own.
+"""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection
@@ -24,17 +28,17 @@ from mailer.message.model import MessageResult
 from mailer.settings import Settings
 
 DRAIN_TIMEOUT = 15.0
-"""Seconds after the shutdown grace in which the last statements may end."""
+"""Seconds after the shutdown grace in which results may be recorded and the last statements end."""
 
 
 class DispatcherLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """How many messages this worker sends at once, how often, and how long it takes to stop."""
+    """Limits on sending, retries, stopping and periodic jobs in this worker."""
 
     concurrency: int
     """Most requests to the gateway at the same time."""
     retry: RetryPolicy
     shutdown_grace: float
-    """Seconds in which the requests in flight may end."""
+    """Seconds after `stop` for which requests in flight may go on."""
     jobs: JobLimits
 
     @classmethod
@@ -51,7 +55,7 @@ class DispatcherLimits(msgspec.Struct, frozen=True, kw_only=True):
 class Dispatcher:
     """Runs and connects the pipeline, the lifecycle, the running mailings and the periodic jobs.
 
-    Without a channel nothing is sent.
+    Without a channel nothing is sent. `report` sends the daily report if it is due.
     """
 
     def __init__(
@@ -70,11 +74,11 @@ class Dispatcher:
             url,
             self._claims.in_flight,
             self._failures,
-            self._on_mailings_changed,
-            self._try_now,
+            on_change=self._on_mailings_changed,
+            on_try_now=self._try_now,
         )
         self._lifecycle = Lifecycle(
-            engine, self._failures, self._on_messages_enqueued, self._is_sending
+            engine, self._failures, self._on_messages_enqueued, self._has_prefetched
         )
         self._pipeline = (
             None
@@ -82,7 +86,7 @@ class Dispatcher:
             else self._create_pipeline(url, channel, limits.retry, limits.shutdown_grace)
         )
         self._jobs = jobs(engine, limits.jobs, report)
-        self._grace = limits.shutdown_grace + DRAIN_TIMEOUT
+        self._stop_timeout = limits.shutdown_grace + DRAIN_TIMEOUT
         self._stopping = asyncio.Event()
 
     def _create_pipeline(
@@ -119,27 +123,30 @@ class Dispatcher:
             periodic.cancel()
             if self._pipeline is not None and sending is not None:
                 self._pipeline.stop()
-                await asyncio.wait([sending], timeout=self._grace)
+                await asyncio.wait([sending], timeout=self._stop_timeout)
                 sending.cancel()  # no effect if it has ended
             for task in background:
                 task.cancel()
 
-    def _is_sending(self) -> bool:
-        """Return whether more messages are claimed than can be sent at once."""
+    def _has_prefetched(self) -> bool:
+        """Return whether claimed messages wait for their requests to start."""
         return not self._claims.prefetch.is_empty
 
     def _try_now(self) -> None:
+        """Probe the gateway now, and claim messages that a user has made due."""
         if self._channel is not None:
             self._channel.breaker.try_now(elapsed(), database_clock.now())
         if self._pipeline is not None:
             self._pipeline.claimer.recheck(self._running_mailings.running)
 
     def _on_results(self, results: list[MessageResult]) -> None:
+        """Plan the next claims after results were recorded, and check for finished mailings."""
         if self._pipeline is not None:
             self._pipeline.claimer.record_results(results)
         self._lifecycle.check_finished({result.claim.mailing_id for result in results})
 
     def _on_mailings_changed(self, mailing_ids: Collection[int]) -> None:
+        """Do the work that changes of mailings may have made due."""
         self._lifecycle.check_finished(mailing_ids)
         self._lifecycle.wake()
         if self._pipeline is not None:

@@ -1,4 +1,4 @@
-"""Schedule the next claim of each mailing, and keep its claim cursor."""
+"""Find out when the next claim from each mailing is due, and keep the mailing's claim cursor."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
@@ -15,36 +15,45 @@ from mailer.message.store import ClaimCursor
 SCAN_BATCH = 1_000
 """Most mailings that one statement checks."""
 SCAN_INTERVAL = 1.0
-"""Least seconds between scans. A scan checks some of the running mailings, and finds messages
+"""Least seconds between scans. A scan checks the next `SCAN_BATCH` running mailings for messages
 that other workers have released or requeued."""
 MAX_SCAN_SHARE = 1 / 20
-"""Largest share of the time that scans may use: they are slow while an old snapshot exists."""
+"""Largest share of the time that scans may use: they are slow while an old snapshot exists, because
+PostgreSQL then keeps old versions of claimed rows in the index."""
 RECHECK_INTERVAL = 0.02
-"""Least seconds until the next claim from a mailing, while other workers claim its due messages."""
+"""Least seconds until the next claim from a mailing, when other workers may be claiming its due
+messages now."""
 CLOCK_TOLERANCE = timedelta(seconds=0.05)
 """Largest time by which the database's clock may be ahead of this worker's estimate of it."""
 
 
 class DueMailings:
-    """Determines when to claim from each running mailing.
+    """Tells the scheduler when to claim from each running mailing.
 
-    It finds the first scheduled message of a mailing by SQL. A claim starts at the mailing's
-    cursor, the last message of its previous claim, so that it does not scan claimed messages again.
-    A released or replanned message may become due before the cursor. A scan finds it, and the
-    mailing's cursor is reset.
+    For this, it reads the due time of the first scheduled message of a mailing from the database.
+
+    It also keeps the claim cursor of each mailing: the position of the last claimed message. The
+    next claim starts after the cursor, so that it does not read the claimed messages again. A
+    message that is released or replanned may get a position before the cursor. This worker's own
+    releases and the scans find such messages, and then the cursor is reset.
+
+    `running` contains the running mailings; the caller keeps it up to date.
     """
 
     def __init__(self, scheduler: FairScheduler, running: Mapping[int, object]) -> None:
         self._scheduler = scheduler
         self._running = running
         self._unchecked: dict[int, datetime | None] = {}
+        """Mailings whose first scheduled message must still be found. A moment means: among the
+        messages that are due since then; None means: among all messages."""
         self._cursors: dict[int, ClaimCursor] = {}
-        self._scan: Iterator[int] = iter(())
-        self._scan_at = 0.0
+        self._to_scan: Iterator[int] = iter(())
+        """The running mailings that the current round of scans has not checked yet."""
+        self._next_scan_at = 0.0
 
     @property
     def has_unchecked(self) -> bool:
-        """Whether there are mailings whose first message must still be found."""
+        """Whether there are mailings whose first scheduled message must still be found."""
         return bool(self._unchecked)
 
     def recheck(self, mailing_ids: Iterable[int]) -> None:
@@ -58,10 +67,11 @@ class DueMailings:
     def record_claimed(
         self, claims: Iterable[ClaimedMessage], below_share: list[int], at: datetime
     ) -> None:
-        """Record a claim at a moment of the database's clock.
+        """Record a claim that started at the moment `at` of the database's clock.
 
-        `below_share` are the mailings of which fewer messages were claimed than their share. Only
-        their messages that are due since that moment are looked at.
+        `below_share` are the mailings of which fewer messages were claimed than their share. Of
+        these, no other message was due at that moment, except those that other workers were
+        claiming. So only messages that are due since then are checked next.
         """
         for claim in claims:
             position = (claim.due_at, claim.id)
@@ -70,8 +80,8 @@ class DueMailings:
         for mailing_id in below_share:
             self._unchecked.setdefault(mailing_id, at - CLOCK_TOLERANCE)
 
-    def record_results(self, results: Iterable[MessageResult]) -> None:
-        """Record when messages are due again that this worker has released or requeued."""
+    def record_rescheduled(self, results: Iterable[MessageResult]) -> None:
+        """Record when the messages that this worker has released or requeued are due again."""
         now, database_now = elapsed(), database_clock.now()
         for result in results:
             mailing_id = result.claim.mailing_id
@@ -84,47 +94,54 @@ class DueMailings:
                 )
 
     async def refresh(self, connection: asyncpg.Connection) -> None:
-        """Find the first messages of unchecked mailings, and run a scan if it is time."""
+        """Find the first scheduled messages of unchecked mailings. Also run a scan if it is due."""
         started = elapsed()
-        if started >= self._scan_at:
-            await self._scan_slice(connection)
+        if started >= self._next_scan_at:
+            await self._scan_next_batch(connection)
             now = elapsed()
-            self._scan_at = now + max(SCAN_INTERVAL, (now - started) / MAX_SCAN_SHARE)
-        if self._unchecked:  # the latest first
-            batch = dict(
+            self._next_scan_at = now + max(SCAN_INTERVAL, (now - started) / MAX_SCAN_SHARE)
+        if self._unchecked:
+            batch = dict(  # `popitem` removes the latest entry, so the latest changes come first
                 self._unchecked.popitem() for _ in range(min(SCAN_BATCH, len(self._unchecked)))
             )
             try:
-                await self._find_first_waiting(connection, batch)
+                await self._find_first_scheduled(connection, batch)
             except BaseException:
                 self._unchecked = batch | self._unchecked  # newer entries override those of `batch`
                 raise
 
-    async def _scan_slice(self, connection: asyncpg.Connection) -> None:
-        """Find the first messages of the next `SCAN_BATCH` running mailings."""
-        batch = list(islice(self._scan, SCAN_BATCH))
+    async def _scan_next_batch(self, connection: asyncpg.Connection) -> None:
+        """Find the first scheduled messages of the next `SCAN_BATCH` running mailings.
+
+        At the end of a round, a new one starts, and the cursors of ended mailings are forgotten.
+        """
+        batch = list(islice(self._to_scan, SCAN_BATCH))
         if len(batch) < SCAN_BATCH:
-            self._scan = iter(list(self._running))
+            self._to_scan = iter(list(self._running))
             self._cursors = {
                 mailing_id: cursor
                 for mailing_id, cursor in self._cursors.items()
                 if mailing_id in self._running
             }
-            batch += islice(self._scan, SCAN_BATCH - len(batch))
-        await self._find_first_waiting(connection, dict.fromkeys(batch))
+            batch += islice(self._to_scan, SCAN_BATCH - len(batch))
+        await self._find_first_scheduled(connection, dict.fromkeys(batch))
 
-    async def _find_first_waiting(
-        self, connection: asyncpg.Connection, since: Mapping[int, datetime | None]
+    async def _find_first_scheduled(
+        self, connection: asyncpg.Connection, due_since: Mapping[int, datetime | None]
     ) -> None:
-        """Find the first scheduled message of each mailing, and schedule the next claim.
+        """Find the first scheduled message of each mailing, and plan the next claim from it.
 
-        `since` maps a mailing to a moment, to look only at messages that are due since then, or to
-        None.
+        `due_since` maps each mailing to a moment, to check only messages that are due since then;
+        or to None, to check all messages. A claimed message is not scheduled.
         """
-        for mailing_id, position, seconds in await store.first_waiting(connection, since):
+        for mailing_id, position, seconds_to_due in await store.first_waiting(
+            connection, due_since
+        ):
             if position <= self._cursors.get(mailing_id, store.FIRST_CURSOR):
-                del self._cursors[mailing_id]
-            if seconds > 0 or since[mailing_id] is not None:
-                self._scheduler.add_at(mailing_id, elapsed() + max(RECHECK_INTERVAL, seconds))
+                del self._cursors[mailing_id]  # else the next claim would not find the message
+            was_just_claimed_from = due_since[mailing_id] is not None
+            if seconds_to_due > 0 or was_just_claimed_from:
+                pause = max(RECHECK_INTERVAL, seconds_to_due)
+                self._scheduler.add_at(mailing_id, elapsed() + pause)
             else:
                 self._scheduler.add([mailing_id])

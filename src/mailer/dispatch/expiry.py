@@ -8,11 +8,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from mailer.access import sessions
 from mailer.access.login_throttle import KNOWN_NETWORK_LIFETIME
 from mailer.db.tables.access import known_network, login_throttle, oidc_sign_in, session
-from mailer.idempotency import store as claims
+from mailer.idempotency import store as idempotent_requests
 from mailer.oidc.store import SIGN_IN_TIMEOUT
 
 THROTTLE_RETENTION = timedelta(days=1)
-"""Failed sign-ins are forgotten this long after the last one."""
+"""The counter of failed sign-ins is deleted this long after the last failure."""
 
 
 async def delete_expired(connection: AsyncConnection, limit: int) -> None:
@@ -32,12 +32,14 @@ async def delete_expired(connection: AsyncConnection, limit: int) -> None:
     await _delete(
         connection, known_network, known_network.c.seen_at <= now - KNOWN_NETWORK_LIFETIME, limit
     )
-    await claims.purge(connection, limit)
+    await idempotent_requests.purge(connection, limit)
 
 
 async def _delete(
     connection: AsyncConnection, table: Table, is_expired: ColumnElement[bool], limit: int
 ) -> None:
-    expired = select(table.c.digest).where(is_expired).limit(limit)
-    expired = expired.with_for_update(skip_locked=True)
-    await connection.execute(delete(table).where(table.c.digest.in_(expired)))
+    # rows that another worker is deleting are skipped, so that no worker waits
+    expired_digests = (
+        select(table.c.digest).where(is_expired).limit(limit).with_for_update(skip_locked=True)
+    )
+    await connection.execute(delete(table).where(table.c.digest.in_(expired_digests)))

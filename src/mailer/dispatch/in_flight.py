@@ -18,16 +18,18 @@ class InFlightRequests:
 
     def __init__(self) -> None:
         self._mailings: dict[Request, int] = {}
+        """The id of each request's mailing."""
         self._timer: asyncio.TimerHandle | None = None
-        self._fires_at = float("inf")
+        self._timer_at = float("inf")
+        """When the timer ends, a moment of `elapsed()`; infinite without a timer."""
 
     def __len__(self) -> int:
         return len(self._mailings)
 
     def add(self, mailing_id: int, request: Request) -> None:
-        """Abort a request at its deadline, or when its mailing stops, until it is removed."""
+        """Add a request that starts now. Until it is removed, it may be aborted."""
         self._mailings[request] = mailing_id
-        if request.deadline < self._fires_at:
+        if request.deadline < self._timer_at:
             self._set_timer(request.deadline)
 
     def remove(self, request: Request) -> None:
@@ -35,10 +37,11 @@ class InFlightRequests:
         del self._mailings[request]
 
     def apply_mailing_changes(self, mailings: Mapping[int, RunningMailing], now: datetime) -> None:
-        """Abort unwritten requests of mailings that may not send, and shorten deadlines.
+        """Abort unwritten requests of mailings that may not send any more.
 
-        `mailings` are the running and paused mailings. A request must end with its mailing: an
-        earlier end moves the deadline forward.
+        `mailings` are all running and paused mailings, and `now` is the time by the database's
+        clock. A request must end before its mailing does, so an earlier end of the mailing moves
+        the deadlines of its requests forward.
         """
         elapsed_now = elapsed()
         for request, mailing_id in self._mailings.items():
@@ -46,29 +49,31 @@ class InFlightRequests:
             if mailing is None or not mailing.may_send:
                 request.abort_unwritten()
             if mailing is not None:
-                seconds = mailing.time_left(now)
-                request.deadline = min(request.deadline, elapsed_now + seconds)
+                deadline_of_mailing = elapsed_now + mailing.time_left(now)
+                request.deadline = min(request.deadline, deadline_of_mailing)
         self._abort_overdue()
 
     def abort_all(self, reason: str) -> None:
-        """Abort every request. A request that was written has the outcome unknown, for `reason`."""
+        """Abort every request. The outcome of a written request is unknown, for `reason`."""
         for request in self._mailings:
             request.abort_unwritten()
             request.abort(reason)
 
     def _abort_overdue(self) -> None:
+        """Abort the requests whose deadline has come, and set the timer for the next deadline."""
         now = elapsed()
         for request in self._mailings:
             if request.deadline <= now:
                 request.abort("timeout")
-        deadlines = [r.deadline for r in self._mailings if r.abort_reason is None]
+        deadlines = [request.deadline for request in self._mailings if request.abort_reason is None]
         self._set_timer(min(deadlines, default=float("inf")))
 
     def _set_timer(self, moment: float) -> None:
+        """Replace the timer by one that ends at a moment of `elapsed()`; infinite for no timer."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._fires_at = moment
+        self._timer_at = moment
         if moment < float("inf"):
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(moment - elapsed(), self._abort_overdue)

@@ -1,4 +1,4 @@
-"""Start mailings, enqueue their audiences, and finish them when due."""
+"""The lifecycle of mailings: start them, enqueue and replan their messages, and finish them."""
 
 import asyncio
 import contextlib
@@ -33,15 +33,21 @@ LIFECYCLE_BATCH = 5_000
 MAX_FINISH_CHECKS = 200
 """Most changed mailings that one iteration checks for being finished."""
 MAX_LIFECYCLE_POLL_INTERVAL = 1.0
-"""Most seconds to wait for work, in case a signal is missed."""
+"""Most seconds until the next check for pending work, in case a notification is missed."""
 MIN_LIFECYCLE_POLL_INTERVAL = 0.02
-"""Least seconds to wait for work: other workers may be doing all of it now."""
+"""Least seconds until the next check when the last iteration did nothing, as may happen while other
+workers do all pending work."""
 ENQUEUE_ORDERS: tuple[enqueuing.EnqueueOrder, ...] = ("newest", "partly_enqueued", "lowest_cursor")
-"""Orders in which chunks of large audiences are enqueued, one after the other."""
+"""Orders by which the mailing is chosen whose next chunk is enqueued. They alternate, so that no
+mailing with a large audience waits for long."""
 
 
 class Lifecycle:
-    """Starts, enqueues, replans and finishes mailings when due. Several workers share the work."""
+    """Starts, enqueues, replans and finishes mailings when due. Several workers share the work.
+
+    `on_messages` is called with the mailings that have got new messages. `is_sending` tells whether
+    claimed messages wait in this worker to be sent.
+    """
 
     def __init__(
         self,
@@ -56,12 +62,20 @@ class Lifecycle:
         self._is_sending = is_sending
         self._has_work = asyncio.Event()
         self._has_failed = False
+        """Whether a step of the current iteration has failed."""
         self._finish_candidates: dict[int, None] = {}
+        """Mailings that may be finished, because they or their messages have changed: an ordered
+        set, with the latest changes at the end."""
         self._checked_up_to = 0
-        self._orders = itertools.cycle(ENQUEUE_ORDERS)
+        """Besides the candidates, each iteration checks some of all mailings, in the order of ids,
+        in case a change was missed. This is the id of the last one; 0 at the start of a round."""
+        self._enqueue_orders = itertools.cycle(ENQUEUE_ORDERS)
         self._skipped = SkippedMailings()
-        self._skip_until = 0.0
+        self._forget_skipped_at = 0.0
+        """When skipped mailings are tried again, a moment of `elapsed()`."""
         self._next_large_at = 0.0
+        """When chunks of partly enqueued audiences may be enqueued again, a moment of `elapsed()`.
+        Until then only first chunks are enqueued."""
 
     def check_finished(self, mailing_ids: Iterable[int]) -> None:
         """Check soon whether these mailings are finished: they or their messages have changed."""
@@ -70,7 +84,7 @@ class Lifecycle:
             self._finish_candidates[mailing_id] = None
 
     def wake(self) -> None:
-        """Start the next iteration now."""
+        """Check for pending work now."""
         self._has_work.set()
 
     async def run(self) -> None:
@@ -88,51 +102,49 @@ class Lifecycle:
 
     async def _advance(self) -> float:
         """Do some of the pending work. Return the seconds until there may be more."""
-        # the latest first: a full read of the mailings makes all running mailings candidates
+        # The latest candidates first: after a full read, all running mailings are candidates.
         candidates = [
             self._finish_candidates.popitem()[0]
             for _ in range(min(MAX_FINISH_CHECKS, len(self._finish_candidates)))
         ]
-        after, self._checked_up_to = self._checked_up_to, 0
-        if elapsed() >= self._skip_until:
+        # If this iteration fails, the next one starts a new round of checks.
+        check_after, self._checked_up_to = self._checked_up_to, 0
+        if elapsed() >= self._forget_skipped_at:
             self._skipped.clear()
-            self._skip_until = elapsed() + SKIP_SECONDS
-        to_do = await self._run_step(
-            lambda db: pending_work.find_pending_work(db, after, candidates, self._skipped)
+            self._forget_skipped_at = elapsed() + SKIP_SECONDS
+        pending = await self._run_step(
+            lambda db: pending_work.find_pending_work(db, check_after, candidates, self._skipped)
         )
-        if to_do is None:
+        if pending is None:
             self.check_finished(candidates)
             return DB_RETRY_DELAY
-        has_started = to_do.must_start and await self._start_due()
-        has_messages = (has_started or to_do.must_enqueue) and await self._enqueue()
-        self._checked_up_to = to_do.last_checked_id
-        if to_do.must_replan:
+        has_started = pending.must_start and await self._start_due()
+        has_messages = (has_started or pending.must_enqueue) and await self._enqueue()
+        self._checked_up_to = pending.last_checked_id
+        if pending.must_replan:
             replan = partial(replanning.replan_chunk, skipped=self._skipped)
             has_messages |= bool(await self._run_step(replan))
-        if to_do.must_retry:
+        if pending.must_retry:
             retry = partial(retrying.retry_chunk, chunk=LIFECYCLE_BATCH, skipped=self._skipped)
             has_messages |= bool(await self._run_step(retry))
-        has_ended_messages = to_do.must_end_messages and await self._run_step(
+        has_ended_messages = pending.must_end_messages and await self._run_step(
             lambda db: finishing.end_scheduled_messages(db, LIFECYCLE_BATCH)
         )
-        has_finished = to_do.must_finish and await self._finish(after, candidates)
+        has_finished = pending.must_finish and await self._finish(check_after, candidates)
         if has_started or has_messages or has_ended_messages or has_finished:
             return 0
-        if to_do.has_work:
-            return max(
-                MIN_LIFECYCLE_POLL_INTERVAL,
-                min(MAX_LIFECYCLE_POLL_INTERVAL, self._next_large_at - elapsed()),
-            )
-        return (
-            MAX_LIFECYCLE_POLL_INTERVAL
-            if to_do.seconds_until_next is None
-            else min(
-                MAX_LIFECYCLE_POLL_INTERVAL,
-                max(MIN_LIFECYCLE_POLL_INTERVAL, to_do.seconds_until_next),
-            )
+        if pending.has_work:  # others are doing it, or the pause after a large chunk is not over
+            seconds_until_next = self._next_large_at - elapsed()
+        elif pending.seconds_until_next is None:
+            seconds_until_next = MAX_LIFECYCLE_POLL_INTERVAL
+        else:
+            seconds_until_next = pending.seconds_until_next
+        return min(
+            MAX_LIFECYCLE_POLL_INTERVAL, max(MIN_LIFECYCLE_POLL_INTERVAL, seconds_until_next)
         )
 
     async def _start_due(self) -> bool:
+        """Start mailings whose start has come. Return whether there were any."""
         step = partial(starting.start_due, skipped=self._skipped)
         started = await self._run_step(step) or []
         for mailing_id in started:
@@ -140,7 +152,10 @@ class Lifecycle:
         return bool(started)
 
     async def _enqueue(self) -> bool:
-        """Enqueue some small audiences, each of them whole, and one chunk of a large audience."""
+        """Enqueue some small audiences, each of them whole, and one chunk of a large audience.
+
+        Return whether anything was enqueued.
+        """
         small = (
             await self._run_step(partial(small_audiences.enqueue_small, skipped=self._skipped))
             or []
@@ -150,15 +165,18 @@ class Lifecycle:
         return bool(small or large)
 
     async def _enqueue_large(self) -> bool:
+        """Enqueue the next chunk of one audience. Return whether there was one."""
         started = elapsed()
-        order = "newest" if started < self._next_large_at else next(self._orders)
+        must_pause = started < self._next_large_at
+        order = "newest" if must_pause else next(self._enqueue_orders)
         chunk = await self._enqueue_chunk(order)
-        if chunk is None and order != "lowest_cursor" and started >= self._next_large_at:
+        if chunk is None and order != "lowest_cursor" and not must_pause:
             chunk = await self._enqueue_chunk("lowest_cursor")
         if chunk is None:
             return False
         if chunk.is_large and self._is_sending():
-            # it keeps the database busy, so leave half of the time to the sending of messages
+            # A large chunk keeps the database busy. Pause for as long as it took, to leave half of
+            # the time to the sending of messages.
             now = elapsed()
             self._next_large_at = now + (now - started)
         self._announce([chunk])
@@ -170,6 +188,7 @@ class Lifecycle:
         )
 
     def _announce(self, chunks: list[enqueuing.EnqueuedChunk]) -> None:
+        """Report new messages, and log audiences that are enqueued to their end."""
         for chunk in chunks:
             if chunk.is_last:
                 self.check_finished([chunk.mailing_id])
@@ -179,10 +198,11 @@ class Lifecycle:
         if chunks:
             self._on_messages([chunk.mailing_id for chunk in chunks])
 
-    async def _finish(self, after: int, candidates: list[int]) -> bool:
-        finished = await self._run_step(lambda db: finishing.finish(db, after, candidates))
+    async def _finish(self, check_after: int, candidates: list[int]) -> bool:
+        """Close and settle mailings. Return whether there were any."""
+        finished = await self._run_step(lambda db: finishing.finish(db, check_after, candidates))
         if finished is None or len(finished) == mailing_batches.MAILINGS_PER_BATCH:
-            self.check_finished(candidates)  # more of them may be finished
+            self.check_finished(candidates)  # it failed, or there may be more than fit in a batch
             finished = finished or []
         for mailing_id, change in finished:
             if change == "settled":

@@ -1,7 +1,10 @@
-"""Log failures of the dispatcher's loops. While a loop keeps failing, this worker is not ready."""
+"""Failures of the dispatcher's loops: they are logged, and this worker is not ready meanwhile.
+
+A loop is a task of the dispatcher that runs until the worker stops.
+"""
 
 from functools import partial
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import structlog
 
@@ -13,39 +16,53 @@ from mailer.log import describe
 log = structlog.get_logger()
 
 Loop = Literal["watch_running_mailings", "lifecycle", "claim", "record"]
+"""The name of a loop, also in the metrics."""
 
 DB_RETRY_DELAY = 0.5
-"""Seconds between attempts while the database is unavailable."""
+"""Seconds after which a loop tries again while the database is unavailable."""
 FAILURE_LOG_INTERVAL = 10.0
 """Least seconds between two log lines of one task while the database is unavailable."""
 FAILING_AFTER = 10.0
-"""Seconds after a loop's first failure, without a success since, when it counts as failing."""
+"""Seconds after its first failure, without a success since, from which a loop counts as failing."""
 IDLE_AFTER = 300.0
-"""Seconds after a loop's last failure when it counts as idle: it has had nothing to do since."""
+"""Seconds after its last failure from which a loop counts as idle and not as failing: it has had
+nothing to do since."""
 LOOP_FAILURE_REASONS: dict[Loop, str] = {
     "watch_running_mailings": "Running mailings cannot be read, and nothing is sent; see the log.",
     "lifecycle": "Starting, planning or finishing mailings keeps failing; see the log.",
     "claim": "Messages cannot be claimed, and nothing is sent; see the log.",
     "record": "Results of messages cannot be written; see the log.",
 }
+"""Why a worker is not ready while a loop fails, as a sentence for users."""
+
+
+class Failing(NamedTuple):
+    """The failures of a loop since its last success: when the first and the last one happened.
+
+    Both are moments of `elapsed()`.
+    """
+
+    first_at: float
+    last_at: float
 
 
 class LoopFailures:
-    """Tracks the loops whose latest attempts have all failed, and since when."""
+    """Tracks which loops are failing, and since when."""
 
     def __init__(self) -> None:
-        self._failures: dict[Loop, tuple[float, float]] = {}  # first and last failure
+        self._failing: dict[Loop, Failing] = {}
         for loop in LOOP_FAILURE_REASONS:
-            metrics.watch_job(loop, partial(self._age, loop))
+            metrics.watch_job(loop, partial(self._seconds_failing, loop))
 
     def record(self, loop: Loop, *, has_failed: bool) -> None:
-        """Record whether an attempt of a loop has failed."""
+        """Record whether an iteration of a loop has failed."""
         if has_failed:
             metrics.job_failed(loop)
             now = elapsed()
-            self._failures[loop] = (now - self._age(loop, now), now)
+            first_at = now - self._seconds_failing(loop, now)
+            self._failing[loop] = Failing(first_at, last_at=now)
         else:
-            self._failures.pop(loop, None)
+            self._failing.pop(loop, None)
 
     def reason(self, now: float) -> str | None:
         """Return why this worker is not ready at a moment of `elapsed()`, as a sentence for users.
@@ -56,25 +73,30 @@ class LoopFailures:
             (
                 LOOP_FAILURE_REASONS[loop]
                 for loop in LOOP_FAILURE_REASONS
-                if self._age(loop, now) >= FAILING_AFTER
+                if self._seconds_failing(loop, now) >= FAILING_AFTER
             ),
             None,
         )
 
-    def _age(self, loop: Loop, now: float | None = None) -> float:
-        """Return the seconds since which every attempt of a loop has failed; 0 when it works."""
+    def _seconds_failing(self, loop: Loop, now: float | None = None) -> float:
+        """Return the seconds since a loop's first failure without a success since; else 0.
+
+        It is 0 also when the loop is idle.
+        """
         now = elapsed() if now is None else now
-        first, last = self._failures.get(loop, (now, now))
-        return now - first if now - last < IDLE_AFTER else 0.0
+        failing = self._failing.get(loop, Failing(now, now))
+        return now - failing.first_at if now - failing.last_at < IDLE_AFTER else 0.0
 
 
 _logged_at: dict[str, float] = {}
+"""When each task last logged that the database is unavailable, a moment of `elapsed()`."""
 
 
 def log_task_error(error: Exception, *, at: str) -> None:
-    """Log that the database is unavailable, or else an unexpected error, in the task `at`.
+    """Log an error in the task `at`: an unexpected one, or that the database is unavailable.
 
-    The caller then pauses and goes on. So an unexpected error ends one step, and not the worker.
+    After this call the caller pauses and goes on. So an unexpected error ends one step of the task,
+    and not the worker.
     """
     if not is_unavailable(error):
         log.error("task_failed", at=at, **describe(error))

@@ -27,6 +27,12 @@ def log_result(result: MessageResult) -> None:
 
 
 def _event(result: MessageResult) -> str:
+    """Return the log event of a result.
+
+    In an undelivered message, the reason is the last failure only if the gateway rejected it: after
+    the last attempt, the reason is `attempts_exhausted`. A message that is scheduled again without
+    a failure was not sent.
+    """
     match result.status:
         case "undelivered" if result.reason == result.last_failure:
             return "message_rejected"

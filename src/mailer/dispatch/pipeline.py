@@ -22,7 +22,7 @@ RESULT_FLUSH_TIMEOUT = 3.0
 class SendingPipeline:
     """Runs the claimer, the sending tasks and the recorder, and stops them in that order.
 
-    `grace` is the seconds for which requests in flight may go on after `stop`.
+    After `stop`, requests in flight may go on for `grace` seconds.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class SendingPipeline:
         self.claimer.stop()
 
     async def run(self, on_idle: Callable[[], None]) -> None:
-        """Send until `stop` is called. `on_idle` is called when no message is due."""
+        """Claim and send until `stop` is called. `on_idle` is called when no message is due."""
         async with asyncio.TaskGroup() as tasks:
             recorder = tasks.create_task(self._recorder.run())
             senders = [
@@ -57,8 +57,9 @@ class SendingPipeline:
     async def _drain(self, senders: list[asyncio.Task[None]], recorder: asyncio.Task[None]) -> None:
         """Release unsent messages, wait for requests in flight, and record all results.
 
-        Requests that are still open after the grace are aborted. If the database is unavailable for
-        too long, results are lost, and the messages are rescued when their leases expire.
+        Requests that are still in flight after the grace are aborted. If the database is
+        unavailable for too long, results are lost, and their messages are rescued when the leases
+        expire.
         """
         try:
             async with asyncio.timeout(self._grace + RESULT_FLUSH_TIMEOUT):

@@ -1,4 +1,4 @@
-"""The queue of claimed messages, between the claims from the database and the gateway requests."""
+"""The prefetch queue: claimed messages that wait in this worker for their requests to start."""
 
 import asyncio
 from collections.abc import Iterable
@@ -9,16 +9,16 @@ from mailer.message.model import ClaimedMessage
 MAX_CLAIM = 500
 """Most messages in one claim. More would gain nothing and hold locks longer."""
 PREFETCH_SECONDS = 0.25
-"""Seconds of work to keep claimed: enough to hide the database's latency, little to lose in a
-crash."""
+"""The messages of this many seconds of sending are kept claimed: enough that senders do not wait
+for the database, and few enough that a crash leaves little to rescue."""
 MIN_PREFETCH = 10
 """Least number of messages to keep claimed, however slow the gateway is."""
 
 
 class PrefetchSizer:
-    """Computes how many messages to keep claimed: as many as are sent in `seconds`, within bounds.
+    """Computes how many messages to keep claimed: as many as are sent in `seconds`.
 
-    `size` is the current number, `initial` at first, and then from `minimum` to `maximum`.
+    `size` is this number: `initial` at first, and later from `minimum` to `maximum`.
     """
 
     def __init__(self, *, seconds: float, initial: int, minimum: int, maximum: int) -> None:
@@ -26,36 +26,39 @@ class PrefetchSizer:
         self._seconds = seconds
         self._minimum = minimum
         self._maximum = maximum
-        self._sent = 0
-        self._since = 0.0
+        self._sent_count = 0
+        """Number of messages sent since the last measurement."""
+        self._measured_at = 0.0
 
     def record_sent(self) -> None:
         """Count a message that was sent."""
-        self._sent += 1
+        self._sent_count += 1
 
     def measure(self, now: float) -> None:
-        """Set `size` by the messages sent since the last measurement.
+        """Set `size` by the messages sent since the last measurement; `now` is in seconds.
 
         Does nothing until `seconds` have passed since then. The size falls by half at most, because
         a pause in which nothing was due says little about the gateway.
         """
-        passed = now - self._since
+        passed = now - self._measured_at
         if passed < self._seconds:
             return
-        target = round(self._sent / passed * self._seconds)
+        target = round(self._sent_count / passed * self._seconds)
         self.size = min(self._maximum, max(self._minimum, target, self.size // 2))
-        self._sent, self._since = 0, now
+        self._sent_count, self._measured_at = 0, now
 
 
 class PrefetchQueue:
-    """Claimed messages in sending order. Its size follows the gateway's throughput.
+    """Claimed messages in the order in which they are sent.
 
-    `initial_size` is the number of messages to keep claimed at first.
+    Its size, the number of messages to keep claimed, follows the throughput. It is `initial_size`
+    at first.
     """
 
     def __init__(self, initial_size: int) -> None:
         self._claims: asyncio.Queue[ClaimedMessage | None] = asyncio.Queue()
-        self._size = PrefetchSizer(
+        """Each None at its end makes one reader stop."""
+        self._sizer = PrefetchSizer(
             seconds=PREFETCH_SECONDS,
             initial=initial_size,
             minimum=MIN_PREFETCH,
@@ -70,12 +73,12 @@ class PrefetchQueue:
         return self._claims.empty()
 
     async def wait_for_capacity(self) -> int:
-        """Wait until the queue is at most half full. Return how many messages to claim."""
-        self._size.measure(elapsed())
-        while self._is_half_full and not self._is_closed:
+        """Wait until the queue is at most half full, or closed. Return how many to claim."""
+        self._sizer.measure(elapsed())
+        while self._is_over_half_full and not self._is_closed:
             self._has_capacity.clear()
             await self._has_capacity.wait()
-        return min(MAX_CLAIM, self._size.size - self._claims.qsize())
+        return min(MAX_CLAIM, self._sizer.size - self._claims.qsize())
 
     def put(self, claims: Iterable[ClaimedMessage]) -> None:
         """Add claimed messages, at most as many as `wait_for_capacity` returned."""
@@ -85,21 +88,24 @@ class PrefetchQueue:
     async def get(self) -> ClaimedMessage | None:
         """Wait for the next message. Return None once the queue is drained."""
         claim = await self._claims.get()
-        if not self._is_half_full:
+        if not self._is_over_half_full:
             self._has_capacity.set()
         return claim
 
     def record_sent(self) -> None:
         """Count a message that was sent, to measure the throughput."""
-        self._size.record_sent()
+        self._sizer.record_sent()
 
     def close(self) -> None:
-        """Stop claiming, and wake the task that waits for capacity."""
+        """Let `wait_for_capacity` return at once from now on, because the worker stops claiming."""
         self._is_closed = True
         self._has_capacity.set()
 
     def drain(self, readers: int) -> list[ClaimedMessage]:
-        """Remove and return all waiting messages. `get` then returns None to `readers` readers."""
+        """Remove and return all waiting messages.
+
+        After that, `get` returns None to each of the `readers` tasks that call it.
+        """
         claims = []
         while not self._claims.empty():
             claim = self._claims.get_nowait()
@@ -110,5 +116,5 @@ class PrefetchQueue:
         return claims
 
     @property
-    def _is_half_full(self) -> bool:
-        return self._claims.qsize() > self._size.size // 2
+    def _is_over_half_full(self) -> bool:
+        return self._claims.qsize() > self._sizer.size // 2

@@ -1,4 +1,4 @@
-"""Write results of claimed messages in batches; keep them while the database is unavailable."""
+"""The recorder: writes the results of claimed messages to the database, in batches."""
 
 import asyncio
 from collections import defaultdict
@@ -18,18 +18,19 @@ from mailer.message.model import MessageResult
 log = structlog.get_logger()
 
 MAX_BATCH = 500
-"""Maximum number of results in one statement. More would gain nothing and hold locks longer."""
+"""Most results in one statement. More would gain nothing and hold locks longer."""
 FLUSH_INTERVAL = 0.02
-"""Seconds to collect results before they are written."""
+"""Seconds for which results are collected before they are written."""
 MAX_RESCUE_DELAY = 60.0
-"""A message is rescued at the latest this many seconds after the end of its lease: workers look for
-such messages every few seconds."""
+"""Most seconds from the end of a lease until the message is rescued. Workers rescue messages every
+few seconds, so this leaves much time to spare."""
 
 
 class Recorder:
     """A bounded queue of results, and the task that writes them.
 
-    Results are kept while the database is unavailable. When the queue is full, senders wait.
+    While the database is unavailable, results stay in the queue. When it is full, senders wait.
+    `on_recorded` is called with the results that were written or discarded.
     """
 
     def __init__(
@@ -62,19 +63,19 @@ class Recorder:
             self._connection.close()
 
     async def _run(self) -> None:
-        is_open = True
-        while is_open:
+        is_closed = False
+        while not is_closed:
             batch = [await self._results.get()]
             if self._results.qsize() < MAX_BATCH:
                 await asyncio.sleep(FLUSH_INTERVAL)
             while len(batch) < MAX_BATCH and not self._results.empty():
                 batch.append(self._results.get_nowait())
-            is_open = None not in batch
+            is_closed = None in batch  # from `close`
             if results := [result for result in batch if result is not None]:
                 await self._write_all(results)
 
     async def _write_all(self, results: list[MessageResult]) -> None:
-        """Write results; when that fails while the database is available, write them by mailing.
+        """Write results. If the database refuses them, write those of each mailing apart.
 
         In this way, invalid data of one mailing affects no other mailing. Results that still cannot
         be written are dropped, and their messages are rescued when the leases expire.
@@ -85,17 +86,18 @@ class Recorder:
         for result in results:
             by_mailing[result.claim.mailing_id].append(result)
         for mailing_results in by_mailing.values():
-            # with one mailing, it would be the same statement once more
+            # results of a single mailing were refused already, by the same statement
             if len(by_mailing) == 1 or not await self._write(mailing_results):
                 self._drop(mailing_results)
 
     async def _write(self, results: list[MessageResult]) -> bool:
-        """Write results; retry while the database is unavailable.
+        """Write results; repeat it while the database is unavailable.
 
         Return False when the results cannot be written for another reason.
 
-        Writing twice does no harm: the first write ends the lease, so the second one changes
-        nothing. Only the metric then counts the results as discarded.
+        If the connection is lost after a write, the results are written twice. This does no harm:
+        the first write ends the lease, so the second one changes nothing. Only the metric then
+        counts the results as discarded.
         """
         while True:
             try:

@@ -1,4 +1,8 @@
-"""Track the running mailings, and publish the newest stop number that this worker has applied."""
+"""Track the running mailings, and publish which stops of mailings this worker has applied.
+
+A stop is a change after which no request of a mailing may start. Each stop has a number. The user
+gets an answer when every worker has applied the stop (decision 13).
+"""
 
 import asyncio
 import contextlib
@@ -22,9 +26,10 @@ from mailer.message import trying
 log = structlog.get_logger()
 
 MAX_READ_INTERVAL = 1.0
-"""Most seconds between two reads of the mailings, in case a notification is missed."""
+"""Most seconds between two reads of changed mailings, in case a notification is missed."""
 FULL_READ_INTERVAL = 60.0
-"""Seconds after which all mailings are read again: a deleted row leaves no trace of its change."""
+"""Seconds after which all mailings are read again, and not only the changed ones: a row that was
+deleted from the table is not among the changed ones."""
 RECONNECT_DELAY = 0.5
 """Seconds between attempts to connect to the database again."""
 
@@ -34,25 +39,31 @@ KEEPALIVES = {
     "tcp_keepalives_count": "3",
     "tcp_user_timeout": "30000",
 }
-"""Settings that make the server end the session 30 s after the last sign of this machine, instead
-of after about two hours: until then, stops of mailings wait for the session's stop number. A worker
-that only lost its network notices earlier: its statements time out after `STATEMENT_TIMEOUT`, and
-at most two statements follow each other. A process that does not run keeps its session, because
-its kernel still answers. Over a UNIX socket the server ignores all four settings."""
+"""Settings with which the server ends the session 30 s after it last heard from this machine. By
+default it would wait for about two hours, and so would every stop of a mailing, because the session
+holds an old stop number.
+
+A worker that only lost its network stops sending earlier: its statements time out after
+`STATEMENT_TIMEOUT`, and at most two statements follow each other. A suspended process keeps its
+session, because its kernel still answers the server. Over a UNIX socket the server ignores all four
+settings."""
 
 STALE_AFTER = 25.0
 """Seconds without an answer of the server after which nothing is sent. After 30 s the server may
-have ended the session, and then stops do not wait for this worker. A machine that was suspended may
-notice the lost session much later."""
+have ended the session, and then stops do not wait for this worker any more. A machine that was
+suspended may notice much later that its session has ended."""
 
 
 class RunningMailings:
     """Tracks the running mailings over a connection of its own, whose name identifies this worker.
 
-    The connection holds a lock on the number of the newest stop that this worker has applied. The
-    number is raised only after all stopped mailings are removed and their unwritten requests are
-    aborted. Pause, cancel and delete wait for that number. When the connection is lost, the lock is
-    released, and no mailing counts as running until a new connection holds a number.
+    The connection holds an advisory lock that publishes the number of the newest stop that this
+    worker has applied. A stop is applied when the stopped mailings are removed from `running`,
+    their unwritten requests are aborted, and no claim is running. When the connection is lost, the
+    lock is released, and no mailing counts as running until a new connection holds a lock.
+
+    `on_change` is called with the ids of mailings that have changed, and `on_try_now` when a user
+    asks to try the gateway now.
     """
 
     def __init__(
@@ -64,8 +75,9 @@ class RunningMailings:
         on_try_now: Callable[[], None] = lambda: None,
     ) -> None:
         self.running: dict[int, RunningMailing] = {}
+        """The mailings for which requests may start, by id."""
         self.claiming = asyncio.Lock()
-        """Locked while messages are claimed: a stop does not become applied during a claim."""
+        """Held during a claim: no stop counts as applied meanwhile."""
         self._url = url
         self._in_flight = in_flight
         self._failures = failures
@@ -73,16 +85,23 @@ class RunningMailings:
         self._on_try_now = on_try_now
         self._active: dict[int, RunningMailing] = {}
         """Running and paused mailings: these may have requests in flight."""
-        self._applied: int | None = None
+        self._applied_stop: int | None = None
+        """Number of the newest stop that this worker has applied; None without a connection."""
         self._snapshot: str | None = None
+        """PostgreSQL snapshot of the last read, which the next one continues from; None before."""
         self._is_sending_allowed = False
-        self._read_all_at = 0.0
-        self._answered_at = float("-inf")
+        self._next_full_read_at = 0.0
+        self._last_answer_at = float("-inf")
+        """When the server last answered a statement, a moment of `elapsed()`."""
         self._notified = asyncio.Event()
 
     def is_current(self, now: float) -> bool:
-        """Return whether stops made before `now`, a moment of `elapsed()`, wait for this worker."""
-        return now - self._answered_at < STALE_AFTER
+        """Return whether requests may rely on `running` at `now`, a moment of `elapsed()`.
+
+        They may, if the server has answered recently. Then the session with the lock still exists,
+        and the server lets every stop wait until this worker has applied it.
+        """
+        return now - self._last_answer_at < STALE_AFTER
 
     async def run(self) -> None:
         """Track the mailings until cancelled; reconnect when the connection is lost."""
@@ -94,7 +113,7 @@ class RunningMailings:
                 self._failures.record("watch_running_mailings", has_failed=True)
             finally:
                 self._drop_all()
-                self._applied = None
+                self._applied_stop = None
             await asyncio.sleep(RECONNECT_DELAY)
 
     @cached_property
@@ -103,6 +122,7 @@ class RunningMailings:
         return own_session_name()
 
     async def _follow(self) -> None:
+        """Connect, and track the mailings until the connection is lost."""
         connection = await connect(
             self._url,
             statement_timeout=STATEMENT_TIMEOUT,
@@ -129,10 +149,12 @@ class RunningMailings:
             connection.terminate()
 
     def _on_connection_lost(self) -> None:
+        """Stop sending at once, and make `_follow` end."""
         self._drop_all()
         self._notified.set()
 
     def _drop_all(self) -> None:
+        """Remove all mailings, so that nothing is sent."""
         self._apply(dict.fromkeys(self._active))
         self._snapshot = None
 
@@ -150,22 +172,27 @@ class RunningMailings:
         self._in_flight.apply_mailing_changes(self._active, database_clock.now())
 
     async def _refresh(self, connection: asyncpg.Connection) -> tracking.MailingsById:
-        """Read and apply the changed mailings, and return them."""
-        newest = await stop_number.get_newest(connection)
-        self._answered_at = elapsed()
-        if self._applied is None:  # first, so that stops during the read wait for this worker
-            await self._mark_applied(connection, newest)
+        """Read and apply the changed mailings, and return them.
+
+        The newest stop number is read before the mailings, so they include the changes of all stops
+        up to this number.
+        """
+        newest_stop = await stop_number.get_newest(connection)
+        self._last_answer_at = elapsed()
+        if self._applied_stop is None:  # lock before the read: stops during it wait for this worker
+            await self._mark_applied(connection, newest_stop)
         changed = await self._read(connection)
         self._apply(changed)
-        if newest != self._applied:
+        if newest_stop != self._applied_stop:
             async with self.claiming:
-                await self._mark_applied(connection, newest)
+                await self._mark_applied(connection, newest_stop)
         return changed
 
     async def _sending_became_allowed(self, connection: asyncpg.Connection) -> bool:
         """Return whether sending is allowed now and was not at the last call.
 
-        Until now no message was found due, so the caller must check all running mailings.
+        While it was not allowed, for example because the database was restored, claims returned no
+        message. So the caller must check all running mailings again.
         """
         was_allowed, self._is_sending_allowed = (
             self._is_sending_allowed,
@@ -174,33 +201,39 @@ class RunningMailings:
         return self._is_sending_allowed and not was_allowed
 
     async def _mark_applied(self, connection: asyncpg.Connection, number: int) -> None:
-        await stop_number.mark_applied(connection, number, self._applied)
-        self._applied = number
+        """Publish that this worker has applied all stops up to `number`."""
+        await stop_number.mark_applied(connection, number, self._applied_stop)
+        self._applied_stop = number
 
     async def _read(self, connection: asyncpg.Connection) -> tracking.MailingsById:
-        """Return the changed mailings; None stands for one that is not running or paused any more.
+        """Return the mailings that have changed since the last read.
 
-        Every `FULL_READ_INTERVAL` all mailings are read and compared, which finds deleted rows,
-        too. A mailing that changes during a read is read again by the next one.
+        The value is None for a mailing that is not running or paused any more. Every
+        `FULL_READ_INTERVAL` all mailings are read and compared. A mailing that changes during a
+        read is read again next time.
         """
         requested_at = elapsed()
         database_now, snapshot = await tracking.database_now(connection)
         database_clock.sample(requested_at, database_now, elapsed())
-        if self._snapshot is None or requested_at >= self._read_all_at:
-            self._read_all_at = requested_at + FULL_READ_INTERVAL
-            mailings: tracking.MailingsById = dict.fromkeys(self._active)
-            after: int | None = 0
-            while after is not None:
-                batch = await tracking.read_active(connection, after)
-                self._answered_at = elapsed()
-                mailings |= batch
-                after = max(batch) if len(batch) == tracking.MAILINGS_PER_READ else None
-            changed = {
-                mailing_id: mailing
-                for mailing_id, mailing in mailings.items()
-                if mailing != self._active.get(mailing_id)
-            }
+        if self._snapshot is None or requested_at >= self._next_full_read_at:
+            self._next_full_read_at = requested_at + FULL_READ_INTERVAL
+            changed = await self._compare_all(connection)
         else:
             changed = await tracking.read_changed(connection, self._snapshot)
         self._snapshot = snapshot
         return changed
+
+    async def _compare_all(self, connection: asyncpg.Connection) -> tracking.MailingsById:
+        """Read all running and paused mailings. Return those that differ from `_active`."""
+        mailings: tracking.MailingsById = dict.fromkeys(self._active)
+        after: int | None = 0
+        while after is not None:
+            batch = await tracking.read_active(connection, after)
+            self._last_answer_at = elapsed()
+            mailings |= batch
+            after = max(batch) if len(batch) == tracking.MAILINGS_PER_READ else None
+        return {
+            mailing_id: mailing
+            for mailing_id, mailing in mailings.items()
+            if mailing != self._active.get(mailing_id)
+        }

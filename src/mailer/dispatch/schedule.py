@@ -1,4 +1,4 @@
-"""The table of all periodic jobs. A job may run in several workers at the same time."""
+"""The periodic jobs of a worker. A job may run in several workers at the same time."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -25,24 +25,24 @@ log = structlog.get_logger()
 JOB_BATCH = 5_000
 """Most rows that one run of a job changes or deletes."""
 RETENTION_BATCH = 1_000
-"""Most messages past their retention that one run deletes: few, because it is not urgent."""
+"""Most messages past their retention that one run deletes. Few, because it is not urgent."""
 DELTA_BATCH = 50_000
 """Most deltas of counters that one run merges: more than a worker writes between two runs."""
 
 
 class Job(msgspec.Struct, frozen=True):
-    """Work that is repeated every `every` seconds."""
+    """Work that is repeated every `interval` seconds."""
 
     name: str
-    every: float
+    interval: float
     run: Callable[[], Awaitable[object]]
 
 
 class JobLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """Limits that the periodic jobs enforce."""
+    """Limits that the periodic jobs enforce, and that decide how often they run."""
 
     lease: float
-    """Seconds of a lease."""
+    """Duration of a lease, in seconds."""
     max_attempts: int
     """Most attempts of a message."""
     retention_days: int
@@ -70,7 +70,7 @@ def jobs(
         Job("check_origin", 1, OriginCheck(engine).run),
         Job(
             "rescue_messages",
-            min(5, limits.lease / 4),
+            min(5, limits.lease / 4),  # soon after a lease has expired, also when leases are short
             partial(_rescue, engine, limits.max_attempts),
         ),
         Job("replan_mailings", 1, lambda: moved_clients.replan_all_moved(engine)),
@@ -133,16 +133,17 @@ async def run_jobs(table: list[Job]) -> None:
     """
     async with asyncio.TaskGroup() as tasks:
         for number, job in enumerate(table, 1):
-            tasks.create_task(_repeat(job, job.every * number / len(table)))
+            tasks.create_task(_repeat(job, first_pause=job.interval * number / len(table)))
 
 
-async def _repeat(job: Job, pause: float) -> None:
-    """Run a job after `pause` seconds, and then at its interval. An error ends only that run.
+async def _repeat(job: Job, first_pause: float) -> None:
+    """Run a job after `first_pause` seconds, and then at its interval. An error ends only that run.
 
     The event loop waits by a monotonic clock, so a step of the wall clock delays no run.
     """
     succeeded_at = elapsed()
     metrics.watch_job(job.name, lambda: elapsed() - succeeded_at)
+    pause = first_pause
     while True:
         await asyncio.sleep(pause)
         started = elapsed()
@@ -153,4 +154,5 @@ async def _repeat(job: Job, pause: float) -> None:
             log_task_error(error, at=job.name)
         else:
             succeeded_at = elapsed()
-        pause = job.every - (elapsed() - started) % job.every
+        # until the next multiple of the interval, so that long runs do not shift the later ones
+        pause = job.interval - (elapsed() - started) % job.interval

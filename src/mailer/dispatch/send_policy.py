@@ -1,4 +1,4 @@
-"""Decide about a claimed message, before and after it is sent, and when to retry. No I/O."""
+"""Decide whether a claimed message is sent, and what its result is. It does no I/O."""
 
 import random
 from collections.abc import Callable
@@ -16,24 +16,29 @@ from mailer.statuses import MessageStatus
 LEASE_MARGIN = timedelta(seconds=1)
 """Least time of a lease that must be left after the request's timeout, to store the result."""
 MAX_DOUBLINGS = 64
-"""Most doublings of the base: enough for every base to reach every cap."""
+"""Most doublings of a pause. It limits the exponent: any pause reaches any cap before."""
 
 
 class RetryPolicy(msgspec.Struct, frozen=True):
-    """At most `attempts` attempts, with exponential pauses from `base` to `cap` seconds."""
+    """How often a message is tried, and the pauses between the attempts.
+
+    A pause is random. Its maximum is `base` seconds after the first attempt, doubles after each
+    further attempt, and is at most `cap` seconds.
+    """
 
     attempts: int
+    """Most attempts of a message."""
     base: float
     cap: float
     draw: Callable[[], float] = random.random
-    """Returns a random number in [0, 1)."""
+    """Returns a random number from 0 to 1, without 1."""
 
     def is_exhausted(self, attempt: int) -> bool:
         """Return whether attempt number `attempt`, counted from 1, was the last one."""
         return attempt >= self.attempts
 
     def pause(self, attempt: int) -> float:
-        """Return the seconds to wait after attempt number `attempt`.
+        """Return the seconds to wait after attempt number `attempt`, counted from 1.
 
         Exponential backoff with full jitter, so that messages that failed together are not retried
         together. Source: M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
@@ -42,7 +47,7 @@ class RetryPolicy(msgspec.Struct, frozen=True):
 
 
 class Send(msgspec.Struct, frozen=True):
-    """The message may be sent now, in a request that ends within `timeout` seconds."""
+    """The decision to send a message now, in a request that ends within `timeout` seconds."""
 
     mailing: RunningMailing
     phone: str
@@ -55,14 +60,25 @@ def release_untried(claim: ClaimedMessage) -> MessageResult:
 
 
 def end_untried(claim: ClaimedMessage, status: MessageStatus, reason: str) -> MessageResult:
-    """Return the result that ends a message without counting this attempt.
+    """Return the result that ends a message that was not sent. It costs no attempt.
 
     If delivery by an earlier attempt is unknown, the message ends as unknown, with the reason of
     that attempt.
     """
+    return _end(claim, status, reason, attempts=claim.attempts - 1)
+
+
+def _end(
+    claim: ClaimedMessage,
+    status: MessageStatus,
+    reason: str,
+    attempts: int,
+    last_failure: str | None = None,
+) -> MessageResult:
+    """Return the result that ends a message; as unknown if an earlier attempt is unknown."""
     if claim.unknown_reason is not None:
         status, reason = "unknown", claim.unknown_reason
-    return MessageResult(claim, status, claim.attempts - 1, reason)
+    return MessageResult(claim, status, attempts, reason, last_failure=last_failure)
 
 
 def decide_before_send(
@@ -70,7 +86,8 @@ def decide_before_send(
 ) -> Send | MessageResult:
     """Decide whether a message may be sent at `now`; if not, return its result.
 
-    `timeout` is the gateway's, in seconds.
+    `mailing` is None when the mailing is not running any more. `timeout` is the gateway's, in
+    seconds.
     """
     if mailing is None:
         return release_untried(claim)
@@ -82,18 +99,18 @@ def decide_before_send(
     if result := _check_window(claim, mailing, now):
         return result
     if claim.lease_expires_at - now < timedelta(0, timeout) + LEASE_MARGIN:
-        return release_untried(claim)  # the answer could come after the end of the lease
+        return release_untried(claim)  # the response could come after the end of the lease
     return Send(mailing, claim.phone, min(timeout, seconds_left))
 
 
 def _check_window(
     claim: ClaimedMessage, mailing: RunningMailing, now: datetime
 ) -> MessageResult | None:
-    """Return the result of a message outside its sending window; None inside.
+    """Return the result of a message outside its sending window; None when it is inside.
 
-    Without an opening before the mailing's end, the message is cancelled. But if it was tried
-    before, it stays scheduled until `datetime_end`: a pause that the gateway asked for ends no
-    message, and a later end of the mailing can still make it due.
+    The message is scheduled for the next opening. If that is not before the mailing's end, a
+    message that was never tried is cancelled. But a message that was tried stays scheduled: it may
+    be late only because the gateway asked for a pause, and the user may still move the end.
     """
     if mailing.window is None:
         return None
@@ -119,16 +136,15 @@ def decide_after_send(  # noqa: PLR0911, PLR0913  # one return for each row of t
     With `is_gateway_failure` a failure belongs to a gateway outage and costs no attempt.
     """
     attempts = claim.attempts - is_gateway_failure
-    is_last = policy.is_exhausted(attempts) and not is_gateway_failure
+    is_last_attempt = policy.is_exhausted(attempts) and not is_gateway_failure
     match outcome:
         case Accepted():
             return MessageResult(claim, "delivered", claim.attempts, sent_at=now)
-        case Rejected(reason=reason):  # it does not answer an earlier request with unknown delivery
-            result = end_untried(claim, "undelivered", reason)
-            return replace(result, attempts=claim.attempts, last_failure=reason)
+        case Rejected(reason=reason):  # of this request: an earlier unknown one stays unknown
+            return _end(claim, "undelivered", reason, claim.attempts, last_failure=reason)
         case Aborted():
             return release_untried(claim)
-        case Unknown(reason=reason) if is_last or mailing.on_unknown == "hold":
+        case Unknown(reason=reason) if is_last_attempt or not mailing.repeats_unknown:
             result = MessageResult(claim, "unknown", claim.attempts, reason, sent_at=now)
             return replace(result, last_failure=reason, unknown_reason=reason)
         case Unknown(reason=reason):
@@ -136,9 +152,8 @@ def decide_after_send(  # noqa: PLR0911, PLR0913  # one return for each row of t
             return replace(
                 result, attempts=attempts, reason=reason, last_failure=reason, unknown_reason=reason
             )
-        case TemporaryFailure(reason=reason) if is_last:
-            result = end_untried(claim, "undelivered", "attempts_exhausted")
-            return replace(result, attempts=attempts, last_failure=reason)
+        case TemporaryFailure(reason=reason) if is_last_attempt:
+            return _end(claim, "undelivered", "attempts_exhausted", attempts, last_failure=reason)
         case TemporaryFailure(reason=reason, retry_after=retry_after):
             pause = max(policy.pause(max(1, attempts)), retry_after or 0.0)
             result = _requeue(claim, mailing, now, pause)

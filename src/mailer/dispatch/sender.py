@@ -36,14 +36,14 @@ MAX_SLEEP = 1.0
 
 
 class ReadyMessage(NamedTuple):
-    """A claimed message that may be sent, with the breaker's permit."""
+    """A claimed message whose request may start, and is permitted by the breaker."""
 
     claim: ClaimedMessage
     send: Send
     generation: int
-    """The permit: the breaker's generation at `started`."""
-    started: float
-    """A moment of `elapsed()`."""
+    """The breaker's generation in which the request starts."""
+    started_at: float
+    """The start of the request, a moment of `elapsed()`."""
 
 
 class Sender:
@@ -85,71 +85,75 @@ class Sender:
         """Wait for the rate limit, and return the next message to send; None at the end."""
         if (pacer := self._channel.pacer) is None:
             return await self._next_ready()
-        async with self._pacer_lock:  # one task waits at a time, and it holds no message meanwhile
-            slot = elapsed()
-            slot += pacer.reserve(slot)
-            while not self._is_stopping and (pause := slot - elapsed()) > 0:  # noqa: ASYNC110  # it waits for a time, not for an event
+        async with self._pacer_lock:  # one task at a time waits here, and it has no message yet
+            now = elapsed()
+            slot_start = now + pacer.reserve(now)
+            while not self._is_stopping and (pause := slot_start - elapsed()) > 0:  # noqa: ASYNC110  # it waits for a time, not for an event
                 await asyncio.sleep(min(pause, MAX_SLEEP))
             return await self._next_ready()
 
     async def _next_ready(self) -> ReadyMessage | None:
         """Return the next message that may be sent; None at the end.
 
-        Other messages are released or ended; they use no slot of the rate limit.
+        A message that may not be sent is released or ended, and the next one is checked. So each
+        slot of the rate limit is used for a request.
         """
         while (claim := await self._claims.prefetch.get()) is not None:
-            ready = self._decide(claim)
-            if isinstance(ready, ReadyMessage):
-                return ready
-            await self._recorder.put(ready)
+            ready_or_result = self._decide(claim)
+            if isinstance(ready_or_result, ReadyMessage):
+                return ready_or_result
+            await self._recorder.put(ready_or_result)
         return None
 
     def _decide(self, claim: ClaimedMessage) -> ReadyMessage | MessageResult:
-        started = elapsed()  # read once for all uses: each reading costs time
-        now = database_clock.at(started)
+        """Return the message if it may be sent and the breaker permits it, or else its result."""
+        started_at = elapsed()  # read once for all uses: each reading costs time
+        now = database_clock.at(started_at)
         mailing = self._running_mailings.running.get(claim.mailing_id)
         try:
             send = decide_before_send(claim, mailing, now, self._timeout)
-        except Exception as error:  # else its message would be claimed for ever, and stop others
+        except Exception as error:  # else one message would end this worker
             log_task_error(error, at="decide")
             return end_untried(claim, "undelivered", "internal_error")
         if isinstance(send, MessageResult):
             return send
-        generation = self._breaker.acquire(started)
+        generation = self._breaker.acquire(started_at)
         if generation is None:
             return release_untried(claim)
         if self._breaker.state == "half_open":
             self._channel.report_probe()
-        return ReadyMessage(claim, send, generation, started)
+        return ReadyMessage(claim, send, generation, started_at)
 
     async def _send(self, ready: ReadyMessage) -> MessageResult:
-        claim, mailing, started = ready.claim, ready.send.mailing, ready.started
-        deadline = started + ready.send.timeout
+        """Send a message; return the result to store."""
+        claim, mailing, started_at = ready.claim, ready.send.mailing, ready.started_at
+        deadline = started_at + ready.send.timeout
         request = Request(
-            claim.id, ready.send.phone, mailing.text, deadline, self._window_check(ready)
+            claim.id, ready.send.phone, mailing.text, deadline, self._create_write_check(ready)
         )
         outcome = await self._request(claim.mailing_id, request)
-        ended = elapsed()
-        now, duration = database_clock.at(ended), ended - started
+        ended_at = elapsed()
+        now, duration = database_clock.at(ended_at), ended_at - started_at
         metrics.gateway_request_ended(duration)
         if isinstance(outcome, (Accepted, Rejected)):
             self._channel.throughput.record(duration)
         self._claims.prefetch.record_sent()
-        # a request that was aborted at its mailing's end says nothing about the gateway
-        is_shortened = (
-            request.abort_reason is not None and request.deadline < started + self._timeout
+        # a request that was aborted early, at its mailing's end, says nothing about the gateway
+        is_aborted_early = (
+            request.abort_reason is not None and request.deadline < started_at + self._timeout
         )
-        breaker_outcome = Aborted() if is_shortened else outcome
-        is_gateway_failure = self._record_outcome(ready, breaker_outcome, ended, now)
+        breaker_outcome = Aborted() if is_aborted_early else outcome
+        is_gateway_failure = self._record_outcome(ready, breaker_outcome, ended_at, now)
         return decide_after_send(
             claim, mailing, outcome, now, self._retry, is_gateway_failure=is_gateway_failure
         )
 
-    def _window_check(self, ready: ReadyMessage) -> Callable[[float], bool]:
-        """Return a check of breaker, stops and window, to run right before the request is written.
+    def _create_write_check(self, ready: ReadyMessage) -> Callable[[float], bool]:
+        """Return the check `Request.may_write`, to run right before the request is written.
 
-        It is needed because connecting may have taken long. While the running mailings are current,
-        every stop has aborted its requests already.
+        It checks the breaker and the sending window again, because connecting may have taken long.
+        A stop of the mailing needs no check of its own, because it aborts the request. But this is
+        certain only while the running mailings are current.
         """
         window, zone, generation = (
             ready.send.mailing.window,
@@ -167,6 +171,7 @@ class Sender:
         return may_write
 
     async def _request(self, mailing_id: int, request: Request) -> Outcome:
+        """Send a request, which is in flight meanwhile; return its outcome."""
         self._claims.in_flight.add(mailing_id, request)
         try:
             return await self._channel.gateway.send(request)
@@ -180,19 +185,20 @@ class Sender:
     def _record_outcome(
         self, ready: ReadyMessage, outcome: Outcome, now: float, at: datetime
     ) -> bool:
-        """Record an outcome in the breaker and the refunds.
+        """Record an outcome in the breaker, and a success or failed attempt for later refunds.
 
         Return whether it is a failure that belongs to an outage and costs no attempt. `at` is the
         moment `now` by the database's clock.
         """
-        state = self._breaker.state
+        state_before = self._breaker.state
         is_gateway_failure = self._breaker.record(ready.generation, outcome, now, at)
         match outcome:
             case Accepted() | Rejected():
-                self._claims.refunds.record_success(self._channel, ready.started)
+                self._claims.record_success(self._channel, ready.started_at)
             case TemporaryFailure() | Unknown() if not is_gateway_failure:
-                self._claims.refunds.record_failure(self._channel, ready.claim, now)
-        if self._breaker.state != state:
-            self._claims.refunds.confirm_outage(self._channel)
+                self._claims.record_failed_attempt(self._channel, ready.claim, now)
+        if self._breaker.state != state_before:
+            # it has opened, or closed; when it has closed, no failed attempt waits for a refund
+            self._claims.confirm_outage(self._channel)
             self._channel.report_breaker(now)
         return is_gateway_failure

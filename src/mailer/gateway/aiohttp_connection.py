@@ -1,9 +1,9 @@
-"""Everything of mailer that leans on private parts of aiohttp: the connections to the gateway.
+"""Connections to the gateway: the only module that uses undocumented parts of aiohttp.
 
-Undocumented are the pool's `connect` and `_factory`, `ResponseHandler` with its parser, and the
-buffer of a `StreamReader`. A `ClientSession` would replace all of it, at two and a half times the
-instructions a request (decision 9), and without the status of an answer that cannot be parsed.
-`tests/integration/test_aiohttp_private_parts.py` fails when one of these parts changes.
+These parts are the pool's `connect` and `_factory`, `ResponseHandler` with its parser, and the
+buffer of a `StreamReader`. The documented `ClientSession` would execute two and a half times as
+many instructions for each request (decision 9), and would not return the status of a response that
+cannot be parsed. `tests/integration/test_aiohttp_private_parts.py` fails when a part changes.
 """
 
 import asyncio
@@ -21,94 +21,103 @@ USER_AGENT = SERVER_SOFTWARE
 """The User-Agent of aiohttp."""
 MAX_LINE_BYTES = 64 * 1024
 """Most bytes of a reason phrase, and of a header."""
-MAX_ANSWER_HEADERS = 1_000
-"""Most headers of an answer."""
-MAX_INTERIM_ANSWERS = 20
-"""Most answers with a status 1xx before the final answer."""
+MAX_RESPONSE_HEADERS = 1_000
+"""Most headers of a response."""
+MAX_INTERIM_RESPONSES = 20
+"""Most interim responses (status 1xx) before the final response."""
 
 
-class UnreadableAnswerError(Exception):
-    """The parser refused an answer, or a part of it."""
+class UnreadableResponseError(Exception):
+    """The parser refused a response, or a part of it."""
 
 
 def is_parse_error(error: object) -> bool:
-    """Return whether aiohttp's parser raised `error`, whose text may quote what it read."""
+    """Return whether aiohttp's parser raised `error`.
+
+    The text of such an error may quote the data that the parser read, and so personal data.
+    """
     return isinstance(error, HttpProcessingError)
 
 
-class Answer:
-    """The received part of the answer to a request."""
+class ReceivedResponse:
+    """What was received in response to one request, even if the parser refuses it."""
 
-    __slots__ = ("body", "head", "interims")
+    __slots__ = ("body", "first_bytes", "interim_count")
 
     def __init__(self) -> None:
-        self.head = b""
+        self.first_bytes = b""
+        """The first bytes as they came from the network; they contain the status."""
         self.body = bytearray()
-        self.interims = 0
-        """Number of answers with a status 1xx before it."""
+        """The part of the body that was received before an error or an abort."""
+        self.interim_count = 0
+        """Number of interim responses (status 1xx) before the final one."""
 
 
 class GatewayConnection(ResponseHandler):
-    """A connection that keeps the first bytes of each answer, which contain the status.
+    """A connection that keeps the first bytes of each response, which contain the status.
 
-    aiohttp gives no access to an answer that its parser refuses, but the status counts even then.
-    After `write`, `read` returns the head of the answer and a reader of its body; it raises
-    `UnreadableAnswerError`, `aiohttp.ClientError` or `OSError`.
+    aiohttp gives no access to a response that its parser refuses, but the status counts even then.
+
+    After `write`, `read` (of the base class) returns the head of the response and a reader of its
+    body. It raises `UnreadableResponseError`, `aiohttp.ClientError` or `OSError`.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop)
-        self._answer = Answer()
+        self._response = ReceivedResponse()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Set the parser's parameters once, for all answers of the connection."""
+        """Set the parser's parameters once, for all responses on the connection."""
         super().connection_made(transport)
         self.set_response_params(
             read_until_eof=True,
             auto_decompress=False,
             max_line_size=MAX_LINE_BYTES,
             max_field_size=MAX_LINE_BYTES,
-            max_headers=MAX_ANSWER_HEADERS,
+            max_headers=MAX_RESPONSE_HEADERS,
         )
 
-    def write(self, data: bytes, answer: Answer) -> None:
-        """Write a request, and keep received data in `answer`."""
-        self._answer = answer
+    def write(self, data: bytes, response: ReceivedResponse) -> None:
+        """Write a request, and keep what is received from now on in `response`."""
+        self._response = response
         if self.transport is not None:
             self.transport.write(data)
 
     def data_received(self, data: bytes) -> None:
-        """Keep the first bytes of an answer, and parse it."""
+        """Keep the first bytes of a response, and pass all of it to the parser."""
         if data:  # aiohttp calls it without data to resume after a pause
-            answer = self._answer
-            if len(answer.head) < MAX_LINE_BYTES:
-                answer.head += data
-            # Pass the head to the parser alone first. In a chunked body that is broken, the parser
-            # would return nothing of the data, not even the head. (`find` is faster than `in`,
-            # which raises and drops a TypeError first.)
+            response = self._response
+            if len(response.first_bytes) < MAX_LINE_BYTES:
+                response.first_bytes += data
+            # Give the parser the head of a chunked response first, and the rest in a second call:
+            # when a chunk is broken, a call returns nothing of its data, not even the head.
+            # (`find` is faster than `in`, which raises and drops a TypeError first.)
             if data.find(b"hunked") >= 0 and (end := data.find(b"\r\n\r\n")) >= 0:
                 super().data_received(data[: end + 4])
                 data = data[end + 4 :]
         super().data_received(data)
 
     def feed_data(self, data: Any, size: int = 0) -> None:  # noqa: ANN401  # the type that aiohttp declares
-        """Receive a parsed answer. Too many answers with a status 1xx count as no answer."""
+        """Receive a parsed response; end the connection after too many interim responses."""
         if data[0].code < HTTPStatus.OK:
-            self._answer.interims += 1
-            if self._answer.interims > MAX_INTERIM_ANSWERS and self.transport is not None:
+            self._response.interim_count += 1
+            if self._response.interim_count > MAX_INTERIM_RESPONSES and self.transport is not None:
                 self.transport.close()
-                self.set_exception(HttpProcessingError(message="too many interim answers"))
+                self.set_exception(HttpProcessingError(message="too many interim responses"))
                 return
         super().feed_data(data, size)
 
     def set_exception(self, exc: BaseException, *cause: BaseException) -> None:
-        """Pass the first error to the tasks that wait for the answer or its body."""
+        """Pass the first error to the tasks that wait for the response or its body.
+
+        An error of the parser is replaced by `UnreadableResponseError`.
+        """
         if self.exception() is not None:
             return
         if not is_parse_error(exc):
             super().set_exception(exc, *cause)
             return
-        unreadable = UnreadableAnswerError()
+        unreadable = UnreadableResponseError()
         super().set_exception(unreadable, exc)
         if self._payload is not None:
             self._payload.set_exception(unreadable, exc)
@@ -122,16 +131,17 @@ class GatewayConnector(aiohttp.TCPConnector):
         loop = asyncio.get_running_loop()
         self._factory = partial(GatewayConnection, loop=loop)  # type: ignore[assignment]  # of the base class
         target = aiohttp.ClientRequest("POST", url, loop=loop)
-        timeout = aiohttp.ClientTimeout()  # none: `Request.deadline` ends a request
+        timeout = aiohttp.ClientTimeout()  # no timeout: `Request.deadline` ends a request
         self.acquire = partial(self.connect, target, [], timeout)
-        """Wait for a kept or new connection. A partial, because a method of ours would be one more
-        call for each message."""
+        """Wait for a kept connection or a new one. It is a partial and no method, to save one call
+        for each message."""
 
 
 async def read_body(content: aiohttp.StreamReader, limit: int, received: bytearray) -> bytes | None:
-    """Return the body; None when it is longer than `limit`. Received data is in `received`.
+    """Return the body of a response; None when it is longer than `limit` bytes.
 
-    A body that came with the headers is returned directly.
+    The received part of the body is added to `received`, so that the caller has it after an error.
+    A complete body that came together with the headers is only returned.
     """
     if content.is_eof():  # the body came with the headers, as nearly always
         body = content.read_nowait()

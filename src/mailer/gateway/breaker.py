@@ -1,7 +1,8 @@
-"""The circuit breaker of a gateway: requests stop while the gateway is down, and then probe it.
+"""The circuit breaker of a gateway: no requests while the gateway is down, then one as a probe.
 
-It does no I/O, and the time is an argument: `now`, in seconds on a clock that never steps. Source
-of the states: M. Nygard, "Release It!", 2007, chapter 5.
+It does no I/O, and the time is an argument. `now` is a moment of `elapsed()`, in seconds; `at` is
+the same moment by the database's clock, to show to users. Source of the states: M. Nygard, "Release
+It!", 2007, chapter 5.
 """
 
 import math
@@ -20,14 +21,17 @@ UNLIMITED = 1_000_000
 
 
 class Outage(msgspec.Struct, frozen=True):
-    """Since when the gateway is not used, and why: `reason` is its last failure."""
+    """The time during which the gateway is not used.
+
+    `since` is its start, and `reason` the latest failure, for example `http_503`.
+    """
 
     since: datetime
     reason: str
 
 
 class GatewayStatus(msgspec.Struct, frozen=True):
-    """The state of the gateway, as the worker that answers sees it."""
+    """The state of the gateway in one worker: each worker has its own breaker."""
 
     EXAMPLE: ClassVar[dict[str, Any]] = {
         "is_set": True,
@@ -47,14 +51,18 @@ class GatewayStatus(msgspec.Struct, frozen=True):
 
 
 class Breaker:
-    """Opens after `failures` consecutive failures, or at once if a failure affects all messages.
+    """Permits requests while the gateway works, and stops them during an outage.
 
-    While open, it permits no request for `reset` seconds, or for as long as the gateway asks. Then
-    it is half-open and permits one probe at a time. One success closes it, one failure opens it
-    again.
+    It opens after `max_failures` consecutive failures, or at once if a failure affects all
+    messages. While open, it permits no request for `reset` seconds, or for as long as the gateway
+    asks. Then it is half-open and permits one request at a time, a probe. One success closes it,
+    one failure opens it again.
+
+    Its generation is a number that increases whenever it opens or closes. A request that started in
+    an earlier generation does not change the breaker with its outcome.
     """
 
-    def __init__(self, failures: int, reset: float) -> None:
+    def __init__(self, max_failures: int, reset: float) -> None:
         self.state: BreakerState = "closed"
         self.outage: Outage | None = None
         """Since when and why the breaker is not closed; None while it is closed."""
@@ -62,11 +70,13 @@ class Breaker:
         """When the next probe is permitted, to show to users; None while closed."""
         self.failures = 0
         """Consecutive failures."""
-        self._max_failures = failures
+        self._max_failures = max_failures
         self._reset = reset
         self._probe_at = 0.0
+        """The moment from which a probe is permitted."""
         self._generation = 1
         self._is_probing = False
+        """Whether a probe is in flight."""
 
     def status(self) -> GatewayStatus:
         """Return the state of the breaker, to show to users."""
@@ -79,7 +89,7 @@ class Breaker:
         )
 
     def capacity(self, now: float) -> int:
-        """Return how many requests may start now."""
+        """Return how many requests may start now: `UNLIMITED`, or 1 for a probe, or 0."""
         if self.state == "closed":
             return UNLIMITED
         return int(now >= self._probe_at and not self._is_probing)
@@ -91,15 +101,14 @@ class Breaker:
         return math.inf if self._is_probing else self._probe_at - now
 
     def try_now(self, now: float, at: datetime) -> None:
-        """Permit the next probe now, not after the pause. `at` is the moment `now`, for users."""
+        """Permit the next probe now, not after the pause."""
         if self.state == "open":
             self._set_probe_time(0.0, now, at)
 
     def acquire(self, now: float) -> int | None:
-        """Return a permit for one request, or None. Pass it to `record` with the request's outcome.
+        """Permit one request. Return the generation in which it starts; None if it may not start.
 
-        The permit is the current generation, a number that changes when the breaker opens or
-        closes.
+        Pass the generation to `record` with the request's outcome.
         """
         if not self.capacity(now):
             return None
@@ -109,18 +118,20 @@ class Breaker:
         return self._generation
 
     def is_current(self, generation: int) -> bool:
-        """Return whether a permit is still valid.
+        """Return whether a request that was permitted in `generation` may still be written.
 
-        It is not if the breaker has opened since `acquire` and is not closed again.
+        It may not when the breaker has opened since and is not closed again.
         """
         return generation == self._generation or self.state == "closed"
 
     def record(self, generation: int, outcome: Outcome, now: float, at: datetime) -> bool:
-        """Record an outcome. Return True if it is a failure that belongs to an outage.
+        """Record the outcome of a request that started in `generation`.
 
-        A failure does when the breaker is not closed, or has opened or closed since the request
-        started. Requests of an earlier generation change nothing, except that the gateway may ask
-        for a longer pause. `at` is the moment `now`, for users.
+        Return True if it is a failure that belongs to an outage. This is so when the breaker is not
+        closed after it, or has opened or closed since the request started.
+
+        A request of an earlier generation changes nothing, except that its failure may ask for a
+        longer pause.
         """
         match outcome:
             case Aborted():
@@ -133,7 +144,7 @@ class Breaker:
                 return False
             case TemporaryFailure() | Unknown():
                 self._record_failure(generation, outcome, now, at)
-        return self.state != "closed" or generation != self._generation
+                return self.state != "closed" or generation != self._generation
 
     def _record_failure(
         self, generation: int, failure: TemporaryFailure | Unknown, now: float, at: datetime
@@ -157,6 +168,7 @@ class Breaker:
         self.retry_at = at + timedelta(seconds=pause)
 
     def _pause(self, failure: TemporaryFailure | Unknown) -> float:
+        """Return the seconds until the next probe after a failure."""
         if isinstance(failure, TemporaryFailure) and failure.affects_all and failure.retry_after:
             return failure.retry_after
         return self._reset

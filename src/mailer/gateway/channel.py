@@ -1,4 +1,4 @@
-"""A channel: one gateway at work, and what this worker knows of its state and speed."""
+"""A channel: a gateway with its limits, and what this worker has measured of it."""
 
 from collections.abc import Callable
 from typing import Self
@@ -22,13 +22,13 @@ class ChannelLimits(msgspec.Struct, frozen=True, kw_only=True):
     concurrency: int
     """Most requests at the same time."""
     timeout: float
-    """Most seconds of a request."""
+    """Seconds after which a request is aborted."""
     rate: float
     """Most messages a second; 0 for no limit."""
     breaker_failures: int
     """Consecutive failures that open the breaker."""
     breaker_reset: float
-    """Seconds until the next probe, unless the gateway asks for another pause."""
+    """Seconds for which the breaker is open before a probe, unless the gateway asks for others."""
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
@@ -43,9 +43,9 @@ class ChannelLimits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Channel:
-    """A gateway with its limits, its breaker, its pacer and the estimate of its throughput.
+    """A gateway with its limits, its breaker, its pacer and its throughput estimate.
 
-    It keeps nothing about single messages or requests: those belong to `dispatch.claims`.
+    Single messages and requests are not its concern: `dispatch.claims` tracks them.
     """
 
     def __init__(self, gateway: Gateway, limits: ChannelLimits) -> None:
@@ -54,6 +54,7 @@ class Channel:
         self.breaker = Breaker(limits.breaker_failures, limits.breaker_reset)
         self.throughput = ThroughputEstimate(limits.concurrency, limits.rate)
         self.pacer = Pacer(limits.rate) if limits.rate else None
+        """Spaces the requests evenly; None without a rate limit."""
         self._listeners: list[Callable[[], None]] = []
         metrics.breaker_changed(self.breaker.state, BREAKER_STATES)
 
@@ -62,12 +63,12 @@ class Channel:
         self._listeners.append(listener)
 
     def report_probe(self) -> None:
-        """Log and export that the breaker is half-open: a probe starts."""
+        """Log and show in the metrics that the breaker is half-open: a probe starts."""
         metrics.breaker_changed(self.breaker.state, BREAKER_STATES)
         log.info("breaker_half_open")
 
     def report_breaker(self, now: float) -> None:
-        """Log and export that the breaker has opened or closed, and call the listeners."""
+        """Log and show in the metrics that the breaker has opened or closed; call the listeners."""
         metrics.breaker_changed(self.breaker.state, BREAKER_STATES)
         if self.breaker.outage is not None:
             seconds = round(self.breaker.seconds_to_probe(now), 3)

@@ -13,34 +13,37 @@ from yarl import URL
 from mailer.clock import database_clock
 from mailer.gateway.aiohttp_connection import (
     USER_AGENT,
-    Answer,
     GatewayConnection,
     GatewayConnector,
-    UnreadableAnswerError,
+    ReceivedResponse,
+    UnreadableResponseError,
     read_body,
 )
-from mailer.gateway.answer import (
-    MAX_ANSWER_BYTES,
+from mailer.gateway.protocol import Accepted, Outcome, Request
+from mailer.gateway.response import (
+    MAX_RESPONSE_BODY_BYTES,
     decompress,
     find_status,
     outcome_of_body,
-    outcome_of_failure,
+    outcome_of_network_failure,
     outcome_of_status,
-    outcome_of_unreadable,
+    outcome_of_unreadable_response,
     parse_retry_after,
 )
-from mailer.gateway.protocol import Accepted, Outcome, Request
 from mailer.urls import read_gateway_url
 
 MAX_STALE_CONNECTIONS = 5
-"""Most connections tried for one request: the gateway may have closed kept connections."""
+"""Most connections that are tried for one request. A kept connection may turn out to be closed by
+the gateway; then the next one is tried."""
 
 
 class HttpGateway:
-    """The gateway at `url`, to which a message's id is appended; an async context manager.
+    """The gateway at `url`; an async context manager, which must be entered before `send`.
 
-    A user and a password in the URL, percent-encoded, are sent as Basic authorization. A pause that
-    the gateway asks for is limited to `retry_after_cap` seconds.
+    A message's id is appended to the path or the query of `url`. A user and a password in the URL,
+    percent-encoded, are sent as Basic authorization, and `token` as a bearer token instead.
+    `concurrency` is the maximum number of connections. A pause that the gateway asks for is limited
+    to `retry_after_cap` seconds.
     """
 
     def __init__(
@@ -65,12 +68,15 @@ class HttpGateway:
             headers["Authorization"] = f"Basic {credentials.decode()}"
         if token is not None:
             if not (token.isascii() and token.isprintable()):
-                raise ValueError("a token must be printable ASCII")  # no line ends
+                # a line end would start another header
+                raise ValueError("a token must be printable ASCII")
             headers["Authorization"] = f"Bearer {token}"
-        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-        path = endpoint.before[endpoint.before.index("/", endpoint.before.index("//") + 2) :]
-        self._before_id = f"POST {path}"
-        self._after_id = f"{endpoint.after} HTTP/1.1\r\n{lines}Content-Length: "
+        header_lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        host_start = endpoint.before.index("//") + 2
+        path = endpoint.before[endpoint.before.index("/", host_start) :]
+        # The head of a request: these two parts, the id between them, the body's length after them.
+        self._head_before_id = f"POST {path}"
+        self._head_after_id = f"{endpoint.after} HTTP/1.1\r\n{header_lines}Content-Length: "
         self._concurrency = concurrency
         self._retry_after_cap = retry_after_cap
         self._connector: GatewayConnector | None = None
@@ -86,81 +92,89 @@ class HttpGateway:
 
     async def send(self, request: Request) -> Outcome:
         """Send one message and return its outcome, also when the request is aborted."""
-        request.begin()
+        request.attach_task()
         fields = {"id": request.message_id, "phone": int(request.phone), "text": request.text}
         body = self._encoder.encode(fields)
-        head = f"{self._before_id}{request.message_id}{self._after_id}{len(body)}\r\n\r\n"
-        answer = Answer()
+        head = f"{self._head_before_id}{request.message_id}{self._head_after_id}{len(body)}\r\n\r\n"
+        response = ReceivedResponse()
         try:
             for _ in range(MAX_STALE_CONNECTIONS):
-                outcome = await self._exchange(request, head.encode() + body, answer)
+                outcome = await self._try_connection(request, head.encode() + body, response)
                 if outcome is not None:
                     return outcome
             raise aiohttp.ClientConnectionError("the gateway closes every connection")
         except (
             aiohttp.ClientError,
-            UnreadableAnswerError,
+            UnreadableResponseError,
             OSError,
             asyncio.CancelledError,
         ) as error:
-            outcome = request.outcome_of_abort()
-            if outcome is None and isinstance(error, asyncio.CancelledError):
-                raise
-            # a code that was received counts, even if the rest of the answer is missing
-            if answer.body and outcome_of_body(bytes(answer.body)) == Accepted():
+            outcome_of_abort = request.outcome_of_abort()
+            if outcome_of_abort is None and isinstance(error, asyncio.CancelledError):
+                raise  # the task was cancelled for another reason than an abort
+            # a code that was received counts, even if the rest of the response is missing
+            if response.body and outcome_of_body(bytes(response.body)) == Accepted():
                 return Accepted()
-            if outcome is not None:
-                return outcome
-            if isinstance(error, UnreadableAnswerError):
-                return outcome_of_unreadable(find_status(answer.head))
-            return outcome_of_failure(is_written=request.is_written)
+            if outcome_of_abort is not None:
+                return outcome_of_abort
+            if isinstance(error, UnreadableResponseError):
+                return outcome_of_unreadable_response(find_status(response.first_bytes))
+            return outcome_of_network_failure(is_written=request.is_written)
 
-    async def _exchange(self, request: Request, data: bytes, answer: Answer) -> Outcome | None:
-        """Send over a kept or new connection. Return None if it was closed before the write."""
+    async def _try_connection(
+        self, request: Request, data: bytes, response: ReceivedResponse
+    ) -> Outcome | None:
+        """Send over a kept connection or a new one. Return None if it was closed before the write.
+
+        `data` is the whole request as bytes.
+        """
         if self._connector is None:
             raise RuntimeError("enter the gateway before sending")
         connection = await self._connector.acquire()
         try:
-            outcome = await self._post(connection.protocol, request, data, answer)
+            outcome = await self._post(connection.protocol, request, data, response)
         except BaseException:
             connection.close()
             raise
-        connection.release()  # aiohttp closes it instead if a part of the answer is unread
+        connection.release()  # aiohttp closes it instead if a part of the response is unread
         return outcome
 
     async def _post(
-        self, protocol: object, request: Request, data: bytes, answer: Answer
+        self, protocol: object, request: Request, data: bytes, response: ReceivedResponse
     ) -> Outcome | None:
-        """Write head and body in one piece, unless the request is aborted, and read the answer.
+        """Write the request in one piece, unless it is aborted, and read the response.
 
         Return None if the connection was closed before the write.
         """
         if not isinstance(protocol, GatewayConnection):
             raise TypeError("the connection is not of the gateway's own connector")
-        # let other tasks run, so that many write in one iteration of the loop: the network wakes up
-        # only once
+        # Let other tasks run first: then many tasks write in one iteration of the event loop, which
+        # wakes the receiver once and not for each request.
         await asyncio.sleep(0)
-        # data that came before the request is no answer to it
+        # `should_close` is true also if data came before the request: it is no response to it
         if protocol.should_close or not protocol.is_connected():
             return None
         if not request.mark_written():
             raise aiohttp.ClientConnectionError("the request is aborted")
-        protocol.write(data, answer)
-        message, content = await protocol.read()
-        while message.code < HTTPStatus.OK and message.code != HTTPStatus.SWITCHING_PROTOCOLS:
-            message, content = await protocol.read()
-        return await self._outcome(message.code, message.headers, content, answer.body)
+        protocol.write(data, response)
+        head, content = await protocol.read()
+        while head.code < HTTPStatus.OK and head.code != HTTPStatus.SWITCHING_PROTOCOLS:
+            head, content = await protocol.read()  # `head` was an interim response
+        return await self._outcome(head.code, head.headers, content, response.body)
 
     async def _outcome(
         self,
         status: int,
         headers: Mapping[str, str],
         content: aiohttp.StreamReader,
-        received: bytearray,
+        received_body: bytearray,
     ) -> Outcome:
-        """Return the outcome of an answer. The received part of its body is added to `received`."""
+        """Return the outcome of a response, whose body is read from `content`.
+
+        The received part of the body is added to `received_body`, for use after an error.
+        """
         if status == HTTPStatus.OK:
-            body = await read_body(content, MAX_ANSWER_BYTES, received)
+            body = await read_body(content, MAX_RESPONSE_BODY_BYTES, received_body)
             encoding = headers.get("Content-Encoding")
             return outcome_of_body(body if encoding is None else decompress(body, encoding))
         pause = parse_retry_after(

@@ -1,4 +1,4 @@
-"""The interface of a gateway: it takes one message and returns an outcome."""
+"""What the dispatcher and a gateway exchange: a request for one message, and its outcome."""
 
 import asyncio
 from collections.abc import Callable
@@ -14,7 +14,7 @@ class Accepted(msgspec.Struct, frozen=True):
 
 
 class Rejected(msgspec.Struct, frozen=True):
-    """The gateway refuses this message permanently; `reason` names its answer."""
+    """The gateway refuses this message permanently; `reason` is for example `rejected_400`."""
 
     reason: str
 
@@ -22,8 +22,8 @@ class Rejected(msgspec.Struct, frozen=True):
 class TemporaryFailure(msgspec.Struct, frozen=True):
     """The message was not accepted, but may be later.
 
-    `retry_after` is the pause in seconds that the gateway asks for, or None. With `affects_all` the
-    failure concerns the whole gateway, not only this message.
+    `retry_after` is the pause in seconds that the gateway asks for, or None. `affects_all` means
+    that the gateway would accept no other message now either.
     """
 
     reason: str
@@ -45,23 +45,27 @@ Outcome = Accepted | Rejected | TemporaryFailure | Unknown | Aborted
 
 
 class Request:
-    """One request to the gateway, which runs in a task: its contents and its progress.
+    """One request to the gateway: its contents, and how far it has come.
 
-    A gateway calls `begin` first, and `mark_written` right before it writes the request to the
-    network. `deadline` is a moment of `elapsed()`, at which the creator of the request aborts it.
-    `precondition` is called with a moment of `elapsed()` right before the write, because connecting
-    can take long and a process can be suspended. If it returns False, the request is not written.
+    The dispatcher creates it and may abort it. A gateway sends it in a task: it calls `attach_task`
+    first, and `mark_written` right before it writes the request to the network. Whether an aborted
+    request was written decides its outcome.
+
+    `deadline` is a moment of `elapsed()`, at which the dispatcher aborts the request. `may_write`
+    is called right before the write, with the moment of `elapsed()`; if it returns False, the
+    request is not written. It repeats checks that were made at the start, because connecting can
+    take long and a process can be suspended.
     """
 
     __slots__ = (
-        "_is_cancelled",
+        "_has_cancelled_task",
         "_task",
         "abort_reason",
         "deadline",
         "is_written",
+        "may_write",
         "message_id",
         "phone",
-        "precondition",
         "text",
     )
 
@@ -71,30 +75,33 @@ class Request:
         phone: str,
         text: str,
         deadline: float,
-        precondition: Callable[[float], bool] | None = None,
+        may_write: Callable[[float], bool] | None = None,
     ) -> None:
         self.message_id = message_id
         self.phone = phone
         self.text = text
         self.deadline = deadline
-        self.precondition = precondition
+        self.may_write = may_write
         self.is_written = False
         self.abort_reason: str | None = None
+        """Why the request was aborted: `stopped` (it must not be sent any more), or another word,
+        which is the reason of the outcome; None while it is not aborted."""
         self._task: asyncio.Task[object] | None = None
-        self._is_cancelled = False
+        self._has_cancelled_task = False
 
-    def begin(self) -> None:
-        """Store the current task, which is cancelled when the request is aborted."""
+    def attach_task(self) -> None:
+        """Let an abort cancel the current task, which sends the request."""
         self._task = asyncio.current_task()
 
     def mark_written(self) -> bool:
         """Mark the request as written: from now on the gateway may have it.
 
-        Return False when the request must not be written any more. The deadline is checked here
-        too, because after a suspension this may run before the timer that aborts the request.
+        Return False when the request must not be written any more; then it counts as aborted. The
+        deadline is checked here too, because after a suspension of the process this may run before
+        the timer that aborts the request.
         """
         now = elapsed()
-        if now >= self.deadline or (self.precondition is not None and not self.precondition(now)):
+        if now >= self.deadline or (self.may_write is not None and not self.may_write(now)):
             self.abort_reason = self.abort_reason or "stopped"
         self.is_written = self.abort_reason is None
         return self.is_written
@@ -109,16 +116,18 @@ class Request:
         if self.abort_reason is None:
             self.abort_reason = reason
             if self._task is not None:
-                self._is_cancelled = self._task.cancel()
+                self._has_cancelled_task = self._task.cancel()
 
     def outcome_of_abort(self) -> Outcome | None:
-        """Return the outcome of an aborted request.
+        """Return the outcome of an aborted request; None when it was not aborted.
 
-        Return None when it was not aborted, or when its task was also cancelled for another reason.
+        The cancellation of the task by the abort is undone. If the task was also cancelled by
+        others, for example because the worker stops, this returns None too: the gateway must then
+        raise the `CancelledError`.
         """
         if self.abort_reason is None:
             return None
-        if self._is_cancelled and self._task is not None and self._task.uncancel() > 0:
+        if self._has_cancelled_task and self._task is not None and self._task.uncancel() > 0:
             return None
         if self.is_written:
             return Unknown(self.abort_reason)
@@ -128,7 +137,11 @@ class Request:
 
 
 class Gateway(Protocol):
-    """A gateway. Expected failures are outcomes; only a cancellation is raised."""
+    """What the dispatcher needs of a gateway.
+
+    A failure of the gateway or the network is returned as an outcome. Only the cancellation of the
+    sending task is raised.
+    """
 
     async def send(self, request: Request) -> Outcome:
         """Send one message and return its outcome, also when the request is aborted."""

@@ -22,9 +22,10 @@ async def run_sandbox(  # noqa: PLR0913, PLR0917  # one parameter for each optio
 ) -> None:
     """Serve until cancelled. Echo the URL, then the counts once a second, and a summary at the end.
 
-    `port` 0 selects a free port. `log` gets one line of JSON for each request, with the fields
-    `id`, `arrived` and `kind` of `SandboxRequest`, and with `repeat` and `overlap` if true. It is
-    flushed once a second and at the end. Raises UnavailableError when it cannot listen there.
+    `port` 0 selects a free port. `token` is the bearer token that requests need, or None. `echo`
+    prints one line. `log` gets one line of JSON for each request, with the fields `id`, `arrived`
+    and `kind` of `SandboxRequest`, and with `repeat` and `overlap` if true. It is flushed once a
+    second and at the end. Raises UnavailableError when it cannot listen there.
     """
     on_request = None if log is None else partial(_write_row, log)
     sandbox = SandboxGateway(faults, token=token, on_request=on_request)
@@ -37,7 +38,8 @@ async def run_sandbox(  # noqa: PLR0913, PLR0917  # one parameter for each optio
         if log is not None:
             log.flush()
         seconds = time.monotonic() - started
-        echo(f"stopped after {seconds:,.1f} s: {_summarize(sandbox.counts, 0, seconds)}")
+        summary = _summarize(sandbox.counts, previous_total=0, seconds=seconds)
+        echo(f"stopped after {seconds:,.1f} s: {summary}")
         raise
 
 
@@ -57,6 +59,10 @@ async def _echo_counts(
 
 
 def _summarize(counts: SandboxCounts, previous_total: int, seconds: float) -> str:
+    """Return the counts as a line of text.
+
+    It contains the rate of requests since the total was `previous_total`, `seconds` ago.
+    """
     rate = (counts.total - previous_total) / seconds
     by_name = msgspec.structs.asdict(counts).items()
     parts = ", ".join(f"{name} {count:,}" for name, count in by_name if count) or "none"
@@ -64,8 +70,8 @@ def _summarize(counts: SandboxCounts, previous_total: int, seconds: float) -> st
 
 
 def _write_row(log: TextIO, record: SandboxRequest) -> None:
-    # Not by a JSON encoder, because it runs for every request: this takes a third of the time. A
-    # kind is a plain word and needs no escapes.
+    # Without a JSON encoder, because this runs for every request and takes a third of the time so.
+    # A kind is a plain word and needs no escapes.
     message_id = "null" if record.id is None else record.id
     flags = (',"repeat":true' if record.repeat else "") + (
         ',"overlap":true' if record.overlap else ""

@@ -275,6 +275,11 @@ class RunningMailing(msgspec.Struct, frozen=True):
     """Whether new requests may start. It is false while the mailing is paused or replanned, and
     after its end."""
 
+    @property
+    def repeats_unknown(self) -> bool:
+        """Whether a message with delivery unknown is sent again; if not, it ends as unknown."""
+        return self.on_unknown == "retry"
+
     def time_left(self, now: datetime) -> float:
         """Return the seconds from `now` until all requests must have ended; negative after that."""
         return (self.datetime_end - END_MARGIN - now).total_seconds()

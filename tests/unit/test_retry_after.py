@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mailer.gateway.answer import parse_retry_after
+from mailer.gateway.response import parse_retry_after
 
-NOW = datetime(2015, 10, 21, 7, 28, tzinfo=UTC)
+NOW = datetime(2015, 10, 21, 7, 28, tzinfo=UTC)  # a Wednesday
 
 
 @pytest.mark.parametrize(
@@ -20,11 +20,11 @@ NOW = datetime(2015, 10, 21, 7, 28, tzinfo=UTC)
         ("120", 120),
         ("007", 7),
         ("Wed, 21 Oct 2015 07:28:30 GMT", 30),
-        ("Wednesday, 21-Oct-15 07:29:00 GMT", 60),
-        ("Wed Oct 21 07:29:00 2015", 60),
+        ("Wednesday, 21-Oct-15 07:29:00 GMT", 60),  # the format of RFC 850
+        ("Wed Oct 21 07:29:00 2015", 60),  # the format of asctime(3)
         ("Wed, 21 Oct 2015 10:28:30 +0300", 30),
         ("Wed, 21 Oct 2015 07:28:00 GMT", 0),
-        ("Wed, 21 Oct 2015 07:27:00 GMT", 0),
+        ("Wed, 21 Oct 2015 07:27:00 GMT", 0),  # in the past
         ("Thu, 01 Jan 1970 00:00:00 GMT", 0),
     ],
 )
@@ -43,7 +43,7 @@ def test_seconds_and_all_date_formats_are_parsed(value: str, seconds: float) -> 
         "1e3",
         "+5",
         "soon",
-        "\u0661\u0662",
+        "\u0661\u0662",  # Arabic digits
         "²",
         "Wed, 32 Oct 2015 07:28:30 GMT",
         "Wed, 21 Oct 99999 07:28:30 GMT",
