@@ -197,7 +197,7 @@ async def create(url: str, clients: int) -> int:
 
 
 async def merge_deltas(engine: AsyncEngine) -> None:
-    """Merge the deltas that the triggers wrote, as mailer does every second."""
+    """Merge the deltas that the triggers wrote, as a periodic job of mailer does."""
     async with engine.begin() as connection:
         await counters.merge_deltas(connection, ALL_DELTAS)
         await segment_counts.merge_deltas(connection, ALL_DELTAS)
