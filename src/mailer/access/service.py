@@ -4,7 +4,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.access import audit, credentials, login_throttle, sessions, users
 from mailer.access.model import Actor
-from mailer.access.users import NewPassword, NewUser, User
+from mailer.access.users import LocalUser, NewPassword, NewUser, User
 from mailer.errors import FieldError, InvalidError, MailerError
 from mailer.validation import is_storable
 
@@ -26,22 +26,18 @@ async def sign_in(
         attempt = await login_throttle.count_attempt(connection, name, address)
     async with engine.connect() as connection:
         local_user = await users.find_local(connection, name) if is_storable(name) else None
-    user = None if local_user is None else local_user.user
-    stored_hash = None if local_user is None else local_user.password_hash
-    is_right = await _verify_password(engine, attempt, stored_hash, password)
+    is_right = await _verify_password(engine, attempt, local_user, password)
     new_hash = None
-    if is_right and stored_hash is not None and credentials.needs_rehash(stored_hash):
+    if local_user and is_right and credentials.needs_rehash(local_user.password_hash):
         new_hash = await credentials.hash_password(password)
     async with engine.begin() as connection:
-        if (
-            is_right
-            and user is not None
-            and stored_hash is not None
-            and await users.record_sign_in(connection, user.id, stored_hash, new_hash)
-        ):
-            await login_throttle.forget_attempts(connection, attempt)
-            return await begin_session(connection, user, address, user_agent)
-        await record_sign_in_failure(connection, user.id if user else None, address)
+        if local_user and is_right:
+            user, verified_hash = local_user.user, local_user.password_hash
+            if await users.record_sign_in(connection, user.id, verified_hash, new_hash):
+                await login_throttle.forget_attempts(connection, attempt)
+                return await begin_session(connection, user, address, user_agent)
+        user_id = local_user.user.id if local_user else None
+        await record_sign_in_failure(connection, user_id, address)
     raise NotSignedInError
 
 
@@ -90,8 +86,7 @@ async def change_own_password(
     async with engine.begin() as connection:
         attempt = await login_throttle.count_attempt(connection, own.name, by.address)
         local_user = await users.find_local(connection, own.name)
-    stored_hash = None if local_user is None else local_user.password_hash
-    if not await _verify_password(engine, attempt, stored_hash, current):
+    if not await _verify_password(engine, attempt, local_user, current):
         raise InvalidError([FieldError("current_password", "is not your password")])
     new_hash = await credentials.hash_password(new.password)
     async with engine.begin() as connection:
@@ -127,14 +122,15 @@ async def set_password(engine: AsyncEngine, user_id: int, new: NewPassword, by: 
 async def _verify_password(
     engine: AsyncEngine,
     attempt: login_throttle.LoginAttempt,
-    stored_hash: str | None,
+    local_user: LocalUser | None,
     password: str,
 ) -> bool:
-    """Return whether the password of a counted attempt is right.
+    """Return whether the password of a counted attempt is right; False for an unknown user.
 
     If the password cannot be checked for lack of capacity, undo the count and raise
     `HashingBusyError`.
     """
+    stored_hash = local_user.password_hash if local_user else None
     try:
         return await credentials.verify_password(stored_hash, password)
     except credentials.HashingBusyError:
