@@ -80,6 +80,7 @@ class AudienceLists(Input, frozen=True, kw_only=True, omit_defaults=True):
 
 
 ClientFilter = AudienceLists | Terms | None
+"""A filter in one of its three forms."""
 
 
 def stored_filter(value: Any) -> ClientFilter:  # noqa: ANN401  # JSON
@@ -99,14 +100,12 @@ def split_terms(text: str) -> list[str]:
 def is_empty(client_filter: AudienceLists | str) -> bool:
     """Return whether a filter has no entry.
 
-    Such a filter is refused. Otherwise a mistake, such as a string of commas only, might send a
-    mailing to all clients.
+    Such a filter is refused as a mistake: an object without lists would match all clients, and a
+    string without terms nobody.
     """
-    return not (
-        split_terms(client_filter)
-        if isinstance(client_filter, str)
-        else msgspec.to_builtins(client_filter)
-    )
+    if isinstance(client_filter, str):
+        return not split_terms(client_filter)
+    return not msgspec.to_builtins(client_filter)
 
 
 def folded_terms(client_filter: str) -> list[str]:

@@ -49,6 +49,7 @@ Moment = Annotated[
         extra={"rule": "must be a date and time with an offset, such as 2030-01-15T09:00:00Z"},
     ),
 ]
+# Like `Moment`; only the example in the OpenAPI document differs.
 EndMoment = Annotated[Moment, Meta(examples=["2030-01-15T21:00:00+03:00"])]
 TimeOfDay = Annotated[
     str,
@@ -59,6 +60,7 @@ TimeOfDay = Annotated[
         extra={"rule": "must be a time of day, HH:MM or HH:MM:SS, or null"},
     ),
 ]
+# Like `TimeOfDay`; only the example differs.
 WindowEnd = Annotated[TimeOfDay, Meta(examples=["21:00"])]
 Text = Annotated[
     str,
@@ -144,7 +146,7 @@ class NewMailing(MailingInput, frozen=True, kw_only=True):
 
     @classmethod
     def broken_rules(cls, values: Mapping[str, Any], at: datetime) -> Iterable[FieldError]:
-        """Report errors between fields."""
+        """Report what `MailingInput` reports, and a sending window with only one time."""
         yield from super().broken_rules(values, at)
         yield from missing_window_bound(values)
 
@@ -209,7 +211,10 @@ class Mailing(msgspec.Struct, frozen=True, kw_only=True):
     on_unknown: OnUnknown
     status: MailingStatus
     clients_count: int
+    """Size of the audience: as it was counted last, or the number of messages once all of it is
+    enqueued."""
     created_messages: int
+    """Messages that exist: 0 before the start, and after the retention period."""
     scheduled_messages: int
     sending_messages: int
     delivered_messages: int

@@ -41,7 +41,7 @@ class PendingMailing(msgspec.Struct, frozen=True):
     datetime_start: datetime
     datetime_end: datetime
     messages: int
-    """Messages that would be sent."""
+    """How many messages would be sent."""
 
 
 class Restored(msgspec.Struct, frozen=True):
@@ -51,9 +51,9 @@ class Restored(msgspec.Struct, frozen=True):
     mailings: list[PendingMailing]
     """The mailings with the most messages, at most `MAX_LISTED_MAILINGS`."""
     mailings_count: int
-    """All mailings with messages to send, including those that are not in the list."""
+    """Number of all mailings with messages to send, including those that are not in the list."""
     messages_count: int
-    """Their messages."""
+    """Number of the messages of all these mailings."""
 
 
 # The mailings that would send messages, those with the most messages first. The messages of a
@@ -111,9 +111,9 @@ async def resume(engine: AsyncEngine, held_since: datetime, actor: Actor) -> Non
 
 
 class OriginCheck:
-    """A periodic check whether the database runs somewhere else than before, so was restored.
+    """A periodic check whether the database runs somewhere else than before, and may send.
 
-    Logs when its sending is held or resumed.
+    `db/origin.py` decides both. This class logs the changes.
     """
 
     def __init__(self, engine: AsyncEngine) -> None:

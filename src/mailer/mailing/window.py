@@ -104,8 +104,8 @@ class SendingWindow(msgspec.Struct, frozen=True):
 def offsets_of(time_zone: str, start: datetime, end: datetime) -> Offsets:
     """Return the offsets of a time zone between `start` and `end`, both in UTC.
 
-    The result of two time zones is equal when windows open and close in both at the same moments,
-    so that a caller can compute them once for both.
+    In two time zones with equal offsets, windows open and close at the same moments. A caller can
+    compute them once for both.
     """
     zone = _zone(time_zone)
     moments = (start, *(moment for moment in _offset_changes(zone, start, end) if moment < end))
