@@ -361,6 +361,8 @@ class ReferenceBreaker:
                 self._failures, self._outage = 0, None
             case TemporaryFailure() | Unknown():
                 self._fail(event.second, outcome, is_current=is_current)
+            case _:  # an aborted request, or a success of an earlier generation
+                pass
 
     def _fail(
         self, second: float, failure: TemporaryFailure | Unknown, *, is_current: bool

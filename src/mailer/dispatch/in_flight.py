@@ -37,11 +37,12 @@ class InFlightRequests:
         del self._mailings[request]
 
     def apply_mailing_changes(self, mailings: Mapping[int, RunningMailing], now: datetime) -> None:
-        """Abort unwritten requests of mailings that may not send any more.
+        """Abort requests, and move deadlines forward, after changes of mailings.
 
-        `mailings` are all running and paused mailings, and `now` is the time by the database's
-        clock. A request must end before its mailing does, so an earlier end of the mailing moves
-        the deadlines of its requests forward.
+        Unwritten requests of mailings that may not send any more are aborted. A request must end
+        before its mailing does, so an earlier end of the mailing moves the deadline forward.
+
+        `mailings` are all running and paused mailings; `now` is the time by the database's clock.
         """
         elapsed_now = elapsed()
         for request, mailing_id in self._mailings.items():

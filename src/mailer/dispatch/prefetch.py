@@ -57,7 +57,7 @@ class PrefetchQueue:
 
     def __init__(self, initial_size: int) -> None:
         self._claims: asyncio.Queue[ClaimedMessage | None] = asyncio.Queue()
-        """Each None at its end makes one reader stop."""
+        """After the queue is drained, it contains a None for each reader, which then stops."""
         self._sizer = PrefetchSizer(
             seconds=PREFETCH_SECONDS,
             initial=initial_size,

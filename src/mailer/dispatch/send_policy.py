@@ -133,14 +133,15 @@ def decide_after_send(  # noqa: PLR0911, PLR0913  # one return for each row of t
 ) -> MessageResult:
     """Return the result of a message whose request ended at `now` with `outcome`.
 
-    With `is_gateway_failure` a failure belongs to a gateway outage and costs no attempt.
+    With `is_gateway_failure` a failure belongs to a gateway outage and costs no attempt. If it was
+    the first attempt, the pause is as after a first attempt that counts.
     """
-    attempts = claim.attempts - is_gateway_failure
-    is_last_attempt = policy.is_exhausted(attempts) and not is_gateway_failure
+    counted_attempts = claim.attempts - is_gateway_failure
+    is_last_attempt = policy.is_exhausted(counted_attempts) and not is_gateway_failure
     match outcome:
         case Accepted():
             return MessageResult(claim, "delivered", claim.attempts, sent_at=now)
-        case Rejected(reason=reason):  # of this request: an earlier unknown one stays unknown
+        case Rejected(reason=reason):  # this request; delivery by an earlier one may be unknown
             return _end(claim, "undelivered", reason, claim.attempts, last_failure=reason)
         case Aborted():
             return release_untried(claim)
@@ -148,16 +149,22 @@ def decide_after_send(  # noqa: PLR0911, PLR0913  # one return for each row of t
             result = MessageResult(claim, "unknown", claim.attempts, reason, sent_at=now)
             return replace(result, last_failure=reason, unknown_reason=reason)
         case Unknown(reason=reason):
-            result = _requeue(claim, mailing, now, policy.pause(max(1, attempts)))
+            result = _requeue(claim, mailing, now, policy.pause(max(1, counted_attempts)))
             return replace(
-                result, attempts=attempts, reason=reason, last_failure=reason, unknown_reason=reason
+                result,
+                attempts=counted_attempts,
+                reason=reason,
+                last_failure=reason,
+                unknown_reason=reason,
             )
         case TemporaryFailure(reason=reason) if is_last_attempt:
-            return _end(claim, "undelivered", "attempts_exhausted", attempts, last_failure=reason)
+            return _end(
+                claim, "undelivered", "attempts_exhausted", counted_attempts, last_failure=reason
+            )
         case TemporaryFailure(reason=reason, retry_after=retry_after):
-            pause = max(policy.pause(max(1, attempts)), retry_after or 0.0)
+            pause = max(policy.pause(max(1, counted_attempts)), retry_after or 0.0)
             result = _requeue(claim, mailing, now, pause)
-            return replace(result, attempts=attempts, reason=reason, last_failure=reason)
+            return replace(result, attempts=counted_attempts, reason=reason, last_failure=reason)
         case _:
             assert_never(outcome)
 

@@ -131,9 +131,9 @@ class Request:
             return None
         if self.is_written:
             return Unknown(self.abort_reason)
-        return (
-            Aborted() if self.abort_reason == "stopped" else TemporaryFailure("connection_failed")
-        )
+        if self.abort_reason == "stopped":
+            return Aborted()
+        return TemporaryFailure("connection_failed")  # for example, connecting took too long
 
 
 class Gateway(Protocol):
