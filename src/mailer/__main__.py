@@ -58,7 +58,7 @@ def demo() -> None:
     settings = load_settings()
     from mailer import app
 
-    configure_logging("warning", settings.log_format)  # the pages show what else happens
+    configure_logging("warning", settings.log_format)  # the pages show the rest
     run(app.run_demo(settings, click.echo))
 
 

@@ -1,4 +1,4 @@
-"""The form of a mailing, as a browser without scripts sends it."""
+"""The form of a mailing: as a browser without scripts sends it, and read from a page."""
 
 import html
 import re
@@ -9,7 +9,6 @@ from tests.api.browser_session import BROWSER
 
 SITE = "http://mailer"
 HOSTILE = "<script>alert(1)</script>\"'&amp;"
-"""A text that does harm in a page that does not escape it."""
 NEW_FORM = {
     "zone": "Europe/Berlin",
     "text": "Half price.",
@@ -20,13 +19,13 @@ NEW_FORM = {
     "audience": "everybody",
     "on_unknown": "hold",
 }
-"""The fields of a valid form that creates a mailing."""
+"""A valid form of a new mailing."""
 HTMX = BROWSER | {"HX-Request": "true"}
-"""Headers of a request that the script htmx sends, for a part of a page."""
+"""Headers of a script of the page, which requests a part of it."""
 
 
 async def get_html(api: httpx.AsyncClient, path: str, zone: str = "UTC", status: int = 200) -> str:
-    """Return the HTML of a page, as shown in the time zone `zone`; `status` is that expected."""
+    """Return the HTML of a page, for a browser with a time zone."""
     response = await api.get(f"{SITE}{path}", headers=BROWSER | {"Cookie": f"time_zone={zone}"})
     assert response.status_code == status
     return response.text
@@ -38,7 +37,7 @@ async def post_form(api: httpx.AsyncClient, path: str, form: dict[str, str]) -> 
 
 
 async def save_form(api: httpx.AsyncClient, path: str, form: dict[str, str]) -> dict[str, Any]:
-    """Submit a valid form and return the mailing that it created or changed, from the API."""
+    """Submit a valid form and return the mailing after it, as the API returns it."""
     response = await post_form(api, path, form)
     assert response.status_code == 303, visible_text(response.text)
     mailing: dict[str, Any] = (await api.get(response.headers["location"])).json()
@@ -46,7 +45,7 @@ async def save_form(api: httpx.AsyncClient, path: str, form: dict[str, str]) -> 
 
 
 async def preview_form(api: httpx.AsyncClient, form: dict[str, str], query: str = "") -> str:
-    """Return the visible text of the preview that is shown beside a form."""
+    """Return the text of the preview of a form."""
     response = await api.post(f"{SITE}/mailings/preview{query}", data=form, headers=HTMX)
     assert response.status_code == 200
     return visible_text(response.text)
