@@ -16,7 +16,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from structlog.testing import capture_logs
 from tests.api.browser_session import shared_app
 from tests.api.calls import NEW
-from tests.api.repeats import ANNA, COUNT_MAILINGS, NEW_CLIENT, is_replay, post
+from tests.api.repeats import ANNA, NEW_CLIENT, is_replay, post
+from tests.api.repeats import COUNT_MAILINGS as MAILINGS
 from tests.asgi_client import inside
 from tests.event_timeout import EVENT_TIMEOUT
 from tests.factories import do, execute, value
@@ -308,7 +309,7 @@ async def test_idempotency_keys_of_two_api_keys_are_separate(
     answers = [await post(protected, call), await post(protected, other)]
     assert [answer.status_code for answer in answers] == [201, 201]
     assert not any(map(is_replay, answers))
-    assert await value(engine, COUNT_MAILINGS) == 2
+    assert await value(engine, MAILINGS) == 2
     assert [is_replay(await post(protected, each)) for each in (call, other)] == [True, True]
 
 
