@@ -1,6 +1,6 @@
 """The demo: mailer on loopback with a sandbox gateway, sample clients and sample mailings.
 
-`mailer.app.run_demo` starts it, for the command `mailer demo`.
+The command `mailer demo` starts it.
 """
 
 import asyncio

@@ -9,7 +9,6 @@ from tests.api.browser_session import BROWSER
 
 SITE = "http://mailer"
 HOSTILE = "<script>alert(1)</script>\"'&amp;"
-"""A text that does harm in a page that does not escape it."""
 NEW_FORM = {
     "zone": "Europe/Berlin",
     "text": "Half price.",

@@ -7,10 +7,10 @@ from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import pytest
-from sqlalchemy import select
+from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.api.calls import field_errors
-from tests.factories import add_clients, advance, execute
+from tests.factories import add_clients, advance, do
 
 from mailer.db.tables.client import client
 
@@ -325,7 +325,8 @@ async def test_deleting_a_client_keeps_its_sent_messages(
 ) -> None:
     deleted = await create_client(api)
     mailing_id = await create_mailing_with_messages(api, engine)
-    await execute(engine, "UPDATE message SET status = 'delivered', sent_at = now()")
+    delivered = update(message).values(status="delivered", sent_at=func.now())
+    await do(engine, lambda connection: connection.execute(delivered))
     await api.delete(f"/clients/{deleted['id']}")
 
     mailing = await get_mailing(api, mailing_id)
