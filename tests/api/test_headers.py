@@ -11,11 +11,7 @@ from litestar.routes import HTTPRoute
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.api.browser_session import BROWSER
 from tests.api.calls import NEW, create_mailing
-from tests.api.wrapped_app import (
-    COMMON_VALUES,
-    app_without_streams,
-    client_of,
-)
+from tests.api.wrapped_app import COMMON_VALUES, app_without_streams, client_of
 from tests.asgi_client import inside
 from tests.factories import OPEN
 
