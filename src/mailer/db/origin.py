@@ -23,7 +23,7 @@ class RestoreHold(msgspec.Struct, frozen=True):
     is lost. None when there is no work."""
 
 
-UPDATE = text("SELECT update_origin()")
+UPDATE_ORIGIN = text("SELECT update_origin()")
 
 
 async def update(connection: AsyncConnection) -> bool:
@@ -31,7 +31,7 @@ async def update(connection: AsyncConnection) -> bool:
 
     No savepoint may be open.
     """
-    return bool((await connection.execute(UPDATE)).scalar_one())
+    return bool((await connection.execute(UPDATE_ORIGIN)).scalar_one())
 
 
 async def is_sending_allowed(connection: asyncpg.Connection) -> bool:
