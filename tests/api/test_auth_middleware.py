@@ -16,8 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from structlog.testing import capture_logs
 from tests.api.browser_session import shared_app
 from tests.api.calls import NEW
-from tests.api.repeats import ANNA, NEW_CLIENT, is_replay, post
-from tests.api.repeats import COUNT_MAILINGS as MAILINGS
+from tests.api.repeats import ANNA, COUNT_MAILINGS, NEW_CLIENT, is_replay, post
 from tests.asgi_client import inside
 from tests.event_timeout import EVENT_TIMEOUT
 from tests.factories import do, execute, value

@@ -13,6 +13,7 @@ from tests.api.calls import field_errors
 from tests.factories import add_clients, advance, do
 
 from mailer.db.tables.client import client
+from mailer.db.tables.message import message
 
 PHONE = "79161234567"
 MAILING = {
