@@ -1,8 +1,8 @@
 """A worker: the process that serves the API and the pages, and sends messages.
 
-`serve` (the command `mailer serve`) and `run_demo` create all parts, start them in order, and stop
-them in the opposite order on a signal. The HTTP server answers from the start, with 503 until the
-database is open.
+`serve` (the command `mailer serve`) and `run_demo` (`mailer demo`) create all parts, start them in
+order, and stop them in the opposite order on a signal. The HTTP server answers from the start, with
+503 until the database is open.
 """
 
 import asyncio
@@ -164,7 +164,7 @@ async def _serve(
             dispatcher.stop()
 
         stop_on_signals(stop)
-        known_zones()  # fills its cache: it reads hundreds of folders and files
+        known_zones()  # fills its cache, because it reads hundreds of folders and files
         _freeze_garbage_collector()
         await _run(server, listening_socket, dispatcher, opening)
     if not opening.cancelled():
@@ -237,13 +237,14 @@ async def _wait_for_database(  # noqa: PLR0913  # everything that needs the data
     """
 
     def on_wait(reason: WaitReason) -> None:
-        startup.waits_for = reason.sentence
+        startup.why_not_done = reason.sentence
+        # ready, because the HTTP server answers; the status says that the database is missing
         notify_systemd("READY=1", f"STATUS={reason.sentence} ({reason.detail})")
 
     async def on_ready() -> None:
         async with engine.connect() as connection:
             app.state.database_fingerprint = await database_info.get_fingerprint(connection)
-        startup.waits_for = None
+        startup.why_not_done = None
         await on_open(engine, address)
 
     log.info("listening", address=address)
