@@ -50,7 +50,7 @@ async def embedded_postgres(data_dir: Path, *, share: bool = False) -> AsyncIter
     started it. Raises `StartError` when a setting is wrong, `UnavailableError` when the cause may
     pass.
     """
-    # each `yield` is outside `_translate_os_errors`: an OSError of the block stays as it is
+    # each `yield` is outside `_translate_os_errors`, so that an OSError of the block stays as it is
     with _translate_os_errors(data_dir):
         home = _create_home(data_dir)
         running_url = _find_running_url(home) if share else None
