@@ -262,7 +262,7 @@ async def test_the_response_waits_until_no_worker_sends_for_the_mailing(
 ) -> None:
     address = f"/mailings/{(await create_mailing(api, DUE))['id']}"
     await begin(engine)
-    async with behind_all_stops(engine):
+    async with behind_all_stops(engine):  # as a worker that has not applied the stop yet
         call = asyncio.create_task(api.request(method, f"{address}{path}"))
         await asyncio.wait({call}, timeout=0.3)
         assert not call.done()

@@ -69,7 +69,7 @@ async def test_slow_bytes_after_a_response_do_not_extend_the_timeout(content: by
         end = asyncio.create_task(slow.ended())
         slow.writer.write(content)
         while not end.done():
-            slow.writer.write(content[-2:])
+            slow.writer.write(content[-2:])  # an empty line, or a part of the endless header
             await asyncio.sleep(0.1)
         assert await end >= 1.4  # the timeout is keep_alive + head = 1.5
 

@@ -64,7 +64,7 @@ async def test_the_unsent_rest_of_a_complete_response_is_discarded_after_the_tim
         del scope
         headers = [(b"connection", b"close")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
-        transport = receive.__self__.transport
+        transport = receive.__self__.transport  # `receive` is a method of uvicorn's request cycle
         while not transport.get_write_buffer_size():  # until the socket takes no more
             sent_bytes += 4096
             await send({"type": "http.response.body", "body": b"x" * 4096, "more_body": True})
@@ -175,7 +175,7 @@ async def test_one_owner_holds_at_most_its_own_number_of_slots() -> None:
         async with limiter.slot(second_key):
             assert all(await asyncio.gather(*waiting))
             assert await is_too_busy(limiter, third_key)  # all three slots are held
-    for _ in range(5):
+    for _ in range(5):  # all slots are free again
         assert not await is_too_busy(limiter, first_key)
 
 
@@ -203,7 +203,8 @@ async def test_each_api_key_runs_one_import_at_a_time(engine: AsyncEngine) -> No
         unfinished, of_same_key, of_other_key = connections
         await unfinished.say(upload_head.format(first_secret, 100).encode())
         async with asyncio.timeout(EVENT_TIMEOUT):
-            while not await is_too_busy(client_api.IMPORT_LIMITER, ("key", 1)):
+            first_key = ("key", 1)  # as the limiter knows the owner of `first_secret`
+            while not await is_too_busy(client_api.IMPORT_LIMITER, first_key):
                 await asyncio.sleep(0.01)
 
         await of_same_key.say(upload_head.format(first_secret, len("phone\n")).encode())
