@@ -111,14 +111,18 @@ async def _serve(
         stack.enter_context(monitor.running())
         listening_socket = stack.enter_context(listen(settings.host, settings.port))
         engine = _create_engine(
-            stack, "api", database_url, pool_size=API_CONNECTIONS, timeout=STATEMENT_TIMEOUT
+            stack,
+            database_url,
+            pool_name="api",
+            pool_size=API_CONNECTIONS,
+            statement_timeout=STATEMENT_TIMEOUT,
         )
         dispatcher_engine = _create_engine(
             stack,
-            "dispatcher",
             database_url,
+            pool_name="dispatcher",
             pool_size=DISPATCHER_CONNECTIONS,
-            timeout=CHUNK_STATEMENT_TIMEOUT,
+            statement_timeout=CHUNK_STATEMENT_TIMEOUT,
         )
         channel = await _open_channel(stack, settings)
         mail = None if smtp is None else _create_mail(stack, settings, smtp, dispatcher_engine)
@@ -173,15 +177,20 @@ async def _serve(
 
 
 def _create_engine(
-    stack: AsyncExitStack, name: str, database_url: str, *, pool_size: int, timeout: float
+    stack: AsyncExitStack,
+    database_url: str,
+    *,
+    pool_name: str,
+    pool_size: int,
+    statement_timeout: float,
 ) -> AsyncEngine:
-    """Return an engine that `stack` closes. `name` is that of its pool in the metrics.
+    """Return an engine that `stack` closes; the metrics show its pool as `pool_name`.
 
-    `timeout` is for each statement, in seconds.
+    `statement_timeout` is in seconds.
     """
-    engine = create_engine(database_url, pool_size=pool_size, statement_timeout=timeout)
+    engine = create_engine(database_url, pool_size=pool_size, statement_timeout=statement_timeout)
     stack.push_async_callback(engine.dispose)
-    metrics.watch_pool(name, partial(pool_usage, engine))
+    metrics.watch_pool(pool_name, partial(pool_usage, engine))
     return engine
 
 

@@ -106,7 +106,7 @@ async def test_a_new_timeline_or_server_start_makes_ids_jump_without_a_hold(
         assert last_id + GAP < new_id <= MAX_ID
         last_id = new_id
         assert await is_allowed(engine)
-    assert len(await claim(engine, mailing_id, 9)) == 3 + 2
+    assert len(await claim(engine, mailing_id, count=9)) == 3 + 2
 
 
 async def test_an_audience_is_enqueued_although_a_server_restart_is_not_recorded_yet(
@@ -137,7 +137,7 @@ async def test_a_restored_database_is_held_until_a_user_agrees(
     assert await do(engine, origin.update)
 
     assert not await is_allowed(engine)
-    assert await claim(engine, mailing_id, 9) == []
+    assert await claim(engine, mailing_id, count=9) == []
     hold = await do(engine, origin.get_hold)
     assert hold is not None
 
@@ -145,7 +145,7 @@ async def test_a_restored_database_is_held_until_a_user_agrees(
 
     assert await do(engine, origin.get_hold) is None
     assert not await do(engine, origin.update)  # nothing has changed since
-    assert len(await claim(engine, mailing_id, 9)) == 3
+    assert len(await claim(engine, mailing_id, count=9)) == 3
 
 
 async def test_a_user_can_agree_only_to_the_present_hold_and_only_once(engine: AsyncEngine) -> None:

@@ -93,7 +93,7 @@ async def test_stuck_downloads_hold_no_database_connection_and_delay_no_other_cl
 ) -> None:
     await add_clients(engine, 60_000)
     await execute(engine, "UPDATE client SET tag = repeat('x', 64)")  # megabytes of CSV
-    app = wrap_asgi(create_app(engine, settings=OPEN), [], is_auth_enabled=True)
+    app = wrap_asgi(create_app(engine, settings=OPEN), trusted_proxies=[], is_auth_enabled=True)
     request = b"GET /api/v1/clients HTTP/1.1\r\nHost: x\r\nAccept: text/csv\r\n\r\n"
     async with (
         listening(app, ConnectionLimits(reader=4)) as port,
@@ -199,7 +199,7 @@ async def test_each_api_key_runs_one_import_at_a_time(engine: AsyncEngine) -> No
         _, secret = await do(engine, partial(keys.create, new=new_key, by=COMMAND_LINE))
         secrets.append(secret)
     first_secret, second_secret = secrets
-    async with listening(create_app(engine)) as port, talks(port, 3) as connections:
+    async with listening(create_app(engine)) as port, talks(port, count=3) as connections:
         unfinished, of_same_key, of_other_key = connections
         await unfinished.say(upload_head.format(first_secret, 100).encode())
         async with asyncio.timeout(EVENT_TIMEOUT):

@@ -29,8 +29,8 @@ UPDATE_ORIGIN = text("SELECT update_origin()")
 async def update(connection: AsyncConnection) -> bool:
     """Record where the database runs now; return whether its origin has changed.
 
-    No savepoint may be open: the row would be written under the savepoint's transaction id, and the
-    database would count as restored.
+    No savepoint may be open: in it PostgreSQL writes rows under the savepoint's own id instead of
+    the transaction's, and then the SQL function raises an error.
     """
     return bool((await connection.execute(UPDATE_ORIGIN)).scalar_one())
 
