@@ -31,7 +31,7 @@ from mailer.web.server.connection import ConnectionLimits
 from mailer.web.shutdown import AnswerAbortedRequests
 from mailer.web.startup_gate import Startup, StartupGate
 
-LIMITS = ConnectionLimits()
+CONNECTION_LIMITS = ConnectionLimits()
 """The timeouts and the number of HTTP connections."""
 
 OIDC_RATE = 5
@@ -48,7 +48,7 @@ def create_app(  # noqa: PLR0913  # the dependencies of the handlers
     *,
     live: LiveUpdates | None = None,
     settings: Settings | None = None,
-    limits: ConnectionLimits = LIMITS,
+    limits: ConnectionLimits = CONNECTION_LIMITS,
     startup: Startup | None = None,
     why_not_ready: WhyNotReady = lambda: None,
 ) -> Litestar:

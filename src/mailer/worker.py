@@ -21,7 +21,7 @@ from mailer import demo, metrics
 from mailer.access import users
 from mailer.admin.live import LiveUpdates
 from mailer.admin.render import load_templates
-from mailer.app import LIMITS, create_app
+from mailer.app import CONNECTION_LIMITS, create_app
 from mailer.client.model import known_zones
 from mailer.daily_report.mail import SmtpConfig, read_smtp_config
 from mailer.daily_report.schedule import DailyMail
@@ -145,7 +145,7 @@ async def _serve(
         )
         server = Server(
             wrap_asgi(app, settings.proxies, is_auth_enabled=settings.is_auth_enabled),
-            LIMITS,
+            CONNECTION_LIMITS,
             grace=settings.shutdown_grace,
         )
         opening = asyncio.create_task(
@@ -277,7 +277,7 @@ async def _run(
     """
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(server.serve(sockets=[listening_socket]))
-        tasks.create_task(asyncio.to_thread(load_templates))
+        tasks.create_task(asyncio.to_thread(load_templates))  # else the first pages would be slow
         await asyncio.wait({opening})
         if opening.cancelled() or opening.exception():
             server.stop()

@@ -24,6 +24,9 @@ from mailer.web.asgi_wrappers import wrap_asgi
 from mailer.web.download import csv_answer
 from mailer.web.server.connection import ConnectionLimits
 
+LAST_CHUNK = b"\r\n0\r\n\r\n"
+"""The end of a body with Transfer-Encoding: chunked."""
+
 
 async def test_a_client_that_reads_nothing_is_disconnected() -> None:
     limits = ConnectionLimits(reader=0.5)
@@ -119,7 +122,7 @@ async def has_downloaded(port: int, request: bytes) -> bool:
         if status == 503:
             return False
         end = b""
-        while not end.endswith(b"\r\n0\r\n\r\n"):
+        while not end.endswith(LAST_CHUNK):
             part = await patient.reader.read(1_000_000)
             assert part
             end = (end + part)[-100:]
