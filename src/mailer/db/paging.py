@@ -87,12 +87,12 @@ async def fetch_page(  # noqa: PLR0913  # each parameter is a part of the query
         newer = rows.where(key > cursor.after)
         fetched = list(await connection.execute(select_page(newer, asc)))
         page = fetched[: cursor.limit][::-1]  # newest first
-        # older than the page is at least the row `after`, newer is the one row more
+        # the row `after` itself is older than the page; a row over the limit is newer
         return RowPage(page, count, has_older=bool(page), has_newer=len(fetched) > len(page))
     older = rows if cursor.before is None else rows.where(key < cursor.before)
     fetched = list(await connection.execute(select_page(older, desc)))
     page = fetched[: cursor.limit]
-    has_newer = cursor.before is not None and bool(page)  # at least the row `before`
+    has_newer = cursor.before is not None and bool(page)  # the row `before` itself
     return RowPage(page, count, has_older=len(fetched) > len(page), has_newer=has_newer)
 
 

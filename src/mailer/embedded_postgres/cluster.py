@@ -5,8 +5,7 @@ All files of the server are in its home: the folder `postgresql/` in mailer's da
 
 - `data`: PostgreSQL's data directory;
 - `server.log`: its log since mailer started;
-- `lock`: a file that is locked by the mailer process which runs the server; to lock a home is to
-  lock this file;
+- `lock`: a file that the mailer that runs the server keeps locked: this is how a home is locked;
 - `pg_hba.conf` and `pg_ident.conf`: who may connect;
 - `programs-*`: a copy of the programs, for a user who cannot reach the installed ones.
 """
@@ -36,8 +35,8 @@ SOCKET_FOLDER_LINE = 4
 TRANSIENT_ERRNOS = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EIO}
 )
-"""Errors of a machine that has run out of a resource; they may pass. Every other error means that
-the data folder is unsuitable."""
+"""Errors of a machine that has run out of a resource or whose disk fails; they may pass. Every
+other error means that the data folder is unsuitable."""
 
 
 @asynccontextmanager

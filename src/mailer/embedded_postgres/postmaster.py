@@ -17,7 +17,7 @@ from mailer.errors import UnavailableError
 MAX_LOG_BYTES = 8 * 1024 * 1024
 """Size above which the server's log is emptied."""
 START_TIMEOUT = 600.0
-"""Seconds for a start. After a crash PostgreSQL first replays up to `max_wal_size` of its log."""
+"""Seconds for a start. After a crash PostgreSQL first replays up to `max_wal_size` of its WAL."""
 PREDECESSOR_TIMEOUT = 30.0
 """Seconds to wait for the end of a predecessor: the server that a killed mailer has left."""
 SHUTDOWN_SIGNALS = ((signal.SIGINT, 30.0), (signal.SIGQUIT, 5.0), (signal.SIGKILL, 5.0))
@@ -32,18 +32,20 @@ PORT = "5432"
 """Only a part of the socket's file name: the server does not listen on TCP."""
 SERVER_PARAMETERS = {
     "port": PORT,
-    "listen_addresses": "",
+    "listen_addresses": "",  # no TCP
     "unix_socket_permissions": "0700",
     "cluster_name": "mailer",
     "max_connections": "100",
     "shared_buffers": "128MB",
+    # After each checkpoint PostgreSQL writes whole pages to the WAL. So the WAL is smaller with
+    # fewer checkpoints than by default and with compressed pages.
     "max_wal_size": "2GB",
     "checkpoint_timeout": "15min",
     "wal_compression": "on",
-    "jit": "off",
+    "jit": "off",  # compiling would take longer than most of our statements
     "timezone": "UTC",
     "log_timezone": "UTC",
-    "logging_collector": "off",
+    "logging_collector": "off",  # messages go to the file that mailer has opened
     "log_checkpoints": "off",
     # Details and statements of an error may hold phones, and the log would outlive their erasure.
     "log_error_verbosity": "terse",
