@@ -26,12 +26,12 @@ from mailer.web.assets import static_router
 from mailer.web.body import MAX_BODY_BYTES, TimedRequest
 from mailer.web.health import WhyNotReady, health_router
 from mailer.web.openapi import KEY_SECURITY, openapi_config
-from mailer.web.routing import PathIds, allow_all
+from mailer.web.routing import PathIds, set_allow_header
 from mailer.web.server.connection import ConnectionLimits
 from mailer.web.shutdown import AnswerAbortedRequests
 from mailer.web.startup_gate import Startup, StartupGate
 
-LIMITS = ConnectionLimits()
+CONNECTION_LIMITS = ConnectionLimits()
 """The timeouts and the number of HTTP connections."""
 
 OIDC_RATE = 5
@@ -48,7 +48,7 @@ def create_app(  # noqa: PLR0913  # the dependencies of the handlers
     *,
     live: LiveUpdates | None = None,
     settings: Settings | None = None,
-    limits: ConnectionLimits = LIMITS,
+    limits: ConnectionLimits = CONNECTION_LIMITS,
     startup: Startup | None = None,
     why_not_ready: WhyNotReady = lambda: None,
 ) -> Litestar:
@@ -86,7 +86,7 @@ def create_app(  # noqa: PLR0913  # the dependencies of the handlers
     return Litestar(
         route_handlers=[api, site_router(), health_router(), show_metrics, static_router()],
         dependencies={name: _provide(part) for name, part in dependencies.items()}
-        | {
+        | {  # of each request: the actor, and the claim on its idempotency key
             "by": Provide(actor_of, sync_to_thread=False),
             "claim": Provide(claim_of, sync_to_thread=False),
         },
@@ -103,7 +103,7 @@ def create_app(  # noqa: PLR0913  # the dependencies of the handlers
             ),
             Idempotency(engine, lease=settings.lease, max_buffered_bytes=MAX_BODY_BYTES),
         ],
-        before_send=[allow_all],
+        before_send=[set_allow_header],
         on_shutdown=[provider.close] if provider else [],
         state=State(
             {

@@ -51,7 +51,8 @@ class FollowedClock:
         """Return this clock's time when `elapsed()` was `moment`. Raises as `now` does."""
         if self._time_at_zero is None:
             raise RuntimeError(f"the {self._name} clock has no sample yet")
-        return self._time_at_zero + timedelta(0, moment)  # `seconds=` takes a microsecond more
+        # timedelta(days, seconds): with a keyword argument the call takes a microsecond longer
+        return self._time_at_zero + timedelta(0, moment)
 
     def sample(self, requested_at: float, reading: datetime, received_at: float) -> None:
         """Correct the computed time by a reading of the clock.

@@ -95,12 +95,12 @@ def configure_logging(
     _threshold = threshold = logging.getLevelNamesMapping()[level.upper()]
     # structlog passes an event through these processors in order: first more facts are added, then
     # the line is made
-    facts: list[Processor] = [
+    fact_processors: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.StackInfoRenderer(),
         structlog.processors.format_exc_info,  # plain text: locals may hold phones and tokens
     ]
-    line: list[Processor] = [
+    line_processors: list[Processor] = [
         redact,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -108,7 +108,7 @@ def configure_logging(
         _renderer(log_format or ("console" if output.isatty() else "json"), output),
     ]
     structlog.configure(
-        processors=[*facts, *line],
+        processors=[*fact_processors, *line_processors],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
         logger_factory=structlog.WriteLoggerFactory(cast("TextIO", output)),
         cache_logger_on_first_use=True,
@@ -116,10 +116,10 @@ def configure_logging(
     handler = logging.StreamHandler(output)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[structlog.stdlib.add_logger_name, *facts],
+            foreign_pre_chain=[structlog.stdlib.add_logger_name, *fact_processors],
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                *line,
+                *line_processors,
             ],
         )
     )

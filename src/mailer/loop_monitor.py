@@ -97,11 +97,13 @@ class LoopMonitor:
         while not self._stopping.wait(self._interval):
             has_run, run_times = threading.Event(), [0.0, 0.0]
 
+            # the defaults make each probe keep the objects of its own iteration
             def probe(
                 has_run: threading.Event = has_run, run_times: list[float] = run_times
             ) -> None:
                 # read the clocks here: on a busy machine the other thread may wake up much later
                 run_times[:] = time.monotonic(), time.clock_gettime(cpu_clock)
+                # a probe is a callback itself
                 self._callback_depth = self._callback_depth or len(_stack(inspect.currentframe()))
                 has_run.set()
 
@@ -155,7 +157,7 @@ class Steps:
         stack = _stack(frame)
         step: object = asyncio.current_task(self._loop)
         if step is None and 0 < self._callback_depth <= len(stack):
-            step = stack[-self._callback_depth]
+            step = stack[-self._callback_depth]  # the frame that the loop itself has called
         if step is not self._step:
             self._step, self._first_sample = step, cpu_time
         duration = cpu_time - self._first_sample

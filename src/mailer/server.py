@@ -16,7 +16,10 @@ log = structlog.get_logger()
 TRANSIENT_LISTEN_ERRORS = frozenset(
     {errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EMFILE, errno.ENFILE}
 )
-"""Errors that may pass: another process still listens there, or the address is not assigned yet."""
+"""Errors that may pass: another process still listens there, the address is not assigned yet, or
+too many files are open."""
+LISTEN_BACKLOG = 1024
+"""Connections that may wait until mailer accepts them."""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -26,7 +29,7 @@ def listen(host: str, port: int) -> socket.socket:
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=1024)
+        return socket.create_server((host, port), family=family, backlog=LISTEN_BACKLOG)
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         message = f"MAILER_HOST, MAILER_PORT: cannot listen on {host}:{port}: {reason}"

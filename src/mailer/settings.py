@@ -42,7 +42,11 @@ before the request and to write the result after it."""
 
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 Count = Annotated[int, Meta(ge=1, le=10_000)]
+# `$` also matches before a line end at the end of a text. So a text that ends with one is excluded
+# by its length here, and by `(?!\n)` below.
 HourAndMinute = Annotated[str, Meta(pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]$", max_length=5)]
+HeaderToken = Annotated[str, Meta(pattern=r"^[!-~]+(?!\n)$")]
+"""Visible ASCII characters, which can be sent in the header Authorization."""
 
 
 def default_data_dir() -> str:
@@ -64,7 +68,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     host: str = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65_535)] = 8000
     gateway_url: str | None = None
-    gateway_token: Annotated[str, Meta(pattern=r"^[!-~]+(?!\n)$")] | None = None
+    gateway_token: HeaderToken | None = None
     gateway_timeout: Seconds = 10
     gateway_concurrency: Count = 50
     gateway_rate: Annotated[float, Meta(ge=0, le=1_000_000)] = 0
@@ -78,7 +82,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     shutdown_grace: Annotated[float, Meta(ge=0, le=3600)] = 20
     auth: Literal["required", "none"] = "required"
     key_rate: Annotated[float, Meta(ge=0, le=1_000_000)] = 100
-    monitoring_token: Annotated[str, Meta(pattern=r"^[!-~]+(?!\n)$")] | None = None
+    monitoring_token: HeaderToken | None = None
     trusted_proxies: str | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["console", "json"] | None = None

@@ -1,8 +1,8 @@
 """A worker: the process that serves the API and the pages, and sends messages.
 
-`serve` (the command `mailer serve`) and `run_demo` create all parts, start them in order, and stop
-them in the opposite order on a signal. The HTTP server answers from the start, with 503 until the
-database is open.
+`serve` (the command `mailer serve`) and `run_demo` (`mailer demo`) create all parts, start them in
+order, and stop them in the opposite order on a signal. The HTTP server answers from the start, with
+503 until the database is open.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from mailer import demo, metrics
 from mailer.access import users
 from mailer.admin.live import LiveUpdates
 from mailer.admin.render import load_templates
-from mailer.app import LIMITS, create_app
+from mailer.app import CONNECTION_LIMITS, create_app
 from mailer.client.model import known_zones
 from mailer.daily_report.mail import SmtpConfig, read_smtp_config
 from mailer.daily_report.schedule import DailyMail
@@ -111,14 +111,18 @@ async def _serve(
         stack.enter_context(monitor.running())
         listening_socket = stack.enter_context(listen(settings.host, settings.port))
         engine = _create_engine(
-            stack, "api", database_url, pool_size=API_CONNECTIONS, timeout=STATEMENT_TIMEOUT
+            stack,
+            database_url,
+            pool_name="api",
+            pool_size=API_CONNECTIONS,
+            statement_timeout=STATEMENT_TIMEOUT,
         )
         dispatcher_engine = _create_engine(
             stack,
-            "dispatcher",
             database_url,
+            pool_name="dispatcher",
             pool_size=DISPATCHER_CONNECTIONS,
-            timeout=CHUNK_STATEMENT_TIMEOUT,
+            statement_timeout=CHUNK_STATEMENT_TIMEOUT,
         )
         channel = await _open_channel(stack, settings)
         mail = None if smtp is None else _create_mail(stack, settings, smtp, dispatcher_engine)
@@ -141,7 +145,7 @@ async def _serve(
         )
         server = Server(
             wrap_asgi(app, settings.proxies, is_auth_enabled=settings.is_auth_enabled),
-            LIMITS,
+            CONNECTION_LIMITS,
             grace=settings.shutdown_grace,
         )
         opening = asyncio.create_task(
@@ -164,7 +168,7 @@ async def _serve(
             dispatcher.stop()
 
         stop_on_signals(stop)
-        known_zones()  # fills its cache: it reads hundreds of folders and files
+        known_zones()  # fills its cache, because it reads hundreds of folders and files
         _freeze_garbage_collector()
         await _run(server, listening_socket, dispatcher, opening)
     if not opening.cancelled():
@@ -173,15 +177,20 @@ async def _serve(
 
 
 def _create_engine(
-    stack: AsyncExitStack, name: str, database_url: str, *, pool_size: int, timeout: float
+    stack: AsyncExitStack,
+    database_url: str,
+    *,
+    pool_name: str,
+    pool_size: int,
+    statement_timeout: float,
 ) -> AsyncEngine:
-    """Return an engine that `stack` closes. `name` is that of its pool in the metrics.
+    """Return an engine that `stack` closes; the metrics show its pool as `pool_name`.
 
-    `timeout` is for each statement, in seconds.
+    `statement_timeout` is in seconds.
     """
-    engine = create_engine(database_url, pool_size=pool_size, statement_timeout=timeout)
+    engine = create_engine(database_url, pool_size=pool_size, statement_timeout=statement_timeout)
     stack.push_async_callback(engine.dispose)
-    metrics.watch_pool(name, partial(pool_usage, engine))
+    metrics.watch_pool(pool_name, partial(pool_usage, engine))
     return engine
 
 
@@ -237,13 +246,14 @@ async def _wait_for_database(  # noqa: PLR0913  # everything that needs the data
     """
 
     def on_wait(reason: WaitReason) -> None:
-        startup.waits_for = reason.sentence
+        startup.why_not_done = reason.sentence
+        # ready, because the HTTP server answers; the status says that the database is missing
         notify_systemd("READY=1", f"STATUS={reason.sentence} ({reason.detail})")
 
     async def on_ready() -> None:
         async with engine.connect() as connection:
             app.state.database_fingerprint = await database_info.get_fingerprint(connection)
-        startup.waits_for = None
+        startup.why_not_done = None
         await on_open(engine, address)
 
     log.info("listening", address=address)
@@ -267,7 +277,7 @@ async def _run(
     """
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(server.serve(sockets=[listening_socket]))
-        tasks.create_task(asyncio.to_thread(load_templates))
+        tasks.create_task(asyncio.to_thread(load_templates))  # else the first pages would be slow
         await asyncio.wait({opening})
         if opening.cancelled() or opening.exception():
             server.stop()

@@ -128,7 +128,7 @@ async def take_step(
         case "delete":
             assert (await api.delete(f"/mailings/{mailing_id}")).status_code == 204
         case "purge":
-            await do(engine, lambda db: purging.purge(db, 100))
+            await do(engine, lambda db: purging.purge(db, chunk=100))
         case _:
             assert (await api.post(f"/mailings/{mailing_id}/{step}")).status_code == 200
 
@@ -262,7 +262,7 @@ async def test_the_response_waits_until_no_worker_sends_for_the_mailing(
 ) -> None:
     address = f"/mailings/{(await create_mailing(api, DUE))['id']}"
     await begin(engine)
-    async with behind_all_stops(engine):
+    async with behind_all_stops(engine):  # as a worker that has not applied the stop yet
         call = asyncio.create_task(api.request(method, f"{address}{path}"))
         await asyncio.wait({call}, timeout=0.3)
         assert not call.done()
@@ -305,11 +305,11 @@ async def test_a_mailing_paused_during_its_start_enqueues_its_audience_and_sends
         == 4
     )
     assert await running(engine) == []
-    assert await claim(engine, created["id"], 9) == []
+    assert await claim(engine, created["id"], count=9) == []
 
     assert (await api.post(f"{address}/resume")).json()["status"] == "running"
     assert [mailing.id for mailing in await running(engine)] == [created["id"]]
-    assert len(await claim(engine, created["id"], 9)) == 4
+    assert len(await claim(engine, created["id"], count=9)) == 4
 
 
 async def test_a_mailing_paused_and_resumed_before_its_start_is_scheduled_again(
@@ -332,7 +332,7 @@ async def test_results_of_messages_in_flight_are_counted_while_the_mailing_is_pa
 ) -> None:
     created = await create_mailing(api, DUE)
     await begin(engine)
-    claimed = await claim(engine, created["id"], 9)
+    claimed = await claim(engine, created["id"], count=9)
     await api.post(f"/mailings/{created['id']}/pause")
     await finish(engine, *(MessageResult(message, "delivered", 1) for message in claimed[:-1]))
     await advance(engine)
@@ -379,7 +379,7 @@ async def test_changing_a_paused_mailing_replans_it_and_keeps_it_paused(
     assert await running(engine) == []
     await api.post(f"{address}/resume")
     assert [mailing.text for mailing in await running(engine)] == ["Changed"]
-    assert len(await claim(engine, created["id"], 9)) == 2
+    assert len(await claim(engine, created["id"], count=9)) == 2
 
 
 async def test_a_mailing_resumed_while_replanning_sends_after_replanning(

@@ -26,7 +26,7 @@ class Address(msgspec.Struct, forbid_unknown_fields=True):
     city: str
 
 
-class NewUserBase(msgspec.Struct, forbid_unknown_fields=True):
+class NewExampleUser(msgspec.Struct, forbid_unknown_fields=True):
     name: str
     address: Address | None = None
 
@@ -53,12 +53,12 @@ async def index(limit: Annotated[int, QueryParameter(ge=1)] = 100) -> list[Examp
 
 
 @post("/users")
-async def add(data: JSONBody[NewUserBase]) -> ExampleUser:
+async def add(data: JSONBody[NewExampleUser]) -> ExampleUser:
     return ExampleUser(1, data.name)
 
 
 @patch("/users/{user_id:int}")
-async def change(user_id: FromPath[int], data: JSONBody[NewUserBase]) -> ExampleUser:
+async def change(user_id: FromPath[int], data: JSONBody[NewExampleUser]) -> ExampleUser:
     return ExampleUser(user_id, data.name)
 
 
@@ -139,7 +139,7 @@ def test_the_schema_of_a_struct_that_forbids_unknown_fields_declares_it(
     schema: dict[str, Any],
 ) -> None:
     models = schema["components"]["schemas"]
-    assert models["NewUserBase"]["additionalProperties"] is False
+    assert models["NewExampleUser"]["additionalProperties"] is False
     assert models["Address"]["additionalProperties"] is False
     assert "additionalProperties" not in models["ExampleUser"]
 

@@ -147,7 +147,7 @@ async def test_the_number_of_entries_read_from_a_header_is_limited(
         values_for_litestar.extend(Headers.from_scope(scope).getall(name))
         await app(scope, receive, send)
 
-    transport = inside(wrap_asgi(record_header, [], is_auth_enabled=False))
+    transport = inside(wrap_asgi(record_header, trusted_proxies=[], is_auth_enabled=False))
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         answer = await client.get("/clients", headers=BROWSER | {name: value})
     assert answer.status_code == 200

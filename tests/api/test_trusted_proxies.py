@@ -69,7 +69,7 @@ async def test_the_sender_is_the_last_address_that_is_no_trusted_proxy(
         await send({"type": "http.response.body", "body": b""})
 
     async def send_request(peer: str) -> None:
-        wrapped = wrap_asgi(app, ["10.0.0.0/8"], is_auth_enabled=True)
+        wrapped = wrap_asgi(app, trusted_proxies=["10.0.0.0/8"], is_auth_enabled=True)
         transport = inside(wrapped, client=(peer, 1))
         async with httpx.AsyncClient(transport=transport, base_url="http://mailer") as client:
             await client.get("/", headers={"x-forwarded-for": forwarded_for})

@@ -2,6 +2,7 @@
 
 import io
 import os
+import resource
 import sys
 import threading
 from pathlib import Path
@@ -12,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.client.commands import FileError, export_file, import_file
 from mailer.client.importing import STAGE_BATCH
+from mailer.db.engine import create_engine
 from mailer.errors import InvalidError
 
 ANNA = "79160000001"
@@ -132,6 +134,27 @@ async def test_errors_name_the_unusable_file(engine: AsyncEngine, tmp_path: Path
         await import_file(engine, str(tmp_path), console)
     with pytest.raises(FileError, match="/dev/full: No space left on device"):
         await export_file(engine, "/dev/full", console)
+
+
+async def test_a_lost_database_is_not_blamed_on_the_file() -> None:
+    engine = create_engine("postgresql://127.0.0.1:1/")  # there is no database
+    console, _ = console_with_output()
+    with pytest.raises(ConnectionRefusedError):
+        await export_file(engine, "/dev/null", console)
+    await engine.dispose()
+
+
+async def test_a_file_that_cannot_be_written_is_named(engine: AsyncEngine, tmp_path: Path) -> None:
+    target = tmp_path / "out.csv"
+    console, _ = console_with_output()
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, unlimited[1]))  # no file may grow
+    try:
+        with pytest.raises(FileError, match=f"{target}: File too large"):
+            await export_file(engine, str(target), console)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    assert list(tmp_path.iterdir()) == []
 
 
 async def test_an_invalid_header_is_refused(engine: AsyncEngine, tmp_path: Path) -> None:

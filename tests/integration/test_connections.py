@@ -69,13 +69,16 @@ async def test_slow_bytes_after_a_response_do_not_extend_the_timeout(content: by
         end = asyncio.create_task(slow.ended())
         slow.writer.write(content)
         while not end.done():
-            slow.writer.write(content[-2:])
+            slow.writer.write(content[-2:])  # an empty line, or a part of the endless header
             await asyncio.sleep(0.1)
         assert await end >= 1.4  # the timeout is keep_alive + head = 1.5
 
 
 async def test_hundreds_of_slow_heads_delay_no_other_client() -> None:
-    async with listening(small_app(), ConnectionLimits(head=30)) as port, talks(port, 300) as slow:
+    async with (
+        listening(small_app(), ConnectionLimits(head=30)) as port,
+        talks(port, count=300) as slow,
+    ):
         for connection in slow:
             await connection.say(INCOMPLETE_HEAD)
         await served_normally(port)
@@ -83,7 +86,10 @@ async def test_hundreds_of_slow_heads_delay_no_other_client() -> None:
 
 
 async def test_hundreds_of_slow_heads_end_by_their_timeout() -> None:
-    async with listening(small_app(), ConnectionLimits(head=2)) as port, talks(port, 300) as slow:
+    async with (
+        listening(small_app(), ConnectionLimits(head=2)) as port,
+        talks(port, count=300) as slow,
+    ):
         for connection in slow:
             await connection.say(INCOMPLETE_HEAD)
         await asyncio.gather(*(connection.ended() for connection in slow))
@@ -91,10 +97,10 @@ async def test_hundreds_of_slow_heads_end_by_their_timeout() -> None:
 
 async def test_over_the_limit_the_longest_waiting_connection_is_evicted() -> None:
     limits = ConnectionLimits(head=60, connections=50)
-    async with listening(small_app(), limits) as port, talks(port, 30) as oldest:
+    async with listening(small_app(), limits) as port, talks(port, count=30) as oldest:
         for connection in oldest:
             await connection.say(INCOMPLETE_HEAD)
-        async with talks(port, 270) as later:
+        async with talks(port, count=270) as later:
             for connection in later:
                 await connection.say(INCOMPLETE_HEAD)
             await served_normally(port)
@@ -106,7 +112,7 @@ async def test_over_the_limit_the_longest_waiting_connection_is_evicted() -> Non
 
 async def test_connections_being_served_are_never_evicted_and_excess_ones_get_503() -> None:
     limits = ConnectionLimits(connections=3)
-    async with listening(small_app(), limits) as port, talks(port, 3) as watching:
+    async with listening(small_app(), limits) as port, talks(port, count=3) as watching:
         for connection in watching:
             await connection.say(b"GET /events HTTP/1.1\r\nHost: x\r\n\r\n")
             await connection.reader.readuntil(b"data: 0")
@@ -124,7 +130,7 @@ async def test_connections_being_served_are_never_evicted_and_excess_ones_get_50
         async with asyncio.timeout(EVENT_TIMEOUT):
             while not await is_served(port):
                 await asyncio.sleep(0.02)
-        await served_normally(port, 3)
+        await served_normally(port, requests=3)
 
 
 async def is_served(port: int) -> bool:
@@ -265,7 +271,7 @@ async def test_a_body_that_does_not_arrive_in_time_is_408(
 
 async def test_hundreds_of_stuck_bodies_delay_no_other_client(engine: AsyncEngine) -> None:
     app = create_app(engine, limits=ConnectionLimits(body=5), settings=OPEN)
-    async with listening(app) as port, talks(port, 200) as stuck:
+    async with listening(app) as port, talks(port, count=200) as stuck:
         for connection in stuck:
             await connection.say(STUCK_BODY)
         await served_normally(port)
@@ -279,7 +285,10 @@ async def test_over_the_limit_a_connection_with_a_stuck_body_is_evicted(
     engine: AsyncEngine,
 ) -> None:
     app = create_app(engine, settings=OPEN)
-    async with listening(app, ConnectionLimits(connections=20)) as port, talks(port, 20) as stuck:
+    async with (
+        listening(app, ConnectionLimits(connections=20)) as port,
+        talks(port, count=20) as stuck,
+    ):
         for connection in stuck:
             await connection.say(STUCK_BODY)
         await served_normally(port)

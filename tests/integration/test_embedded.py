@@ -1,6 +1,7 @@
 """The embedded PostgreSQL with real processes, signals and files of earlier runs."""
 
 import asyncio
+import errno
 import importlib.util
 import os
 import pwd
@@ -24,6 +25,8 @@ from mailer.errors import StartError, UnavailableError
 
 AS_ROOT = os.geteuid() == 0
 END_TIMEOUT = 10.0  # seconds
+MISSING_FILE = FileNotFoundError(errno.ENOENT, "No such file or directory", "report.csv")
+"""An error that has nothing to do with PostgreSQL."""
 MEMORY_FOLDER = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108  # tests take half the time there
 
 # The part of a mailer process that runs the embedded database. It prints the URL, or the error.
@@ -138,11 +141,21 @@ async def test_data_survives_a_restart_and_no_process_or_socket_is_left(folder: 
         assert await execute(url, "SELECT answer FROM earlier") == 42
 
 
-async def test_an_exception_of_the_block_is_raised_unchanged(folder_with_data: Path) -> None:
-    with pytest.raises(ZeroDivisionError):
+async def test_an_os_error_of_the_block_is_raised_unchanged(folder_with_data: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"report\.csv"):
         async with embedded_postgres(folder_with_data):
-            raise ZeroDivisionError
+            raise MISSING_FILE
     assert server_processes(folder_with_data) == []
+
+
+async def test_an_os_error_of_a_block_with_a_shared_server_is_raised_unchanged(
+    folder_with_data: Path,
+) -> None:
+    async with embedded_postgres(folder_with_data) as url:
+        with pytest.raises(FileNotFoundError, match=r"report\.csv"):
+            async with embedded_postgres(folder_with_data, share=True):
+                raise MISSING_FILE
+        assert await execute(url, "SELECT answer FROM earlier") == 42  # the server goes on
 
 
 async def test_cancelling_the_block_stops_the_server(folder_with_data: Path) -> None:

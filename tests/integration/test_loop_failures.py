@@ -10,8 +10,8 @@ import httpx
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.asgi_client import inside
+from tests.event_timeout import EVENT_TIMEOUT
 from tests.factories import LEASE, NOON, OPEN, create_channel
-from tests.processes import until
 
 from mailer.app import create_app
 from mailer.clock import elapsed
@@ -71,23 +71,22 @@ async def running_loop(loop: Loop, url: str, failures: LoopFailures) -> AsyncIte
 async def test_a_failing_loop_is_reported_until_it_succeeds(
     shared_database_url: str, failures: LoopFailures, loop: Loop
 ) -> None:
-    def reason_if_failing_for(seconds: float) -> str | None:
-        """Return what is reported if the present state lasts for some seconds."""
-        return failures.reason(elapsed() + seconds)
+    def lasting_reason() -> str | None:
+        """Return what is reported if the present state lasts for `FAILING_AFTER`."""
+        return failures.reason(elapsed() + FAILING_AFTER)
 
-    async def is_reported() -> bool | None:
-        return reason_if_failing_for(FAILING_AFTER) == LOOP_FAILURE_REASONS[loop] or None
+    async def wait_for_reason(expected: str | None) -> None:
+        async with asyncio.timeout(EVENT_TIMEOUT):
+            while lasting_reason() != expected:
+                await asyncio.sleep(0.02)
 
-    async def is_not_reported() -> bool | None:
-        return reason_if_failing_for(FAILING_AFTER) is None or None
-
-    assert await is_not_reported()
-    nowhere = urlunsplit(urlsplit(shared_database_url)._replace(path="/nowhere"))
-    async with running_loop(loop, nowhere, failures):
-        await until(is_reported)
-        assert failures.reason(elapsed() - FAILING_AFTER) is None  # a short failure
+    assert lasting_reason() is None
+    missing_database = urlunsplit(urlsplit(shared_database_url)._replace(path="/nowhere"))
+    async with running_loop(loop, missing_database, failures):
+        await wait_for_reason(LOOP_FAILURE_REASONS[loop])
+        assert failures.reason(elapsed() - FAILING_AFTER) is None  # too short a failure then
     async with running_loop(loop, shared_database_url, failures):
-        await until(is_not_reported)
+        await wait_for_reason(None)
 
 
 async def test_readiness_names_the_failing_loop(

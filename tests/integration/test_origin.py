@@ -43,16 +43,24 @@ async def is_allowed(engine: AsyncEngine) -> bool:
     return bool(await value_of(engine, SENDING_IS_ALLOWED))
 
 
-async def restore_from_dump(engine: AsyncEngine, change: str = "") -> None:
-    """Make the database look restored from a dump, and its origin changed.
+# SQL that changes the recorded origin, so that the database seems to run elsewhere
+NO_CHANGE = "moved_at = moved_at"
+NEW_TIMELINE = "timeline = timeline + 1"
+NEW_SERVER_START = "started_at = started_at - interval '1 hour'"
+NEW_SERVER = "server = server + 1"
+NEW_DATABASE = "database = database + 1"
+
+
+async def restore_from_dump(engine: AsyncEngine, change: str = NO_CHANGE) -> None:
+    """Make the database look restored from a dump, and apply a change of its recorded origin.
 
     A restore writes the row of the origin in another transaction than the one that the row names.
     """
-    await execute(engine, f"UPDATE origin SET moved_at = moved_at{change}")  # noqa: S608  # a change of the test
+    await execute(engine, f"UPDATE origin SET {change}")  # noqa: S608  # a change of the test
 
 
-async def move(engine: AsyncEngine, change: str = "timeline = timeline + 1") -> None:
-    """Make the database look moved, but not restored: change the origin that it has recorded."""
+async def move(engine: AsyncEngine, change: str = NEW_TIMELINE) -> None:
+    """Make the database look moved, but not restored: the row still names its transaction."""
     own_transaction = "written_by = pg_current_xact_id()::xid::text::bigint"
     await execute(engine, f"UPDATE origin SET {own_transaction}, {change}")  # noqa: S608  # a change of the test
 
@@ -81,10 +89,6 @@ async def test_ids_start_at_1_and_do_not_jump_while_the_origin_is_the_same(
     assert await is_allowed(engine)
 
 
-NEW_TIMELINE = "timeline = timeline + 1"
-NEW_SERVER_START = "started_at = started_at - interval '1 hour'"
-
-
 async def test_a_new_timeline_or_server_start_makes_ids_jump_without_a_hold(
     engine: AsyncEngine,
 ) -> None:
@@ -102,7 +106,7 @@ async def test_a_new_timeline_or_server_start_makes_ids_jump_without_a_hold(
         assert last_id + GAP < new_id <= MAX_ID
         last_id = new_id
         assert await is_allowed(engine)
-    assert len(await claim(engine, mailing_id, 9)) == 3 + 2
+    assert len(await claim(engine, mailing_id, count=9)) == 3 + 2
 
 
 async def test_an_audience_is_enqueued_although_a_server_restart_is_not_recorded_yet(
@@ -123,7 +127,7 @@ async def test_an_audience_is_enqueued_although_a_server_restart_is_not_recorded
     assert await is_allowed(engine)
 
 
-@pytest.mark.parametrize("change", ["", ", server = server + 1", ", database = database + 1"])
+@pytest.mark.parametrize("change", [NO_CHANGE, NEW_SERVER, NEW_DATABASE])
 async def test_a_restored_database_is_held_until_a_user_agrees(
     engine: AsyncEngine, change: str
 ) -> None:
@@ -133,7 +137,7 @@ async def test_a_restored_database_is_held_until_a_user_agrees(
     assert await do(engine, origin.update)
 
     assert not await is_allowed(engine)
-    assert await claim(engine, mailing_id, 9) == []
+    assert await claim(engine, mailing_id, count=9) == []
     hold = await do(engine, origin.get_hold)
     assert hold is not None
 
@@ -141,7 +145,7 @@ async def test_a_restored_database_is_held_until_a_user_agrees(
 
     assert await do(engine, origin.get_hold) is None
     assert not await do(engine, origin.update)  # nothing has changed since
-    assert len(await claim(engine, mailing_id, 9)) == 3
+    assert len(await claim(engine, mailing_id, count=9)) == 3
 
 
 async def test_a_user_can_agree_only_to_the_present_hold_and_only_once(engine: AsyncEngine) -> None:
@@ -220,8 +224,8 @@ async def test_ids_stay_within_2_to_the_53_however_often_they_jump(
 async def test_messages_that_would_be_sent_are_counted_by_mailing(engine: AsyncEngine) -> None:
     mailing_id = await add_due_messages(engine, 3)
     await claim(engine, mailing_id)  # one message was being sent at the time of the copy
-    ended = await add_mailing(engine)
-    await add_messages(engine, ended, await add_clients(engine, 1), "scheduled")
+    past_its_end = await add_mailing(engine)
+    await add_messages(engine, past_its_end, await add_clients(engine, 1), "scheduled")
     await restore_from_dump(engine)
     await do(engine, origin.update)
 

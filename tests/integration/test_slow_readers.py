@@ -24,6 +24,9 @@ from mailer.web.asgi_wrappers import wrap_asgi
 from mailer.web.download import csv_answer
 from mailer.web.server.connection import ConnectionLimits
 
+LAST_CHUNK = b"\r\n0\r\n\r\n"
+"""The end of a body with Transfer-Encoding: chunked."""
+
 
 async def test_a_client_that_reads_nothing_is_disconnected() -> None:
     limits = ConnectionLimits(reader=0.5)
@@ -64,7 +67,7 @@ async def test_the_unsent_rest_of_a_complete_response_is_discarded_after_the_tim
         del scope
         headers = [(b"connection", b"close")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
-        transport = receive.__self__.transport
+        transport = receive.__self__.transport  # `receive` is a method of uvicorn's request cycle
         while not transport.get_write_buffer_size():  # until the socket takes no more
             sent_bytes += 4096
             await send({"type": "http.response.body", "body": b"x" * 4096, "more_body": True})
@@ -93,7 +96,7 @@ async def test_stuck_downloads_hold_no_database_connection_and_delay_no_other_cl
 ) -> None:
     await add_clients(engine, 60_000)
     await execute(engine, "UPDATE client SET tag = repeat('x', 64)")  # megabytes of CSV
-    app = wrap_asgi(create_app(engine, settings=OPEN), [], is_auth_enabled=True)
+    app = wrap_asgi(create_app(engine, settings=OPEN), trusted_proxies=[], is_auth_enabled=True)
     request = b"GET /api/v1/clients HTTP/1.1\r\nHost: x\r\nAccept: text/csv\r\n\r\n"
     async with (
         listening(app, ConnectionLimits(reader=4)) as port,
@@ -119,7 +122,7 @@ async def has_downloaded(port: int, request: bytes) -> bool:
         if status == 503:
             return False
         end = b""
-        while not end.endswith(b"\r\n0\r\n\r\n"):
+        while not end.endswith(LAST_CHUNK):
             part = await patient.reader.read(1_000_000)
             assert part
             end = (end + part)[-100:]
@@ -175,7 +178,7 @@ async def test_one_owner_holds_at_most_its_own_number_of_slots() -> None:
         async with limiter.slot(second_key):
             assert all(await asyncio.gather(*waiting))
             assert await is_too_busy(limiter, third_key)  # all three slots are held
-    for _ in range(5):
+    for _ in range(5):  # all slots are free again
         assert not await is_too_busy(limiter, first_key)
 
 
@@ -199,11 +202,12 @@ async def test_each_api_key_runs_one_import_at_a_time(engine: AsyncEngine) -> No
         _, secret = await do(engine, partial(keys.create, new=new_key, by=COMMAND_LINE))
         secrets.append(secret)
     first_secret, second_secret = secrets
-    async with listening(create_app(engine)) as port, talks(port, 3) as connections:
+    async with listening(create_app(engine)) as port, talks(port, count=3) as connections:
         unfinished, of_same_key, of_other_key = connections
         await unfinished.say(upload_head.format(first_secret, 100).encode())
         async with asyncio.timeout(EVENT_TIMEOUT):
-            while not await is_too_busy(client_api.IMPORT_LIMITER, ("key", 1)):
+            first_key = ("key", 1)  # as the limiter knows the owner of `first_secret`
+            while not await is_too_busy(client_api.IMPORT_LIMITER, first_key):
                 await asyncio.sleep(0.01)
 
         await of_same_key.say(upload_head.format(first_secret, len("phone\n")).encode())

@@ -128,7 +128,8 @@ async def test_a_redirect_of_the_gateway_is_not_followed(status: int) -> None:
     def redirect_to(target: str) -> Talk:
         async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await read_request(reader)
-            writer.write(http_response(status, b"", f"Location: {target}7", "Connection: close"))
+            location = f"Location: {target}7"  # the URL of the message with the id 7 there
+            writer.write(http_response(status, b"", location, "Connection: close"))
 
         return talk
 

@@ -35,7 +35,7 @@ SIGNATURES: list[tuple[Callable[..., Any], str]] = [
     (HttpToolsProtocol.on_body, "self, body"),
     (HttpToolsProtocol.on_message_complete, "self"),
     (HttpToolsProtocol.on_response_complete, "self"),
-    (HttpToolsProtocol._unset_keepalive_if_required, "self"),  # noqa: SLF001  # leaned on
+    (HttpToolsProtocol._unset_keepalive_if_required, "self"),  # noqa: SLF001  # mailer calls it
     (FlowControl.pause_reading, "self"),
     (uvicorn.Server.capture_signals, "self"),
     (uvicorn.Server.shutdown, "self, sockets=None"),
@@ -157,7 +157,7 @@ async def test_uvicorn_waits_for_the_next_request_with_a_timer() -> None:
     await served.finish()
     timer = served.connection.timeout_keep_alive_task
     assert timer is not None
-    served.connection._unset_keepalive_if_required()  # noqa: SLF001  # leaned on
+    served.connection._unset_keepalive_if_required()  # noqa: SLF001  # mailer calls it
     assert timer.cancelled()
 
 

@@ -40,7 +40,10 @@ async def test_a_worker_is_listed_once_for_any_number_of_sessions(
     engine: AsyncEngine, server_url: str
 ) -> None:
     url = await url_of(engine, server_url)
-    name_one, name_two = session_name("one", 7, SINCE), session_name("two", 7, SINCE)
+    name_one, name_two = (
+        session_name("one", pid=7, since=SINCE),
+        session_name("two", pid=7, since=SINCE),
+    )
     sessions_of_one = [await connect(url, application_name=name_one) for _ in range(2)]
     session_of_two = await connect(url, application_name=name_two)
     others = [
@@ -82,7 +85,7 @@ async def test_a_session_without_recent_queries_is_not_an_active_worker(
     engine: AsyncEngine, server_url: str
 ) -> None:
     session = await connect(
-        await url_of(engine, server_url), application_name=session_name("one", 7, SINCE)
+        await url_of(engine, server_url), application_name=session_name("one", pid=7, since=SINCE)
     )
     await session.execute("SELECT 1")
     await asyncio.sleep(0.3)
@@ -93,7 +96,7 @@ async def test_a_session_without_recent_queries_is_not_an_active_worker(
 
 
 def test_a_long_host_name_is_shortened_in_the_session_name() -> None:
-    name = session_name("ö" * 300, 4_194_304, SINCE)
+    name = session_name("ö" * 300, pid=4_194_304, since=SINCE)
     assert len(name.encode()) == workers.MAX_SESSION_NAME_BYTES
     assert name.endswith(f":4194304@{int(SINCE.timestamp())}")
 

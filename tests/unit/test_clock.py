@@ -38,13 +38,13 @@ def test_clock_without_a_sample_raises() -> None:
     ("ahead_before", "reading", "duration", "ahead_after"),
     [
         # The reading is in seconds after noon, and took `duration` seconds from noon on. So the
-        # clock is ahead by a number of seconds between reading - duration and reading.
+        # clock is ahead by a number of seconds between `reading - duration` and `reading`.
         (None, 3.1, 0.2, 3),  # the first sample: the middle between 2.9 and 3.1
         (3, 3.05, 0.1, 3),  # between 2.95 and 3.05: agrees with the time so far
         (3, 5.5, 5, 3),  # between 0.5 and 5.5, after a freeze: agrees, though the middle is not 3
-        (-2, -1.5, 5, -2),
-        (3, 9, 0, 9),  # the clock was set forward
-        (3, -3600, 0, -3600),  # the clock was set back
+        (-2, -1.5, 5, -2),  # between -6.5 and -1.5: likewise
+        (3, 9, 0, 9),  # exactly 9: the clock was set forward
+        (3, -3600, 0, -3600),  # exactly -3600: the clock was set back
         (3, 9, 5, 4),  # between 4 and 9: corrected to the nearer end
         (3, 2, 5, 2),  # between -3 and 2
     ],

@@ -167,7 +167,7 @@ def _open_output(path: str) -> Iterator[BinaryIO]:
     if path == STANDARD_STREAM:
         yield sys.stdout.buffer
     elif target.exists() and not target.is_file():  # a pipe or a device
-        with _os_errors_as_file_error(path), _open(path, "wb") as file:  # closing flushes it
+        with _closing(_open(path, "wb"), path) as file:
             yield file
     else:
         with _replacing(path, target) as file:
@@ -180,6 +180,16 @@ def _open(path: str, mode: Literal["rb", "wb"]) -> BinaryIO:
 
 
 @contextmanager
+def _closing(file: BinaryIO, path: str) -> Iterator[BinaryIO]:
+    """Yield `file` and close it at the end; raises `FileError`, because closing writes the rest."""
+    try:
+        yield file
+    finally:
+        with _os_errors_as_file_error(path):
+            file.close()
+
+
+@contextmanager
 def _replacing(path: str, target: Path) -> Iterator[BinaryIO]:
     """Yield a new file that replaces `target` when the block succeeds."""
     with _os_errors_as_file_error(path):
@@ -187,7 +197,7 @@ def _replacing(path: str, target: Path) -> Iterator[BinaryIO]:
         descriptor, name = tempfile.mkstemp(prefix=f".{target.name}-", dir=target.parent)
     new_file = Path(name)
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with _closing(os.fdopen(descriptor, "wb"), path) as file:
             yield file
         with _os_errors_as_file_error(path):
             new_file.replace(target)

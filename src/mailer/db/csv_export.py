@@ -7,6 +7,7 @@ occupies no connection and does not keep vacuum from removing old row versions.
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from typing import NamedTuple
 
+import asyncpg
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.db.engine import affected_rows, asyncpg_connection
@@ -59,10 +60,10 @@ class CsvSource(NamedTuple):
 async def copy_in_chunks(
     engine: AsyncEngine, source: CsvSource, filters: Mapping[str, str | int]
 ) -> AsyncGenerator[CsvPart, None]:
-    """Yield the rows of a source whose columns have the values in `filters`, by column.
+    """Yield the rows of a source whose columns equal the values in `filters`, by column.
 
-    Without rows, one part with the header alone. Each chunk is consistent in itself; rows may
-    change between chunks.
+    Without rows, yields one part with the header alone. Each chunk is consistent in itself; rows
+    may change between chunks.
     """
     last_key_query = source.build_query(LAST_KEY_OF_CHUNK, first_parameter=2, filters=filters)
     rows_query = source.build_query(ROWS_OF_CHUNK, first_parameter=3, filters=filters)
@@ -74,17 +75,22 @@ async def copy_in_chunks(
             last_key = await database.fetchval(last_key_query, after_key, *filters.values())
             if last_key is None and not is_first:
                 return
-            content = bytearray()
-
-            async def append(part: bytes, content: bytearray = content) -> None:
-                content.extend(part)
-
-            command_tag = await database.copy_from_query(
-                rows_query,
-                *(after_key, last_key or 0, *filters.values()),
-                output=append,
-                format="csv",
-                header=is_first,
-            )
-        yield CsvPart(bytes(content), affected_rows(command_tag))
+            values = (after_key, last_key or 0, *filters.values())
+            part = await _copy(database, rows_query, values, has_header=is_first)
+        yield part
         after_key, is_first = last_key, False
+
+
+async def _copy(
+    database: asyncpg.Connection, query: str, values: Iterable[str | int], *, has_header: bool
+) -> CsvPart:
+    """Return the rows of a query with the parameters `values`."""
+    content = bytearray()
+
+    async def append(part: bytes) -> None:
+        content.extend(part)
+
+    command_tag = await database.copy_from_query(
+        query, *values, output=append, format="csv", header=has_header
+    )
+    return CsvPart(bytes(content), affected_rows(command_tag))

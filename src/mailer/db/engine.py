@@ -78,8 +78,8 @@ async def connect(
         "timezone": "UTC",
         **ROLE_OVERRIDES,
         "idle_in_transaction_session_timeout": IDLE_IN_TRANSACTION_TIMEOUT,
-        "jit": "off",
-        "plan_cache_mode": "force_custom_plan",
+        "jit": "off",  # compiling would take longer than most of our statements
+        "plan_cache_mode": "force_custom_plan",  # plan each execution for its own values
         **server_settings,
     }
     failures: list[Exception] = []

@@ -29,7 +29,8 @@ UPDATE_ORIGIN = text("SELECT update_origin()")
 async def update(connection: AsyncConnection) -> bool:
     """Record where the database runs now; return whether its origin has changed.
 
-    No savepoint may be open.
+    No savepoint may be open: in it PostgreSQL writes rows under the savepoint's own id instead of
+    the transaction's, and then the SQL function raises an error.
     """
     return bool((await connection.execute(UPDATE_ORIGIN)).scalar_one())
 

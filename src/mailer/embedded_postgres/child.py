@@ -119,6 +119,7 @@ class Child:
         add to the few that every child gets.
         """
         ids = ("", "") if user is None else (str(user.uid), str(user.gid))
+        # -I and -S: the script needs no variables of Python and no installed packages
         self._process = subprocess.Popen(  # noqa: S603  # our own command, no shell
             [sys.executable, "-I", "-S", "-c", LAUNCH_SCRIPT, str(os.getpid()), *ids, *command],
             stdin=subprocess.DEVNULL,
@@ -139,7 +140,7 @@ class Child:
         return self._process.returncode
 
     async def stop(self, *steps: tuple[signal.Signals, float]) -> None:
-        """Stop the process in steps: send a signal, and wait at most so many seconds for its end.
+        """Stop the process in steps: send a signal, and wait at most those seconds for its end.
 
         The next step follows only if the process still runs.
         """

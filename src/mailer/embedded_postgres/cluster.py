@@ -1,10 +1,11 @@
 """Embedded PostgreSQL: a server that mailer creates, starts, watches and stops.
 
-All its files are in `postgresql/` under mailer's data folder (MAILER_DATA_DIR), called its home:
+All files of the server are in its home: the folder `postgresql/` in mailer's data folder
+(MAILER_DATA_DIR):
 
 - `data`: PostgreSQL's data directory;
 - `server.log`: its log since mailer started;
-- `lock`: a file that the mailer that runs the server keeps locked;
+- `lock`: a file that the mailer that runs the server keeps locked: this is how a home is locked;
 - `pg_hba.conf` and `pg_ident.conf`: who may connect;
 - `programs-*`: a copy of the programs, for a user who cannot reach the installed ones.
 """
@@ -34,50 +35,61 @@ SOCKET_FOLDER_LINE = 4
 TRANSIENT_ERRNOS = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EIO}
 )
-"""Errors of a machine that has run out of a resource; they may pass. Every other error means that
-the data folder is unsuitable."""
+"""Errors of a machine that has run out of a resource or whose disk fails; they may pass. Every
+other error means that the data folder is unsuitable."""
 
 
 @asynccontextmanager
 async def embedded_postgres(data_dir: Path, *, share: bool = False) -> AsyncIterator[str]:
     """Run PostgreSQL under `data_dir` while the block lasts; yield its URL in libpq's form.
 
-    Only one process at a time may run it. With `share`, a server that another process runs already
-    is used instead, and goes on after the block. A server that ends unexpectedly is restarted under
-    the same URL. Enter the block on the main thread: the server stops with the thread that started
-    it. Raises `StartError` when a setting is wrong, `UnavailableError` when the cause may pass.
+    Only one process at a time may run PostgreSQL there. With `share`, a server that another process
+    runs already is used, and goes on after the block. A server that ends unexpectedly is restarted
+    under the same URL. Enter the block on the main thread: the server stops with the thread that
+    started it. Raises `StartError` when a setting is wrong, `UnavailableError` when the cause may
+    pass.
     """
+    # each `yield` is outside `_translate_os_errors`, so that an OSError of the block stays as it is
+    with _translate_os_errors(data_dir):
+        home = _create_home(data_dir)
+        running_url = _find_running_url(home) if share else None
+    if running_url is not None:
+        yield running_url
+        return
     async with AsyncExitStack() as stack:
         with _translate_os_errors(data_dir):
-            home = _create_home(data_dir)
-            if share and (url := _find_running_url(home)):
-                yield url
-                return
-            stack.enter_context(_lock_home(home))
-            output = stack.enter_context(
-                _open_private_file(home / "server.log", os.O_APPEND | os.O_TRUNC)
-            )
-            user = find_unprivileged_user(home)
-            binaries = await asyncio.to_thread(choose_usable_binaries, home, user)
-            _write_access_rules(home)
-            if not (home / "data" / "PG_VERSION").exists():
-                await create_data(home, binaries, user, output)
-            sockets = stack.enter_context(_socket_folder(home, user))
-            server = Postmaster(home, binaries, user, sockets, output)
-            stack.push_async_callback(server.stop)
-            await server.start()
+            server = await _start_server(stack, home)
         # Not in a TaskGroup, which would wrap the exceptions of the block in a group.
         watcher = asyncio.create_task(server.keep_running())
         try:
-            yield socket_url("mailer", sockets)
+            yield server.url
         finally:
             watcher.cancel()
             await asyncio.wait({watcher})
 
 
+async def _start_server(stack: AsyncExitStack, home: Path) -> Postmaster:
+    """Lock `home`, create the data if there is none, and start the server.
+
+    Closing `stack` stops the server and unlocks `home`.
+    """
+    stack.enter_context(_lock_home(home))
+    output = stack.enter_context(_open_private_file(home / "server.log", os.O_APPEND | os.O_TRUNC))
+    user = find_unprivileged_user(home)
+    binaries = await asyncio.to_thread(choose_usable_binaries, home, user)
+    _write_access_rules(home)
+    if not (home / "data" / "PG_VERSION").exists():
+        await create_data(home, binaries, user, output)
+    socket_folder = stack.enter_context(_socket_folder(home, user))
+    server = Postmaster(home, binaries, user, socket_folder, output)
+    stack.push_async_callback(server.stop)
+    await server.start()
+    return server
+
+
 @contextmanager
 def _translate_os_errors(data_dir: Path) -> Iterator[None]:
-    """Turn an OSError into `UnavailableError` if it may pass, else into `StartError`."""
+    """Turn an OSError of the block into `UnavailableError` if it may pass, else `StartError`."""
     try:
         yield
     except OSError as error:
@@ -132,12 +144,15 @@ def _lock_home(home: Path) -> Iterator[None]:
 
 
 def _find_running_url(home: Path) -> str | None:
-    """Return the URL of the server that another mailer runs on `home`; None when there is none."""
+    """Return the URL of the server that another mailer runs on `home`; None when there is none.
+
+    A server that is starting has no URL yet.
+    """
     with _open_private_file(home / "lock") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            with suppress(FileNotFoundError, IndexError):  # it is starting: no such line yet
+        except BlockingIOError:  # another mailer has locked it
+            with suppress(FileNotFoundError, IndexError):  # no such line yet
                 lines = (home / "data" / "postmaster.pid").read_text().splitlines()
                 return socket_url("mailer", Path(lines[SOCKET_FOLDER_LINE]))
     return None
@@ -146,9 +161,9 @@ def _find_running_url(home: Path) -> str | None:
 def _write_access_rules(home: Path) -> None:
     """Write PostgreSQL's access rules: only the system user that runs mailer may connect.
 
-    It needs no password and may be the role `mailer` or the superuser `postgres`. PostgreSQL asks
-    the kernel for the user's name (authentication method `peer`). Raises `StartError` when the user
-    has no name.
+    That user needs no password and may be the role `mailer` or the superuser `postgres`. PostgreSQL
+    asks the kernel for the user's name (authentication method `peer`). Raises `StartError` when the
+    user has no name.
     """
     try:
         user_name = pwd.getpwuid(os.geteuid()).pw_name
@@ -172,21 +187,21 @@ def _write_access_rules(home: Path) -> None:
 def _socket_folder(home: Path, user: SystemUser | None) -> Iterator[Path]:
     """Yield a folder for the server's socket that other users cannot enter.
 
-    It is `data`. If the path of `data` is too long for a socket, or contains a comma or a quotation
-    mark, which PostgreSQL's list of socket folders cannot hold, it is a temporary folder.
+    This is `home / "data"`, or a temporary folder if the path of `data` is too long for a socket,
+    or contains a comma or a quotation mark, which PostgreSQL's list of socket folders cannot hold.
     """
     data = home / "data"
-    socket = os.fsencode(data / f".s.PGSQL.{PORT}")
-    if len(socket) <= MAX_SOCKET_PATH_BYTES and not {",", '"'} & set(str(data)):
+    socket_path = os.fsencode(data / f".s.PGSQL.{PORT}")
+    if len(socket_path) <= MAX_SOCKET_PATH_BYTES and not {",", '"'} & set(str(data)):
         yield data
         return
     # Not TMPDIR: its path may be long too, or PostgreSQL's user may not enter it.
-    shared = Path("/tmp")  # noqa: S108  # the folder created in it is private
+    temporary = Path("/tmp")  # noqa: S108  # the folder created in it is private
     # the digest finds the folders that a killed mailer with the same home has left
-    prefix = f"mailer-{hashlib.sha256(socket).hexdigest()[:16]}-"
-    for leftover in shared.glob(f"{prefix}*"):
+    prefix = f"mailer-{hashlib.sha256(socket_path).hexdigest()[:16]}-"
+    for leftover in temporary.glob(f"{prefix}*"):
         shutil.rmtree(leftover, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=shared))
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=temporary))
     try:
         if user is not None:
             os.chown(folder, user.uid, user.gid)

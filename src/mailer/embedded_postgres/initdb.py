@@ -19,11 +19,13 @@ from mailer.errors import UnavailableError
 async def create_data(home: Path, binaries: Binaries, user: SystemUser | None, output: int) -> None:
     """Create the folder `home / "data"` with initdb, completely or not at all.
 
-    It belongs to `user`, or to mailer's own user when that is None. initdb writes its messages to
-    the file descriptor `output`. Raises `UnavailableError` with the last message of initdb.
+    The caller has locked `home`. The folder belongs to `user`, or to mailer's own user when that is
+    None. initdb writes its messages to the file descriptor `output`. Raises `UnavailableError` with
+    the last message of initdb.
     """
     new = await asyncio.to_thread(_create_new_folder, home, user)
     command: list[str | Path] = [binaries.folder / "initdb", "-D", new, "--username=postgres"]
+    # the authentication of initdb's own pg_hba.conf, which mailer replaces by another file
     command += ["--auth-local=peer", "--auth-host=reject", "--data-checksums", "--no-instructions"]
     command += ["--encoding=UTF8", *_locale_options(binaries.major)]
     child = Child(command, user, output)
@@ -36,7 +38,8 @@ async def create_data(home: Path, binaries: Binaries, user: SystemUser | None, o
             )
             message = f"PostgreSQL cannot create {home / 'data'}: {reason}"
             raise UnavailableError(message)
-        # Not in a thread: that would go on after this task is cancelled, while `home` is unlocked.
+        # Not in a thread: that would go on after a cancellation of this task. The caller then
+        # unlocks `home`, and another mailer could start in it while this one still renames.
         _move_into_place(new, home / "data")
     finally:
         await child.stop(*SHUTDOWN_SIGNALS)
@@ -62,8 +65,8 @@ def _create_new_folder(home: Path, user: SystemUser | None) -> Path:
 def _locale_options(major: int) -> list[str]:
     """Return initdb's options for a collation that sorts by the numbers of characters in Unicode.
 
-    Indexes depend on the order of texts. This order is the same everywhere, while the locales of
-    the operating system may change with an update.
+    This order of texts never changes. That of another locale may change with an update of the
+    operating system, and then indexes on texts would be wrong.
     """
     if major >= 17:  # noqa: PLR2004  # the first version with a built-in locale provider
         return ["--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]

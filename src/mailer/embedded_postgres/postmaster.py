@@ -17,7 +17,7 @@ from mailer.errors import UnavailableError
 MAX_LOG_BYTES = 8 * 1024 * 1024
 """Size above which the server's log is emptied."""
 START_TIMEOUT = 600.0
-"""Seconds for a start. After a crash PostgreSQL first replays up to `max_wal_size` of its log."""
+"""Seconds for a start. After a crash PostgreSQL first replays up to `max_wal_size` of its WAL."""
 PREDECESSOR_TIMEOUT = 30.0
 """Seconds to wait for the end of a predecessor: the server that a killed mailer has left."""
 SHUTDOWN_SIGNALS = ((signal.SIGINT, 30.0), (signal.SIGQUIT, 5.0), (signal.SIGKILL, 5.0))
@@ -32,18 +32,20 @@ PORT = "5432"
 """Only a part of the socket's file name: the server does not listen on TCP."""
 SERVER_PARAMETERS = {
     "port": PORT,
-    "listen_addresses": "",
+    "listen_addresses": "",  # no TCP
     "unix_socket_permissions": "0700",
     "cluster_name": "mailer",
     "max_connections": "100",
     "shared_buffers": "128MB",
+    # After each checkpoint PostgreSQL writes whole pages to the WAL. So the WAL is smaller with
+    # fewer checkpoints than by default and with compressed pages.
     "max_wal_size": "2GB",
     "checkpoint_timeout": "15min",
     "wal_compression": "on",
-    "jit": "off",
+    "jit": "off",  # compiling would take longer than most of our statements
     "timezone": "UTC",
     "log_timezone": "UTC",
-    "logging_collector": "off",
+    "logging_collector": "off",  # messages go to the file that mailer has opened
     "log_checkpoints": "off",
     # Details and statements of an error may hold phones, and the log would outlive their erasure.
     "log_error_verbosity": "terse",
@@ -57,44 +59,59 @@ log = structlog.get_logger()
 class Postmaster:
     """PostgreSQL on the folder `home / "data"`; the object lasts over restarts of the process.
 
-    The server's socket is in the folder `sockets`. Its log goes to the file descriptor `output`;
-    the file is truncated when it exceeds `MAX_LOG_BYTES`.
+    The server runs as `user`, or as mailer's own user when that is None. Its socket is in
+    `socket_folder`. Its log goes to the file descriptor `output`; the file is truncated when it
+    exceeds `MAX_LOG_BYTES`.
     """
 
     def __init__(
-        self, home: Path, binaries: Binaries, user: SystemUser | None, sockets: Path, output: int
+        self,
+        home: Path,
+        binaries: Binaries,
+        user: SystemUser | None,
+        socket_folder: Path,
+        output: int,
     ) -> None:
         self._data = home / "data"
         self._user = user
-        self._sockets = sockets
+        self._socket_folder = socket_folder
         self._output = output
         self._child: Child | None = None
         parameters = SERVER_PARAMETERS | {
             "hba_file": str(home / "pg_hba.conf"),
             "ident_file": str(home / "pg_ident.conf"),
-            "unix_socket_directories": str(sockets),
+            "unix_socket_directories": str(socket_folder),
         }
         options = [word for name, value in parameters.items() for word in ("-c", f"{name}={value}")]
         program: str | Path = binaries.folder / "postgres"
         self._command = [program, "-D", self._data, *options]
 
+    @property
+    def url(self) -> str:
+        """The URL of mailer's database, in libpq's form."""
+        return socket_url("mailer", self._socket_folder)
+
     async def start(self) -> None:
-        """Start the server and wait until it accepts connections. Raises `UnavailableError`."""
+        """Start the server and wait until it accepts connections. Raises `UnavailableError`.
+
+        After mailer was killed, its old server may still be ending: then try again for
+        `PREDECESSOR_TIMEOUT`.
+        """
         deadline = _now() + PREDECESSOR_TIMEOUT
         while True:
             stale_pid = await _wait_for_predecessor(self._data, deadline)
             log_size = os.fstat(self._output).st_size
             # PostgreSQL refuses to start when its lock file has the pid of a running process, even
-            # if that is another program which got the same pid later. It makes an exception for the
-            # pid in this variable, meant for the grandparent. It still detects backend processes
-            # that are left of the old server.
+            # if another program has got that pid since. It makes an exception for the pid in this
+            # variable, which is meant for the grandparent process. Server processes that are left
+            # of the predecessor are still detected, by the shared memory.
             environment = {"PG_GRANDPARENT_PID": stale_pid}
             self._child = Child(self._command, self._user, self._output, environment)
-            if await self._is_ready(self._child):
+            if await self._wait_until_ready(self._child):
                 return
             lines = read_log_since(self._output, log_size)
-            # Another server has its lock file there ("already exists"), or backends of a killed one
-            # still use the shared memory ("still in use"): both may pass.
+            # Another server has its lock file there ("already exists"), or processes of a killed
+            # one still use the shared memory ("still in use"): both may pass.
             is_occupied = any("already exists" in line or "still in use" in line for line in lines)
             if not is_occupied or _now() > deadline:
                 reason = find_error_message(lines) or f"it ended with code {self._child.exit_code}"
@@ -141,11 +158,11 @@ class Postmaster:
                     await self._child.ended.wait()
         return _now() - started_at
 
-    async def _is_ready(self, child: Child) -> bool:
+    async def _wait_until_ready(self, child: Child) -> bool:
         """Wait until the server accepts connections, and create mailer's role and database in it.
 
-        Returns False when the server ended before. Raises `UnavailableError` after `START_TIMEOUT`
-        and for an error of PostgreSQL.
+        Returns False when the server ended before. After `START_TIMEOUT`, and for an error of
+        PostgreSQL, stops the server and raises `UnavailableError`.
         """
         try:
             async with asyncio.timeout(START_TIMEOUT):
@@ -173,7 +190,7 @@ class Postmaster:
     async def _ensure_database(self) -> None:
         """Create the role and the database `mailer` if they do not exist."""
         # as the superuser, for whom PostgreSQL reserves some connections
-        connection = await asyncpg.connect(socket_url("postgres", self._sockets))
+        connection = await asyncpg.connect(socket_url("postgres", self._socket_folder))
         try:
             if not await connection.fetchval("SELECT true FROM pg_roles WHERE rolname = 'mailer'"):
                 await connection.execute("CREATE ROLE mailer LOGIN CREATEDB")
@@ -188,7 +205,8 @@ class Postmaster:
 async def _wait_for_predecessor(data: Path, deadline: float) -> str:
     """Wait until the server of a killed mailer has ended; return the pid in its lock file.
 
-    The pid is "" when there is no lock file. Raises `UnavailableError` after `deadline`.
+    The pid is "" when there is no lock file, and when that is empty: then it is removed. Raises
+    `UnavailableError` after `deadline`.
     """
     while pid := await asyncio.to_thread(_find_postmaster, data):
         if _now() > deadline:
@@ -218,12 +236,9 @@ def _find_postmaster(data: Path) -> int | None:
     return None
 
 
-def socket_url(name: str, sockets: Path) -> str:
-    """Return the URL of the database `name` for the role of the same name, in libpq's form.
-
-    The server's socket is in the folder `sockets`.
-    """
-    return f"postgresql://{name}@/{name}?host={quote(str(sockets))}&port={PORT}"
+def socket_url(name: str, socket_folder: Path) -> str:
+    """Return the URL of the database `name` for the role of the same name, in libpq's form."""
+    return f"postgresql://{name}@/{name}?host={quote(str(socket_folder))}&port={PORT}"
 
 
 def _now() -> float:
@@ -240,11 +255,12 @@ def read_log_since(output: int, offset: int) -> list[str]:
 def find_error_message(lines: list[str]) -> str:
     """Return the error in a program's log that best explains its end; "" for an empty log.
 
-    It is the last line of the most severe kind, without its label, or else the last line.
+    That is the last line with the most severe label, without the label; if no line has one, it is
+    the last line.
     """
     # "terminating connection" comes from backends of an earlier server: not the cause
     lines = [line for line in lines if line.strip() and "terminating connection" not in line]
-    for label in ("PANIC:", "FATAL:", "error:"):
+    for label in ("PANIC:", "FATAL:", "error:"):  # the most severe one first; "error:" is initdb's
         for line in reversed(lines):
             if label in line:
                 return line.partition(label)[2].strip()

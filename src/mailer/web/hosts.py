@@ -20,7 +20,7 @@ HOST_PATTERN = re.compile(
 )
 """A Host header with a host name or an IP address: the part of RFC 3986, section 3.2, in use."""
 # the problems with which requests are refused
-MISSING_HOST = problem(
+INVALID_HOST = problem(
     HTTPStatus.BAD_REQUEST, "Host must be one name or address, with an optional port."
 )
 INVALID_QUERY = problem(HTTPStatus.BAD_REQUEST, "The query must be UTF-8.")
@@ -44,7 +44,7 @@ def validate_host(app: ASGIApp) -> ASGIApp:
             if not hosts and scope["http_version"] == "1.0":
                 scope["headers"] = [*scope["headers"], (b"host", _server_address(scope))]
             elif len(hosts) != 1 or _parse(hosts[0]) is None:
-                await _refuse(send, MISSING_HOST)
+                await _refuse(send, INVALID_HOST)
                 return
             if not _is_utf8(scope["query_string"]):
                 await _refuse(send, INVALID_QUERY)

@@ -208,6 +208,7 @@ def _declare_problems(method: str, operation: dict[str, Any]) -> None:
 
 def _problem_statuses(method: str, operation: dict[str, Any]) -> list[int]:
     """Return the statuses of the common problems that an operation can respond with."""
+    # every operation: wrong parameters, an unavailable database
     statuses = {400, 503} | {
         int(status) for status in operation["responses"] if int(status) in COMMON_PROBLEMS
     }

@@ -135,7 +135,7 @@ def read_unvalidated_query(
     """
     query = request.scope["query_string"].decode("ascii", "surrogateescape")
     try:
-        values: dict[str, list[str]] = parse_qs(
+        values_by_name: dict[str, list[str]] = parse_qs(
             query,
             keep_blank_values=not blank_is_absent,
             errors="surrogateescape",
@@ -144,9 +144,9 @@ def read_unvalidated_query(
     except ValueError as error:
         raise InvalidError([FieldError("", "has too many parameters")]) from error
     return {
-        _without_surrogates(name): _single(parameter)
-        for name, parameter in values.items()
-        if not blank_is_absent or any(map(str.strip, parameter))
+        _without_surrogates(name): _only_value_or_list(values)
+        for name, values in values_by_name.items()
+        if not blank_is_absent or any(map(str.strip, values))
     }
 
 
@@ -155,10 +155,10 @@ def _without_surrogates(text: str) -> str:
     return text.encode(errors="replace").decode()
 
 
-def _single(parameter: list[str]) -> str | list[str]:
+def _only_value_or_list(values: list[str]) -> str | list[str]:
     """Return the only value of a parameter, or the list if there are several or it is not UTF-8."""
-    is_single = len(parameter) == 1 and _without_surrogates(parameter[0]) == parameter[0]
-    return parameter[0] if is_single else parameter
+    is_valid = len(values) == 1 and _without_surrogates(values[0]) == values[0]
+    return values[0] if is_valid else values
 
 
 def _operation(model: type[Input], *, or_csv: bool) -> type[Operation]:

@@ -23,6 +23,7 @@ class PathIds(ASGIMiddleware):
         # for example `/clients/{client_id}` and `/clients/001`
         template_parts = filter(None, scope["path_template"].split("/"))
         path_parts = filter(None, scope["path"].split("/"))
+        # not strict: a last parameter of the type `path` may have several parts
         for template_part, path_part in zip(template_parts, path_parts, strict=False):
             is_parameter = template_part.startswith("{")
             number = values.get(template_part[1:-1]) if is_parameter else None
@@ -31,7 +32,7 @@ class PathIds(ASGIMiddleware):
         await next_app(scope, receive, send)
 
 
-async def allow_all(message: Message, scope: Scope) -> None:
+async def set_allow_header(message: Message, scope: Scope) -> None:
     """Set the Allow header of a response to OPTIONS to all methods of the path (RFC 9110, 9.3.7).
 
     Litestar lists the methods of one handler only, even if several handlers have the same path.
@@ -39,14 +40,13 @@ async def allow_all(message: Message, scope: Scope) -> None:
     """
     if scope.get("method") != "OPTIONS" or message["type"] != "http.response.start":
         return
-    path, headers = scope.get("path_template"), MutableScopeHeaders.from_message(message)
     if message["status"] >= HTTP_400_BAD_REQUEST:  # errors set Allow themselves
         return
     methods = {
         str(method)
         for route in scope["litestar_app"].routes
-        if route.path_format == path
+        if route.path_format == scope.get("path_template")
         for method in getattr(route, "methods", ())
     }
     if methods:
-        headers["Allow"] = ", ".join(sorted(methods))
+        MutableScopeHeaders.from_message(message)["Allow"] = ", ".join(sorted(methods))

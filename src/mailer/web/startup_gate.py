@@ -15,16 +15,16 @@ ALWAYS_SERVED = ("/health", "/metrics", "/static")
 
 
 class Startup:
-    """The state of this worker's startup."""
+    """The state of this worker's startup: done, or the reason why it is not."""
 
-    def __init__(self, waits_for: str | None = None) -> None:
-        self.waits_for = waits_for
+    def __init__(self, why_not_done: str | None = None) -> None:
+        self.why_not_done = why_not_done
         """Why the worker cannot work yet, as a sentence; None once it can."""
 
     def ensure_done(self) -> None:
         """Raise `UnavailableError` with the reason while the worker cannot work yet."""
-        if self.waits_for is not None:
-            raise UnavailableError(self.waits_for)
+        if self.why_not_done is not None:
+            raise UnavailableError(self.why_not_done)
 
 
 class StartupGate(ASGIMiddleware):

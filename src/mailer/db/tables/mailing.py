@@ -41,7 +41,8 @@ CASE
     WHEN status::text = 'cancelled'::text THEN '-infinity'::timestamp with time zone
     ELSE NULL::timestamp with time zone
 END)"""
-"""Expression in an index: when a mailing stops sending; `-infinity` for a cancelled one."""
+"""Expression in an index: when a mailing stops sending; `-infinity` for a cancelled one. LEAST
+ignores null."""
 RETENTION_START = """GREATEST(updated_at,
 CASE
     WHEN status::text = 'finished'::text THEN datetime_end

@@ -270,7 +270,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
                 self.transport.abort()  # the running response can never be complete
                 return
             self.cycle.disconnected = True  # uvicorn drops the handler's response
-            self.cycle.message_event.set()
+            self.cycle.message_event.set()  # ends the handler's wait for the rest of the body
         elif self._is_answering:
             self.cycle.keep_alive = False
             self.flow.pause_reading()
