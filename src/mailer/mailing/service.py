@@ -4,7 +4,8 @@ Each one writes its audit log entry in the transaction that makes the change.
 
 A request with the header `Idempotency-Key` has a `claim`. When the caller repeats such a request,
 `do_once` finds that the change was made and does not make it again. Only what follows the change
-runs again, such as the wait until workers have stopped.
+runs again, such as the wait until workers have stopped. The changes, such as `_create`, return the
+mailing's id; `do_once` stores it, and returns it also for a repeat, as `result["id"]`.
 """
 
 from collections.abc import Mapping
@@ -107,7 +108,7 @@ async def _derived_columns(
     has_new_filter = "client_filter" in values
     if has_new_filter:
         clients_count = await audience.count(connection, values["client_filter"])
-        # clients who have a message already stay in the audience
+        # every client who has a message is counted, even one whom the new filter excludes
         columns["clients_count"] = max(clients_count, mailing.created_messages)
     if is_started and values.keys() & REPLAN_FIELDS:
         columns |= replanning.request_columns(has_new_filter=has_new_filter)
@@ -238,7 +239,7 @@ async def retry(
     """Send undelivered and unknown messages again; a finished mailing runs again.
 
     Workers then schedule the messages in chunks. Raises `MailingNotFoundError`,
-    `MailingEndedError` and `NothingToRetryError`.
+    `NothingToRetryError`, and `MailingEndedError` when it is cancelled or its end has passed.
     """
     async with engine.begin() as connection:
         done = await do_once(connection, claim, lambda: _retry(connection, mailing_id, actor))
@@ -266,10 +267,11 @@ async def _change_state(
 ) -> int:
     """Change columns of a locked mailing, write the audit log, and return the mailing's id.
 
-    `action` is the name of the change in the audit log.
+    `action` is what was done, in the words of the audit log, such as `mailing_paused`.
     """
     await store.change(connection, mailing.id, columns)
     await notify_mailings_changed(connection)
+    # of the columns of all these changes, the audit log records only the status
     before = {"status": mailing.status} if "status" in columns else None
     await write_audit_entry(connection, actor, action, mailing.id, before=before, after=columns)
     return mailing.id

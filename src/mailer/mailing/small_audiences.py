@@ -29,7 +29,8 @@ MAX_SMALL_AUDIENCE = FIRST_BATCH
 MAX_CLIENTS_PER_BATCH = 1_000
 """Clients of small audiences after which one transaction takes no further mailing."""
 
-# `clients_count` is the size of the audience when it was last counted.
+# `clients_count` is the size of the audience when it was last counted. The cursor, which is
+# always 0 here, is in ORDER BY only to match an index.
 SELECT_SMALL = """
     SELECT id, datetime_start, datetime_end, send_interval_time_start, send_interval_time_end,
         status, client_filter, clients_count, audience_until, audience_snapshot,
