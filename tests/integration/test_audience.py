@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 from sqlalchemy.ext.asyncio import AsyncEngine
-from tests.event_timeout import EVENT_TIMEOUT
+from tests.event_timeout import EVENT_TIMEOUT, let_run
 from tests.factories import (
     HOLD_STOP_LOCK,
     add_clients,
@@ -26,6 +26,7 @@ from mailer.message.model import ClaimedMessage, MessageResult
 
 MANY = 6_000
 """Clients of an audience that takes at least three chunks."""
+assert FIRST_BATCH + ENQUEUE_BATCH < MANY
 LEASE = timedelta(seconds=60)
 
 
@@ -65,7 +66,6 @@ async def message_state(engine: AsyncEngine) -> str:
 
 
 async def test_every_client_gets_exactly_one_message(engine: AsyncEngine) -> None:
-    assert FIRST_BATCH + ENQUEUE_BATCH < MANY  # at least three chunks
     await add_many_clients(engine)
     await start_mailing(engine)
 
@@ -146,7 +146,7 @@ async def test_replanning_waits_until_every_worker_has_applied_the_stop(
     await exclude_everybody(engine)
     async with behind_all_stops(engine):  # a worker that has not applied the stop yet
         replan = asyncio.create_task(do(engine, replanning.replan_chunk))
-        await asyncio.wait({replan}, timeout=0.3)
+        await let_run(replan)
         assert await message_state(engine) == "scheduled"
         assert await value(engine, "SELECT is_replanning FROM mailing")
     await replan
@@ -190,13 +190,13 @@ async def test_replanning_waits_for_a_claim_that_is_not_committed_yet(engine: As
     async with engine.connect() as pooled:
         sender = await asyncpg_connection(pooled)
         async with sender.transaction():
-            await sender.execute(HOLD_STOP_LOCK.text)  # it has not applied the stop yet
+            await sender.execute(HOLD_STOP_LOCK.text)  # this worker has not applied the stop yet
             (claim,) = await messages.claim(
                 sender, {mailing_id: messages.FIRST_CURSOR}, 1, owner, LEASE
             )
             await exclude_everybody(engine)
             replan = asyncio.create_task(enqueue_and_replan(engine))
-            await asyncio.wait({replan}, timeout=0.3)
+            await let_run(replan)
         await replan
         assert await message_state(engine) == "sending"
 
