@@ -9,7 +9,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from tests.factories import add_clients, add_due_messages, do, execute, value
 
-from mailer.mailing import replanning, retrying
+from mailer.mailing import pending_work, replanning, retrying
 from mailer.mailing.skipped import SkippedMailings
 
 CHUNK = 100
@@ -55,9 +55,9 @@ async def test_a_mailing_with_an_unreadable_filter_is_skipped(
 
     assert skipped == {broken}
     assert await value(engine, WITH_PENDING_WORK) == [broken]
-    pending_work = await do(engine, lambda db: pending_work.find_pending_work(db, skipped=skipped))
-    assert not pending_work.must_replan
-    assert not pending_work.must_retry
+    pending = await do(engine, lambda db: pending_work.find_pending_work(db, skipped=skipped))
+    assert not pending.must_replan
+    assert not pending.must_retry
 
 
 VIOLATE_CONSTRAINT = "UPDATE mailing SET clients_count = -1"
