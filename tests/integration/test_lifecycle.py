@@ -1,15 +1,15 @@
 """The lifecycle: the background loop that starts, enqueues and finishes mailings."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+import itertools
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import Any
 
-from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.event_timeout import EVENT_TIMEOUT
 from tests.factories import add_delivered_mailing, add_mailing, add_mailings, execute, value
+from tests.statements import recorded_statements
 
 from mailer.dispatch.lifecycle import Lifecycle
 from mailer.dispatch.loop_failures import LoopFailures
@@ -17,10 +17,10 @@ from mailer.mailing import mailing_batches
 from mailer.sample_data import SampleMailing
 
 COUNT_FINISHED = "SELECT count(*) FROM mailing WHERE status = 'finished'"
-FINISH_MARK = "is_closed = true"
+MARK_OF_FINISH = "is_closed = true"
 """Part of the statement that finishes mailings, and of no other one."""
-CHECK_MARK = "last_checked_id"
-"""Part of the statement that finds pending work, and of no other one."""
+MARK_OF_CHECK = "last_checked_id"
+"""Part of the statement that checks for pending work, and of no other one."""
 
 
 def create_lifecycle(engine: AsyncEngine) -> Lifecycle:
@@ -39,23 +39,8 @@ async def running_in_background(lifecycle: Lifecycle) -> AsyncIterator[None]:
         await asyncio.wait({task})
 
 
-@contextmanager
-def recorded_statements(engine: AsyncEngine) -> Iterator[list[str]]:
-    """Record the statements that are executed during the `with` block."""
-    statements: list[str] = []
-
-    def record(*args: Any) -> None:
-        statements.append(args[2])
-
-    event.listen(engine.sync_engine, "before_cursor_execute", record)
-    try:
-        yield statements
-    finally:
-        event.remove(engine.sync_engine, "before_cursor_execute", record)
-
-
 async def add_running(engine: AsyncEngine, count: int) -> None:
-    """Create running mailings that are never finished: each has an open message by its counts."""
+    """Create running mailings that are never finished: by its counts, each has an open message."""
     running = SampleMailing(start=datetime.now(UTC), clients=1)
     await add_mailings(engine, *[running] * count)
     await execute(engine, "UPDATE mailing_counts SET scheduled = 1")
@@ -92,18 +77,19 @@ async def test_a_mailing_without_open_messages_finishes_before_thousands_of_othe
 ) -> None:
     await add_running(engine, 2_000)
     delivered = await add_delivered_mailing(engine)
+    others = range(1, delivered)
     lifecycle = create_lifecycle(engine)
-    lifecycle.check_finished([delivered])
-    lifecycle.check_finished(range(1, delivered))  # all others
-    lifecycle.check_finished([delivered])  # the last one is checked first
+    # the mailing that was reported last is checked first, even if it had been reported before
+    for reported in ([delivered], others, [delivered]):
+        lifecycle.check_finished(reported)
 
     with recorded_statements(engine) as statements:
         async with running_in_background(lifecycle):
-            while not any(FINISH_MARK in statement for statement in statements):
+            while not any(MARK_OF_FINISH in statement for statement in statements):
                 await asyncio.sleep(0.05)
 
-    finishes_at = next(n for n, statement in enumerate(statements) if FINISH_MARK in statement)
-    assert sum(CHECK_MARK in statement for statement in statements[:finishes_at]) == 1
+    before_finish = itertools.takewhile(lambda each: MARK_OF_FINISH not in each, statements)
+    assert sum(MARK_OF_CHECK in statement for statement in before_finish) == 1
 
 
 async def test_mailings_with_results_finish_before_all_others_are_checked(
@@ -113,13 +99,13 @@ async def test_mailings_with_results_finish_before_all_others_are_checked(
     count = 2 * mailing_batches.MAILINGS_PER_BATCH
     lifecycle = create_lifecycle(engine)
     lifecycle.check_finished([await add_mailing(engine) for _ in range(count)])
-    checks_before_finished = 0
+    checks_before_finished = 0  # checks until all `count` mailings are finished
 
     with recorded_statements(engine) as statements:
         async with running_in_background(lifecycle):
             while checks_before_finished <= 2:
                 # read first: the checks that are counted are then no later than the finished ones
-                checks = sum(CHECK_MARK in statement for statement in statements)
+                checks = sum(MARK_OF_CHECK in statement for statement in statements)
                 if await value(engine, COUNT_FINISHED) == count:
                     break
                 checks_before_finished = checks
