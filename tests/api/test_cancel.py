@@ -123,9 +123,9 @@ async def test_a_mailing_cancelled_before_its_start_never_starts(
 # ---- while its audience is enqueued ---------------------------------------------------------
 
 
-@pytest.mark.parametrize("first", ["enqueue", "cancel"])
+@pytest.mark.parametrize("first_step", ["enqueue", "cancel messages"])
 async def test_a_mailing_cancelled_while_enqueuing_still_counts_its_whole_audience(
-    api: httpx.AsyncClient, engine: AsyncEngine, first: str
+    api: httpx.AsyncClient, engine: AsyncEngine, first_step: str
 ) -> None:
     await add_clients(engine, MANY)
     mailing_id = (await create_mailing(api, DUE))["id"]
@@ -137,7 +137,7 @@ async def test_a_mailing_cancelled_while_enqueuing_still_counts_its_whole_audien
     assert cancelled["created_messages"] == FIRST_BATCH
     assert cancelled["clients_count"] == MANY
     steps = [lambda: enqueue_and_replan(engine), lambda: clear(engine)]
-    for step in steps if first == "enqueue" else reversed(steps):
+    for step in steps if first_step == "enqueue" else reversed(steps):
         assert await do(engine, finishing.finish) == []  # something is left to do
         await step()
     assert await do(engine, finishing.finish) == [(mailing_id, "cancelled")]
@@ -154,7 +154,9 @@ async def test_messages_enqueued_after_the_cancellation_count_as_cancelled_at_on
     mailing_id = (await create_mailing(api, DUE))["id"]
     await do(engine, starting.start_due)
     await cancel(api, mailing_id)
+
     await enqueue_and_replan(engine)
+
     mailing = (await api.get(f"/mailings/{mailing_id}")).json()
     assert (mailing["scheduled_messages"], mailing["cancelled_messages"]) == (0, MANY)
 
@@ -219,7 +221,7 @@ async def test_results_of_messages_in_flight_at_the_cancellation_are_counted(
     cancelled = await cancel(api, mailing_id)
 
     assert cancelled["sending_messages"] == 6
-    await advance(engine)
+    await advance(engine)  # cancels the two messages that are not claimed
     assert await count_by_status_and_reason(api, mailing_id) == {
         ("sending", None): 6,
         ("cancelled", "mailing_cancelled"): 2,
@@ -232,8 +234,10 @@ async def test_results_of_messages_in_flight_at_the_cancellation_are_counted(
         MessageResult(failed, "scheduled", 1, "http_503", in_a_minute, last_failure="http_503"),
         *(MessageResult(claimed, "scheduled", 0) for claimed in released),
     ]
+
     assert await finish(engine, *results) == 6
     await advance(engine)
+
     assert await count_by_status_and_reason(api, mailing_id) == {
         ("delivered", None): 1,
         ("undelivered", "rejected_400"): 1,

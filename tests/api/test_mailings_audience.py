@@ -63,7 +63,9 @@ async def test_a_filter_is_returned_as_given_and_matches_its_audience(
     created = await create_mailing(api, DUE | {"client_filter": client_filter})
     assert created["client_filter"] == client_filter
     assert created["clients_count"] == len(matching)
+
     await begin(engine)
+
     mailing = (await api.get(f"/mailings/{created['id']}")).json()
     assert mailing["client_filter"] == client_filter
     assert mailing["clients_count"] == len(matching)
@@ -76,7 +78,9 @@ async def test_a_deleted_client_is_in_no_audience(
     api: httpx.AsyncClient, engine: AsyncEngine, clients: dict[str, int]
 ) -> None:
     created = await create_mailing(api, DUE)
+
     await api.delete(f"/clients/{clients['vip']}")
+
     assert (await create_mailing(api, NEW))["clients_count"] == 3
     await begin(engine)
     assert clients["vip"] not in await messages_by_client(api, created["id"])
@@ -107,6 +111,7 @@ async def test_from_the_start_on_the_counters_add_up(
     await update_messages(engine, clients["moscow"], status="undelivered", reason="rejected_400")
     await update_messages(engine, clients["tagged 912"], status="unknown", reason="timeout")
     await update_messages(engine, clients["blank"], status="cancelled", reason="expired")
+
     mailing = (await api.get(f"/mailings/{created['id']}")).json()
     assert mailing["status"] == "running"
     assert mailing["clients_count"] == mailing["created_messages"] == 5

@@ -21,6 +21,7 @@ from tests.api.calls import (
 from tests.factories import add_clients, begin
 
 from mailer.db.tables.mailing import mailing
+from mailer.validation import MAX_ID
 
 # ---- listing --------------------------------------------------------------------------------
 
@@ -36,7 +37,9 @@ async def test_the_list_is_filtered_by_status(
             await connection.execute(
                 update(mailing).where(mailing.c.id == row["id"]).values(status=value)
             )
+
     page = (await api.get(f"/mailings?status={status}")).json()
+
     assert (page["count"], page["next"], page["previous"]) == (1, None, None)
     assert [row["id"] for row in page["results"]] == [requested["id"]]
 
@@ -176,19 +179,20 @@ async def test_messages_are_filtered_by_status_reason_and_client(
         engine, clients["moscow"], status="undelivered", reason="attempts_exhausted"
     )
     await update_messages(engine, clients["blank"], status="cancelled", reason="expired")
-    for query, expected in {
+    expected_by_query: dict[str, set[str]] = {
         "status=scheduled": {"tagged 912"},
         "status=undelivered": {"vip", "moscow"},
-        "status=delivered": set[str](),
+        "status=delivered": set(),
         "reason=expired": {"blank"},
-        "reason=nothing": set[str](),
+        "reason=nothing": set(),
         "status=undelivered&reason=rejected_400": {"vip"},
-        "status=cancelled&reason=rejected_400": set[str](),
+        "status=cancelled&reason=rejected_400": set(),
         f"client_id={clients['moscow']}": {"moscow"},
-        f"client_id={clients['moscow']}&status=scheduled": set[str](),
-        f"client_id={2**53 - 1}": set[str](),
-    }.items():
+        f"client_id={clients['moscow']}&status=scheduled": set(),
+        f"client_id={MAX_ID}": set(),
+    }
+    for query, names in expected_by_query.items():
         page = (await api.get(f"/mailings/{created['id']}/messages?{query}")).json()
-        assert page["count"] == len(expected), query
-        assert {row["client_id"] for row in page["results"]} == {clients[n] for n in expected}
+        assert page["count"] == len(names), query
+        assert {row["client_id"] for row in page["results"]} == {clients[name] for name in names}
         assert {row["mailing_id"] for row in page["results"]} <= {created["id"]}

@@ -149,6 +149,7 @@ async def test_messages_that_fail_after_the_call_are_not_retried_by_it(
     assert await get_counts(api, mailing_id) == {"scheduled": 2, "undelivered": 1}
     messages = {row["id"]: row for row in (await messages_by_client(api, mailing_id)).values()}
     assert messages[claimed.id]["reason"] == "rejected_400"
+
     await retry_mailing(api, mailing_id)
     await advance(engine)
     assert await get_counts(api, mailing_id) == {"scheduled": 3}
@@ -161,8 +162,10 @@ async def test_retrying_one_mailing_changes_no_other(
     mailing_id = (await create_mailing(api, DUE))["id"]
     await begin(engine)
     await execute(engine, FAIL_PERMANENTLY)
+
     await retry_mailing(api, mailing_id)
     await advance(engine)
+
     assert await get_counts(api, mailing_id) == {"scheduled": 2}
     assert await get_counts(api, other) == {"undelivered": 2}
     assert await get_status(api, other) == "finished"
@@ -275,8 +278,10 @@ async def test_messages_without_a_sending_window_before_the_end_are_not_retried(
     mailing_id = (await create_mailing(api, DUE | window | {"datetime_end": end}))["id"]
     await begin(engine)
     await execute(engine, FAIL_PERMANENTLY)
+
     await retry_mailing(api, mailing_id)
     await advance(engine)
+
     [row] = (await messages_by_client(api, mailing_id)).values()
     assert (row["status"], row["reason"]) == ("undelivered", "attempts_exhausted")
     assert await get_status(api, mailing_id) == "finished"
@@ -318,6 +323,7 @@ async def test_cancelling_the_mailing_ends_a_running_retry(
 ) -> None:
     mailing_id = await create_half_retried_mailing(api, engine)
     await api.post(f"/mailings/{mailing_id}/cancel")
+
     assert not await resend(engine, chunk=2)
     await advance(engine)
     assert await get_counts(api, mailing_id) == {"cancelled": 2, "undelivered": 3}
@@ -370,8 +376,10 @@ async def test_messages_of_clients_that_no_longer_match_the_filter_are_not_retri
     await update_messages(engine, clients["vip"], status="undelivered", reason="rejected_400")
     await api.patch(f"/mailings/{mailing_id}", json={"client_filter": "vip"})
     await advance(engine)
+
     await retry_mailing(api, mailing_id)
     await advance(engine)
+
     messages = await messages_by_client(api, mailing_id)
     assert messages[clients["vip"]]["status"] == "scheduled"
     assert messages[clients["moscow"]]["status"] != "scheduled"

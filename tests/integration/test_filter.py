@@ -54,7 +54,7 @@ CLIENTS = [
         FakeClient(code, tag, ZONES[(i + j) % len(ZONES)])
         for i, code in enumerate(CODES)
         for j, tag in enumerate((None, *map(clean_label, TAGS)))
-        if tag != ""
+        if tag != ""  # not a tag that has only invisible characters
     ),
     # some codes and tags with every time zone
     *(FakeClient(code, tag, zone) for code in CODES[:2] for tag in (None, "vip") for zone in ZONES),
@@ -96,6 +96,7 @@ def equals_tag(term: str, tag: str | None) -> bool:
 
 
 def fold(text: str) -> str:
+    """Return a text in the form in which texts that differ only in case are equal."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFD", text).casefold())
 
 
@@ -115,6 +116,7 @@ def store_and_read(client_filter: Any) -> ClientFilter:
 
 
 async def query_matching_ids(connection: AsyncConnection, client_filter: ClientFilter) -> set[int]:
+    """Return the ids of the clients whom a filter matches by its SQL condition."""
     query = select(client.c.id).where(audience.filter_condition(client_filter))
     return set((await connection.execute(query)).scalars())
 
@@ -129,6 +131,7 @@ def expected_ids(client_filter: Any) -> set[int]:
 
 
 # ---- strategies: which filters Hypothesis generates -----------------------------------------
+# A strategy that is named twice in a union is drawn twice as often.
 
 codes = st.sampled_from(CODES) | st.from_regex(r"[0-9]{3}", fullmatch=True)
 tags = st.sampled_from(TAGS) | st.text(

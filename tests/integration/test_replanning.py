@@ -81,6 +81,7 @@ async def test_changing_the_end_or_the_sending_window_keeps_the_audience(
     member, not_member = await add_vips(engine, 2)
     await set_tag(engine, not_member, "other")
     mailing_id = await start_mailing(engine)
+    # now the filter, which is not changed, would match other clients
     await set_tag(engine, member, "other")
     await set_tag(engine, not_member, "vip")
     await add_vips(engine, 1)
@@ -211,17 +212,17 @@ async def test_changing_the_end_while_enqueuing_does_not_stop_enqueuing(
     assert await is_consistent(engine, mailing_id)
 
 
-@pytest.mark.parametrize("window_first", [True, False])
+@pytest.mark.parametrize("is_window_first", [True, False])
 async def test_consecutive_changes_of_window_and_filter_both_apply(
-    engine: AsyncEngine, *, window_first: bool
+    engine: AsyncEngine, *, is_window_first: bool
 ) -> None:
     clients = await add_vips(engine, 5)
     await set_tag(engine, clients[0], "other")
     mailing_id = await start_mailing(engine, **window(2 * HOUR, 3 * HOUR))
     changes = [window(-HOUR, HOUR), {"client_filter": "other"}]
-    for fields in changes if window_first else reversed(changes):
+    for fields in changes if is_window_first else reversed(changes):
         await change_mailing(engine, mailing_id, **fields)
-        await do(engine, lambda db: replanning.replan_chunk(db, 2))
+        await do(engine, lambda db: replanning.replan_chunk(db, 2))  # not all five messages
     await advance(engine, chunk=2)
 
     assert await value(engine, MEMBERS) == clients[:1]
