@@ -96,10 +96,12 @@ async def replan_moved(connection: AsyncConnection, max_lookups: int = MAX_LOOKU
     if not (await connection.execute(HAS_MOVED_CLIENTS)).scalar_one():
         return 0
     mailings = await _read_mailings(connection)
+    # each client costs one lookup in each mailing
     limit = max(1, min(REPLAN_BATCH, max_lookups // max(1, len(mailings))))
     clients = list(await connection.scalars(TAKE_MOVED_CLIENTS, {"limit": limit}))
     await connection.execute(WAIT_FOR_WRITERS)
     mailings = await _read_mailings(connection)  # again, because the wait may have been long
+    # `set`, because a client who has moved twice is in the queue twice
     parameters = {"clients": sorted(set(clients)), "mailings": list(mailings)}
     messages = (await connection.execute(FIND_MESSAGES, parameters)).all()
     # messages in flight may be scheduled again by the time zone that they were claimed with

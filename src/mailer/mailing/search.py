@@ -88,5 +88,5 @@ async def find(
 
 async def count(connection: AsyncConnection, search: str, status: MailingStatus | None) -> int:
     """Return how many mailings match, or `MAX_COUNTED_MAILINGS` + 1 when there are more."""
-    ids = await find(connection, search, status, Cursor(MAX_COUNTED_MAILINGS))
+    ids = await find(connection, search, status, Cursor(limit=MAX_COUNTED_MAILINGS))
     return min(len(ids), MAX_COUNTED_MAILINGS + 1)

@@ -50,8 +50,10 @@ NEWEST_SMALL, OLDEST_SMALL = (
 
 # Writes the messages of several mailings. Returns the filters that match more than
 # `MAX_SMALL_AUDIENCE` clients by now, with that number of clients; their mailings get no messages.
-# - `audience`: the other mailings, each with the parts of its audience snapshot.
+# - `matching`, of `MATCHING_SEGMENTS`: the segments that match each filter.
+# - `audience`: the mailings with smaller audiences, each with the parts of its audience snapshot.
 # - `planned`: the plans of a mailing by time zone; null stands for all time zones.
+# - `present`: the lowest transaction id that is not used yet.
 # - `member`: the clients of a matching segment. Each half of the UNION finds them by an index; only
 #   `IS NULL` finds nulls by an index. Clients who do not match are never read, whatever the filter.
 #   OFFSET 0 forces the planner to do so even when it expects few clients.
