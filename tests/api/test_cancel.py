@@ -200,7 +200,7 @@ async def test_a_mailing_cancelled_before_replanning_is_settled_after_its_last_r
     assert await do(engine, enqueuing.enqueue_chunk) is None  # it is not replanned yet
     assert await do(engine, finishing.finish) == []  # a request is in flight
 
-    await finish(engine, MessageResult(claimed, "delivered", 1, sent_at=SENT_AT))
+    await finish(engine, MessageResult(claimed, "delivered", attempts=1, sent_at=SENT_AT))
     await advance(engine)
 
     mailing = await get_settled(api, engine, mailing_id)
@@ -216,7 +216,7 @@ async def test_results_of_messages_in_flight_at_the_cancellation_are_counted(
     await add_clients(engine, 8)
     mailing_id = (await create_mailing(api, DUE))["id"]
     await begin(engine)
-    accepted, rejected, unknown, failed, *released = await claim(engine, mailing_id, 6)
+    accepted, rejected, unknown, failed, *released = await claim(engine, mailing_id, count=6)
 
     cancelled = await cancel(api, mailing_id)
 
@@ -228,11 +228,18 @@ async def test_results_of_messages_in_flight_at_the_cancellation_are_counted(
     }
     in_a_minute = datetime.now(UTC) + timedelta(minutes=1)
     results = [
-        MessageResult(accepted, "delivered", 1, sent_at=SENT_AT),
-        MessageResult(rejected, "undelivered", 1, "rejected_400"),
-        MessageResult(unknown, "unknown", 1, "timeout", sent_at=SENT_AT),
-        MessageResult(failed, "scheduled", 1, "http_503", in_a_minute, last_failure="http_503"),
-        *(MessageResult(claimed, "scheduled", 0) for claimed in released),
+        MessageResult(accepted, "delivered", attempts=1, sent_at=SENT_AT),
+        MessageResult(rejected, "undelivered", attempts=1, reason="rejected_400"),
+        MessageResult(unknown, "unknown", attempts=1, reason="timeout", sent_at=SENT_AT),
+        MessageResult(
+            failed,
+            "scheduled",
+            attempts=1,
+            reason="http_503",
+            due_at=in_a_minute,
+            last_failure="http_503",
+        ),
+        *(MessageResult(claimed, "scheduled", attempts=0) for claimed in released),
     ]
 
     assert await finish(engine, *results) == 6
@@ -256,7 +263,7 @@ async def test_messages_of_a_cancelled_mailing_are_not_claimed(
     mailing_id = (await create_mailing(api, DUE))["id"]
     await begin(engine)
     await cancel(api, mailing_id)
-    assert await claim(engine, mailing_id, 9) == []
+    assert await claim(engine, mailing_id, count=9) == []
     assert await running(engine) == []
 
 
@@ -282,6 +289,6 @@ async def test_a_cancelled_mailing_can_be_deleted_and_is_purged(
     await begin(engine)
     await cancel(api, mailing_id)
     assert (await api.delete(f"/mailings/{mailing_id}")).status_code == 204
-    await do(engine, lambda db: purging.purge(db, 100))
+    await do(engine, lambda db: purging.purge(db, chunk=100))
     assert await value(engine, "SELECT count(*) FROM mailing") == 0
     assert await value(engine, "SELECT count(*) FROM message") == 0

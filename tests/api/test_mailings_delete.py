@@ -37,7 +37,7 @@ async def test_a_deleted_mailing_is_gone_at_once_and_purged_later(
     listed = (await api.get("/mailings")).json()
     assert [row["id"] for row in listed["results"]] == [other["id"]]
     assert [mailing.id for mailing in await running(engine)] == [other["id"]]
-    assert await do(engine, lambda db: purging.purge(db, 100)) == 4  # its messages
+    assert await do(engine, lambda db: purging.purge(db, chunk=100)) == 4  # its messages
     async with engine.begin() as connection:
         rows = select(func.count()).where(message.c.mailing_id == created["id"])
         assert await connection.scalar(rows) == 0

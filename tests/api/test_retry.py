@@ -142,7 +142,7 @@ async def test_messages_that_fail_after_the_call_are_not_retried_by_it(
     await retry_mailing(api, mailing_id)
     assert await resend(engine, chunk=2)
     (claimed,) = await claim(engine, mailing_id)
-    await finish(engine, MessageResult(claimed, "undelivered", 1, "rejected_400"))
+    await finish(engine, MessageResult(claimed, "undelivered", attempts=1, reason="rejected_400"))
 
     await advance(engine)
 
@@ -189,7 +189,9 @@ async def test_a_retried_mailing_runs_again_and_finishes_again(
     claimed = await claim(engine, mailing_id, count=9)
     assert [message.attempts for message in claimed] == [1, 1, 1]
     sent_at = datetime.now(UTC)
-    await finish(engine, *(MessageResult(c, "delivered", 1, sent_at=sent_at) for c in claimed))
+    await finish(
+        engine, *(MessageResult(c, "delivered", attempts=1, sent_at=sent_at) for c in claimed)
+    )
     await advance(engine)
     assert await get_status(api, mailing_id) == "finished"
     assert await get_counts(api, mailing_id) == {"delivered": 3}
@@ -217,7 +219,7 @@ async def test_a_second_call_extends_a_running_retry_to_messages_failed_since(
     await retry_mailing(api, mailing_id)
     await resend(engine, chunk=2)
     (claimed,) = await claim(engine, mailing_id)
-    await finish(engine, MessageResult(claimed, "undelivered", 1, "rejected_400"))
+    await finish(engine, MessageResult(claimed, "undelivered", attempts=1, reason="rejected_400"))
     await retry_mailing(api, mailing_id)
     await advance(engine)
     assert await get_counts(api, mailing_id) == {"scheduled": 3}
@@ -339,7 +341,7 @@ async def test_deleting_the_mailing_ends_a_running_retry(
     mailing_id = await create_half_retried_mailing(api, engine)
     await api.delete(f"/mailings/{mailing_id}")
     assert not await resend(engine, chunk=2)
-    assert await do(engine, lambda db: purging.purge(db, 100)) == 5
+    assert await do(engine, lambda db: purging.purge(db, chunk=100)) == 5
     assert await value(engine, "SELECT count(*) FROM mailing") == 0
 
 

@@ -2,8 +2,9 @@
 
 import asyncio
 from datetime import UTC, datetime, timedelta
-from uuid import uuid4
+from uuid import UUID, uuid4
 
+import asyncpg
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.event_timeout import EVENT_TIMEOUT, let_run
 from tests.factories import (
@@ -57,6 +58,14 @@ async def exclude_everybody(engine: AsyncEngine) -> None:
         "UPDATE mailing SET client_filter = '\"999\"', audience_cursor = 0, is_replanning = true,"
         " filter_changed = true, replan_cursor = 0, replan_stop = NULL",
     )
+
+
+async def claim_one(
+    sender: asyncpg.Connection, mailing_id: int, owner: UUID
+) -> list[ClaimedMessage]:
+    """Claim a due message of a mailing for the worker `owner`. The list is empty without one."""
+    cursors = {mailing_id: messages.FIRST_CURSOR}
+    return await messages.claim(sender, cursors, share=1, owner=owner, lease=LEASE)
 
 
 async def message_state(engine: AsyncEngine) -> str:
@@ -171,15 +180,15 @@ async def test_replanning_waits_for_messages_in_flight(engine: AsyncEngine) -> N
     mailing_id, owner = await add_mailing_with_message(engine), uuid4()
     async with engine.connect() as pooled:
         sender = await asyncpg_connection(pooled)
-        (claim,) = await messages.claim(
-            sender, {mailing_id: messages.FIRST_CURSOR}, 1, owner, LEASE
-        )
+        [claim] = await claim_one(sender, mailing_id, owner)
         await exclude_everybody(engine)
         await enqueue_and_replan(engine)
         assert await message_state(engine) == "sending"
         assert await value(engine, "SELECT is_replanning FROM mailing")
 
-        await messages.record_results(sender, owner, [MessageResult(claim, "scheduled", 0)])
+        await messages.record_results(
+            sender, owner, [MessageResult(claim, "scheduled", attempts=0)]
+        )
     await enqueue_and_replan(engine)
 
     assert await message_state(engine) == "cancelled filter_changed"
@@ -191,16 +200,16 @@ async def test_replanning_waits_for_a_claim_that_is_not_committed_yet(engine: As
         sender = await asyncpg_connection(pooled)
         async with sender.transaction():
             await sender.execute(HOLD_STOP_LOCK.text)  # this worker has not applied the stop yet
-            (claim,) = await messages.claim(
-                sender, {mailing_id: messages.FIRST_CURSOR}, 1, owner, LEASE
-            )
+            [claim] = await claim_one(sender, mailing_id, owner)
             await exclude_everybody(engine)
             replan = asyncio.create_task(enqueue_and_replan(engine))
             await let_run(replan)
         await replan
         assert await message_state(engine) == "sending"
 
-        await messages.record_results(sender, owner, [MessageResult(claim, "scheduled", 0)])
+        await messages.record_results(
+            sender, owner, [MessageResult(claim, "scheduled", attempts=0)]
+        )
     await enqueue_and_replan(engine)
 
     assert await message_state(engine) == "cancelled filter_changed"
@@ -213,20 +222,15 @@ async def test_messages_of_a_mailing_being_replanned_are_not_claimed(
     await exclude_everybody(engine)
     async with engine.connect() as pooled, engine.connect() as replanner:
         sender = await asyncpg_connection(pooled)
-
-        async def claim_one() -> list[ClaimedMessage]:
-            return await messages.claim(
-                sender, {mailing_id: messages.FIRST_CURSOR}, 1, owner, LEASE
-            )
-
-        assert await claim_one() == []  # before it is replanned
+        assert await claim_one(sender, mailing_id, owner) == []  # before it is replanned
 
         assert await replanning.replan_chunk(replanner)
         async with asyncio.timeout(EVENT_TIMEOUT):
-            assert await claim_one() == []  # while it is replanned
+            assert await claim_one(sender, mailing_id, owner) == []  # while it is replanned
         await replanner.commit()
 
-        assert await claim_one() == []  # its only message is cancelled now
+        # its only message is cancelled now
+        assert await claim_one(sender, mailing_id, owner) == []
 
 
 async def test_a_waiting_replan_delays_no_other_mailing(engine: AsyncEngine) -> None:

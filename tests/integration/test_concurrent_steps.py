@@ -70,7 +70,7 @@ async def test_two_workers_end_each_scheduled_message_once(
 ) -> None:
     mailing_id = await add_due_messages(engine, 5)
     await execute(engine, "UPDATE mailing SET status = 'cancelled'")
-    assert await finishing.end_scheduled_messages(other, 3)
+    assert await finishing.end_scheduled_messages(other, chunk=3)
     # skips the three locked messages, and waits with the other two for the row of counts
     end_task = asyncio.create_task(clear(engine))
     await let_run(end_task)
@@ -117,13 +117,13 @@ async def test_two_workers_purge_each_message_once(
 ) -> None:
     mailing_id = await add_due_messages(engine, 5)
     await service.delete(engine, mailing_id, COMMAND_LINE)
-    assert await purging.purge(other, 3) == 3
-    purge_task = asyncio.create_task(do(engine, lambda db: purging.purge(db, 9)))
+    assert await purging.purge(other, chunk=3) == 3
+    purge_task = asyncio.create_task(do(engine, lambda db: purging.purge(db, chunk=9)))
     await let_run(purge_task)
     await other.commit()
 
     assert await purge_task == 5 - 3
-    await do(engine, lambda db: purging.purge(db, 9))
+    await do(engine, lambda db: purging.purge(db, chunk=9))
     assert await value(engine, "SELECT count(*) FROM mailing") == 0
 
 

@@ -183,7 +183,7 @@ async def test_a_message_in_flight_is_replanned_after_its_result(engine: AsyncEn
     await moved_clients.replan_all_moved(engine)
     assert await value(engine, COUNT_WAITING) == 1
 
-    await finish(engine, MessageResult(claimed, "scheduled", 0))
+    await finish(engine, MessageResult(claimed, "scheduled", attempts=0))
     assert await value(engine, COUNT_DUE) == 1
     await moved_clients.replan_all_moved(engine)
 
@@ -265,7 +265,7 @@ async def test_a_finished_mailing_runs_again_after_a_time_zone_correction(
     assert await mailing_counts(engine, mailing_id) == {"scheduled": 1, "cancelled": 1}
     assert await is_consistent(engine, mailing_id)
     (claimed,) = await claim(engine, mailing_id)
-    await finish(engine, MessageResult(claimed, "delivered", 1))
+    await finish(engine, MessageResult(claimed, "delivered", attempts=1))
     assert await do(engine, finishing.finish) == [(mailing_id, "finished")]
     assert await mailing_counts(engine, mailing_id) == {"delivered": 1, "cancelled": 1}
     assert await is_consistent(engine, mailing_id)
