@@ -21,14 +21,14 @@ from tests.api.calls import (
 from tests.factories import (
     add_clients,
     advance,
-    begin,
     claim,
-    clear,
     do,
+    end_messages,
     enqueue_and_replan,
     execute,
     finish,
     running,
+    start_and_enqueue,
     value,
 )
 
@@ -136,7 +136,7 @@ async def test_a_mailing_cancelled_while_enqueuing_still_counts_its_whole_audien
 
     assert cancelled["created_messages"] == FIRST_BATCH
     assert cancelled["clients_count"] == MANY
-    steps = [lambda: enqueue_and_replan(engine), lambda: clear(engine)]
+    steps = [lambda: enqueue_and_replan(engine), lambda: end_messages(engine)]
     for step in steps if first_step == "enqueue" else reversed(steps):
         assert await do(engine, finishing.finish) == []  # something is left to do
         await step()
@@ -169,7 +169,7 @@ async def test_a_mailing_cancelled_while_replanning_keeps_sent_messages_and_canc
     api: httpx.AsyncClient, engine: AsyncEngine, clients: dict[str, int], first_step: str
 ) -> None:
     mailing_id = (await create_mailing(api, DUE | {"client_filter": "916, 912"}))["id"]
-    await begin(engine)
+    await start_and_enqueue(engine)
     await update_messages(engine, clients["moscow"], status="delivered", sent_at=SENT_AT)
     await api.patch(f"/mailings/{mailing_id}", json={"client_filter": "two words"})
 
@@ -178,7 +178,7 @@ async def test_a_mailing_cancelled_while_replanning_keeps_sent_messages_and_canc
     if first_step == "enqueue":
         await enqueue_and_replan(engine)
     if first_step == "cancel messages":
-        await clear(engine)
+        await end_messages(engine)
     await advance(engine)
     mailing = await get_settled(api, engine, mailing_id)
     assert (mailing["delivered_messages"], mailing["cancelled_messages"]) == (1, 3)
@@ -192,11 +192,11 @@ async def test_a_mailing_cancelled_before_replanning_is_settled_after_its_last_r
     api: httpx.AsyncClient, engine: AsyncEngine, clients: dict[str, int]
 ) -> None:
     mailing_id = (await create_mailing(api, DUE))["id"]
-    await begin(engine)
+    await start_and_enqueue(engine)
     (claimed,) = await claim(engine, mailing_id)
     await api.patch(f"/mailings/{mailing_id}", json={"client_filter": "nobody"})
     await cancel(api, mailing_id)
-    await clear(engine)
+    await end_messages(engine)
     assert await do(engine, enqueuing.enqueue_chunk) is None  # it is not replanned yet
     assert await do(engine, finishing.finish) == []  # a request is in flight
 
@@ -215,7 +215,7 @@ async def test_results_of_messages_in_flight_at_the_cancellation_are_counted(
 ) -> None:
     await add_clients(engine, 8)
     mailing_id = (await create_mailing(api, DUE))["id"]
-    await begin(engine)
+    await start_and_enqueue(engine)
     accepted, rejected, unknown, failed, *released = await claim(engine, mailing_id, count=6)
 
     cancelled = await cancel(api, mailing_id)
@@ -261,7 +261,7 @@ async def test_messages_of_a_cancelled_mailing_are_not_claimed(
     api: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
     mailing_id = (await create_mailing(api, DUE))["id"]
-    await begin(engine)
+    await start_and_enqueue(engine)
     await cancel(api, mailing_id)
     assert await claim(engine, mailing_id, count=9) == []
     assert await running(engine) == []
@@ -271,7 +271,7 @@ async def test_messages_cancelled_earlier_keep_their_reason(
     api: httpx.AsyncClient, engine: AsyncEngine, clients: dict[str, int]
 ) -> None:
     mailing_id = (await create_mailing(api, DUE))["id"]
-    await begin(engine)
+    await start_and_enqueue(engine)
     await api.delete(f"/clients/{clients['vip']}")
     await cancel(api, mailing_id)
     await advance(engine)
@@ -286,7 +286,7 @@ async def test_a_cancelled_mailing_can_be_deleted_and_is_purged(
     api: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
     mailing_id = (await create_mailing(api, DUE))["id"]
-    await begin(engine)
+    await start_and_enqueue(engine)
     await cancel(api, mailing_id)
     assert (await api.delete(f"/mailings/{mailing_id}")).status_code == 204
     await do(engine, lambda db: purging.purge(db, chunk=100))

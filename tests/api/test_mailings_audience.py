@@ -17,7 +17,7 @@ from tests.api.calls import (
     messages_by_client,
     update_messages,
 )
-from tests.factories import begin, do
+from tests.factories import do, start_and_enqueue
 
 from mailer.mailing import finishing
 
@@ -64,7 +64,7 @@ async def test_a_filter_is_returned_as_given_and_matches_its_audience(
     assert created["client_filter"] == client_filter
     assert created["clients_count"] == len(matching)
 
-    await begin(engine)
+    await start_and_enqueue(engine)
 
     mailing = (await api.get(f"/mailings/{created['id']}")).json()
     assert mailing["client_filter"] == client_filter
@@ -82,7 +82,7 @@ async def test_a_deleted_client_is_in_no_audience(
     await api.delete(f"/clients/{clients['vip']}")
 
     assert (await create_mailing(api, NEW))["clients_count"] == 3
-    await begin(engine)
+    await start_and_enqueue(engine)
     assert clients["vip"] not in await messages_by_client(api, created["id"])
 
 
@@ -105,7 +105,7 @@ async def test_from_the_start_on_the_counters_add_up(
 ) -> None:
     created = await create_mailing(api, DUE)
     created_before_the_start = await api.post("/clients", json={"phone": "79160000009"})
-    await begin(engine)
+    await start_and_enqueue(engine)
     await api.post("/clients", json={"phone": "79160000010"})  # not in the audience
     await update_messages(engine, clients["vip"], status="delivered", sent_at=func.now())
     await update_messages(engine, clients["moscow"], status="undelivered", reason="rejected_400")
@@ -128,7 +128,7 @@ async def test_from_the_start_on_the_counters_add_up(
 
 async def test_an_audience_may_be_empty(api: httpx.AsyncClient, engine: AsyncEngine) -> None:
     created = await create_mailing(api, DUE)
-    await begin(engine)
+    await start_and_enqueue(engine)
     mailing = (await api.get(f"/mailings/{created['id']}")).json()
     assert mailing["clients_count"] == mailing["created_messages"] == 0
     assert await do(engine, finishing.finish) == [(created["id"], "finished")]

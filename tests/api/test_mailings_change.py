@@ -22,7 +22,7 @@ from tests.api.calls import (
     messages_by_client,
     update_messages,
 )
-from tests.factories import begin, do, enqueue_and_replan, running
+from tests.factories import do, enqueue_and_replan, running, start_and_enqueue
 
 from mailer.db.tables.mailing import mailing
 from mailer.mailing.enqueuing import enqueue_chunk
@@ -120,7 +120,7 @@ async def test_a_running_mailing_changes_its_text_and_on_unknown_at_once(
     api: httpx.AsyncClient, engine: AsyncEngine, change: dict[str, Any]
 ) -> None:
     created = await create_mailing(api, DUE)
-    await begin(engine)
+    await start_and_enqueue(engine)
     before = await messages_by_client(api, created["id"])
 
     answer = await api.patch(f"/mailings/{created['id']}", json=change)
@@ -139,7 +139,7 @@ async def test_a_running_mailing_can_change_its_end(
     api: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
     created = await create_mailing(api, DUE)
-    await begin(engine)
+    await start_and_enqueue(engine)
     end = {"datetime_end": "2050-01-01T00:00:00Z"}
 
     assert (await api.patch(f"/mailings/{created['id']}", json=end)).status_code == 200
@@ -154,7 +154,7 @@ async def test_changing_the_start_after_the_start_is_409(
     api: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
     created = await create_mailing(api, DUE)
-    await begin(engine)
+    await start_and_enqueue(engine)
     address = f"/mailings/{created['id']}"
 
     refused = await api.patch(address, json={"datetime_start": "2021-01-01T00:00:00Z", "text": "x"})
@@ -172,7 +172,7 @@ async def test_a_new_filter_cancels_and_creates_messages_and_keeps_sent_ones(
     api: httpx.AsyncClient, engine: AsyncEngine, clients: dict[str, int]
 ) -> None:
     created = await create_mailing(api, DUE | {"client_filter": "916, 912"})
-    await begin(engine)
+    await start_and_enqueue(engine)
     await update_messages(engine, clients["vip"], status="delivered", sent_at=func.now())
     change = {"client_filter": {"operator_codes": ["903", "999"]}}
 
@@ -202,7 +202,7 @@ async def test_a_client_that_matches_again_is_rescheduled_with_the_same_message(
 ) -> None:
     created = await create_mailing(api, DUE | {"client_filter": "912"})
     address = f"/mailings/{created['id']}"
-    await begin(engine)
+    await start_and_enqueue(engine)
     before = await messages_by_client(api, created["id"])
 
     for client_filter in ("vip", "912"):
@@ -227,7 +227,7 @@ async def test_a_client_created_after_the_start_is_enqueued_only_by_a_change_of_
     api: httpx.AsyncClient, engine: AsyncEngine, clients: dict[str, int]
 ) -> None:
     created = await create_mailing(api, DUE | {"client_filter": "vip"})
-    await begin(engine)
+    await start_and_enqueue(engine)
     created_before_change = await create_vip(api, "79160000009")
 
     end = (datetime.now(UTC) + timedelta(days=2)).isoformat()
@@ -249,7 +249,7 @@ async def test_messages_of_a_deleted_client_are_not_rescheduled(
     api: httpx.AsyncClient, engine: AsyncEngine, clients: dict[str, int]
 ) -> None:
     created = await create_mailing(api, DUE)
-    await begin(engine)
+    await start_and_enqueue(engine)
     await api.delete(f"/clients/{clients['vip']}")
 
     for client_filter in ("912", None):
@@ -264,7 +264,7 @@ async def test_no_message_is_claimed_until_a_new_filter_is_applied(
     api: httpx.AsyncClient, engine: AsyncEngine, clients: dict[str, int]
 ) -> None:
     created = await create_mailing(api, DUE)
-    await begin(engine)
+    await start_and_enqueue(engine)
     lease = {"lease_owner": func.gen_random_uuid(), "lease_expires_at": func.now()}
     await update_messages(engine, clients["vip"], status="sending", **lease)
 
@@ -283,7 +283,7 @@ async def test_a_change_does_not_shorten_the_pause_after_a_failed_attempt(
     api: httpx.AsyncClient, engine: AsyncEngine, clients: dict[str, int]
 ) -> None:
     created = await create_mailing(api, DUE)
-    await begin(engine)
+    await start_and_enqueue(engine)
     in_an_hour = datetime.now(UTC) + timedelta(hours=1)
     pause = {"due_at": in_an_hour, "retry_at": in_an_hour}
     await update_messages(engine, clients["vip"], attempts=1, reason="http_503", **pause)
@@ -300,7 +300,7 @@ async def test_a_new_sending_window_replans_scheduled_messages(
     api: httpx.AsyncClient, engine: AsyncEngine, clients: dict[str, int]
 ) -> None:
     created = await create_mailing(api, DUE)
-    await begin(engine)
+    await start_and_enqueue(engine)
     await update_messages(engine, clients["blank"], status="delivered", sent_at=func.now())
     sent = (await messages_by_client(api, created["id"]))[clients["blank"]]
     one_minute = {"send_interval_time_start": "09:00", "send_interval_time_end": "09:01"}
@@ -336,7 +336,7 @@ async def test_messages_cancelled_by_a_sending_window_are_rescheduled_when_it_ca
         api, DUE | {"datetime_end": (now + timedelta(hours=1)).isoformat()}
     )
     address = f"/mailings/{created['id']}"
-    await begin(engine)
+    await start_and_enqueue(engine)
     window = {
         "send_interval_time_start": f"{now + timedelta(hours=3):%H:%M}",
         "send_interval_time_end": f"{now + timedelta(hours=4):%H:%M}",

@@ -17,12 +17,12 @@ from tests.factories import (
     add_delivered_mailing,
     add_due_messages,
     add_mailing,
-    clear,
     do,
+    end_messages,
     execute,
     mailing_counts,
-    resend,
     running,
+    schedule_retried,
     value,
 )
 
@@ -72,13 +72,13 @@ async def test_two_workers_end_each_scheduled_message_once(
     await execute(engine, "UPDATE mailing SET status = 'cancelled'")
     assert await finishing.end_scheduled_messages(other, chunk=3)
     # skips the three locked messages, and waits with the other two for the row of counts
-    end_task = asyncio.create_task(clear(engine))
+    end_task = asyncio.create_task(end_messages(engine))
     await let_run(end_task)
     await other.commit()
 
     assert await end_task
     assert await mailing_counts(engine, mailing_id) == {"cancelled": 5}
-    assert not await clear(engine)
+    assert not await end_messages(engine)
     assert await find_differences(engine) == []
 
 
@@ -91,11 +91,11 @@ async def test_two_workers_retry_each_message_once(
         await service.retry(engine, mailing_id, COMMAND_LINE)
     async with asyncio.timeout(EVENT_TIMEOUT):
         assert await retrying.retry_chunk(other, chunk=9)  # one mailing
-        assert await resend(engine)  # the other one
-        assert not await resend(engine)  # does not wait for the locked one
+        assert await schedule_retried(engine)  # the other one
+        assert not await schedule_retried(engine)  # does not wait for the locked one
     await other.commit()
 
-    assert not await resend(engine)
+    assert not await schedule_retried(engine)
     for mailing_id in (one, two):
         assert await mailing_counts(engine, mailing_id) == {"scheduled": 2}
 
@@ -206,7 +206,8 @@ async def test_a_mailing_is_not_finished_when_a_retry_schedules_its_messages_mea
     paused_finish: asyncio.Task[list[FinishedMailing]],
 ) -> None:
     await service.retry(engine, failed_mailing, COMMAND_LINE)
-    assert await resend(engine)  # ends the retry: now only the counts show that it must not finish
+    # this ends the retry: now only the counts show that the mailing must not be finished
+    assert await schedule_retried(engine)
     await other.commit()
 
     assert await paused_finish == []
