@@ -54,7 +54,7 @@ CLIENTS = [
         FakeClient(code, tag, ZONES[(i + j) % len(ZONES)])
         for i, code in enumerate(CODES)
         for j, tag in enumerate((None, *map(clean_label, TAGS)))
-        if tag != ""  # not a tag that has only invisible characters
+        if tag != ""
     ),
     # some codes and tags with every time zone
     *(FakeClient(code, tag, zone) for code in CODES[:2] for tag in (None, "vip") for zone in ZONES),
@@ -131,7 +131,6 @@ def expected_ids(client_filter: Any) -> set[int]:
 
 
 # ---- strategies: which filters Hypothesis generates -----------------------------------------
-# A strategy that is named twice in a union is drawn twice as often.
 
 codes = st.sampled_from(CODES) | st.from_regex(r"[0-9]{3}", fullmatch=True)
 tags = st.sampled_from(TAGS) | st.text(

@@ -1,7 +1,6 @@
 """The lifecycle: the background loop that starts, enqueues and finishes mailings."""
 
 import asyncio
-import itertools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -17,10 +16,10 @@ from mailer.mailing import mailing_batches
 from mailer.sample_data import SampleMailing
 
 COUNT_FINISHED = "SELECT count(*) FROM mailing WHERE status = 'finished'"
-MARK_OF_FINISH = "is_closed = true"
+FINISH_MARK = "is_closed = true"
 """Part of the statement that finishes mailings, and of no other one."""
-MARK_OF_CHECK = "last_checked_id"
-"""Part of the statement that checks for pending work, and of no other one."""
+CHECK_MARK = "last_checked_id"
+"""Part of the statement that finds pending work, and of no other one."""
 
 
 def create_lifecycle(engine: AsyncEngine) -> Lifecycle:
@@ -40,7 +39,7 @@ async def running_in_background(lifecycle: Lifecycle) -> AsyncIterator[None]:
 
 
 async def add_running(engine: AsyncEngine, count: int) -> None:
-    """Create running mailings that are never finished: by its counts, each has an open message."""
+    """Create running mailings that are never finished: each has an open message by its counts."""
     running = SampleMailing(start=datetime.now(UTC), clients=1)
     await add_mailings(engine, *[running] * count)
     await execute(engine, "UPDATE mailing_counts SET scheduled = 1")
@@ -77,19 +76,18 @@ async def test_a_mailing_without_open_messages_finishes_before_thousands_of_othe
 ) -> None:
     await add_running(engine, 2_000)
     delivered = await add_delivered_mailing(engine)
-    others = range(1, delivered)
     lifecycle = create_lifecycle(engine)
-    # the mailing that was reported last is checked first, even if it had been reported before
-    for reported in ([delivered], others, [delivered]):
-        lifecycle.check_finished(reported)
+    lifecycle.check_finished([delivered])
+    lifecycle.check_finished(range(1, delivered))  # all others
+    lifecycle.check_finished([delivered])  # the last one is checked first
 
     with recorded_statements(engine) as statements:
         async with running_in_background(lifecycle):
-            while not any(MARK_OF_FINISH in statement for statement in statements):
+            while not any(FINISH_MARK in statement for statement in statements):
                 await asyncio.sleep(0.05)
 
-    before_finish = itertools.takewhile(lambda each: MARK_OF_FINISH not in each, statements)
-    assert sum(MARK_OF_CHECK in statement for statement in before_finish) == 1
+    finishes_at = next(n for n, statement in enumerate(statements) if FINISH_MARK in statement)
+    assert sum(CHECK_MARK in statement for statement in statements[:finishes_at]) == 1
 
 
 async def test_mailings_with_results_finish_before_all_others_are_checked(
@@ -105,7 +103,7 @@ async def test_mailings_with_results_finish_before_all_others_are_checked(
         async with running_in_background(lifecycle):
             while checks_before_finished <= 2:
                 # read first: the checks that are counted are then no later than the finished ones
-                checks = sum(MARK_OF_CHECK in statement for statement in statements)
+                checks = sum(CHECK_MARK in statement for statement in statements)
                 if await value(engine, COUNT_FINISHED) == count:
                     break
                 checks_before_finished = checks
