@@ -219,19 +219,19 @@ async def enqueue_and_replan(engine: AsyncEngine) -> None:
         has_more = replanned is not None or enqueued is not None
 
 
-async def begin(engine: AsyncEngine) -> int:
+async def start_and_enqueue(engine: AsyncEngine) -> int:
     """Start the mailing that is due, enqueue its audience and return its id."""
     [mailing_id] = await do(engine, starting.start_due)
     await enqueue_and_replan(engine)
     return mailing_id
 
 
-async def resend(engine: AsyncEngine, chunk: int = CHUNK) -> bool:
+async def schedule_retried(engine: AsyncEngine, chunk: int = CHUNK) -> bool:
     """Schedule a chunk of the messages that a user has retried; return whether there were any."""
     return await do(engine, lambda db: retrying.retry_chunk(db, chunk))
 
 
-async def clear(engine: AsyncEngine, chunk: int = CHUNK) -> bool:
+async def end_messages(engine: AsyncEngine, chunk: int = CHUNK) -> bool:
     """Cancel a chunk of the scheduled messages of mailings that have ended or are cancelled."""
     return await do(engine, lambda db: finishing.end_scheduled_messages(db, chunk))
 
@@ -248,9 +248,9 @@ async def advance(engine: AsyncEngine, chunk: int = CHUNK) -> None:
             if work.must_replan:
                 await do(engine, lambda db: replanning.replan_chunk(db, chunk))
             if work.must_retry:
-                await resend(engine, chunk)
+                await schedule_retried(engine, chunk)
             if work.must_end_messages:
-                await clear(engine, chunk)
+                await end_messages(engine, chunk)
             if work.must_finish:
                 await do(engine, finishing.finish)
 

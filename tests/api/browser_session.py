@@ -8,7 +8,7 @@ from litestar import Litestar
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.api.calls import DUE, create_mailing
 from tests.asgi_client import inside
-from tests.factories import begin
+from tests.factories import start_and_enqueue
 
 from mailer.access import service, users
 from mailer.access.model import COMMAND_LINE
@@ -46,7 +46,7 @@ async def post(api: httpx.AsyncClient, path: str) -> httpx.Response:
 async def create_running_mailing(api: httpx.AsyncClient, engine: AsyncEngine, **values: Any) -> int:
     """Create a mailing whose start has passed, start it, and return its id."""
     mailing_id = int((await create_mailing(api, DUE | values))["id"])
-    await begin(engine)
+    await start_and_enqueue(engine)
     return mailing_id
 
 

@@ -21,14 +21,14 @@ from tests.api.calls import (
 from tests.factories import (
     add_clients,
     advance,
-    begin,
     claim,
-    clear,
     do,
+    end_messages,
     enqueue_and_replan,
     execute,
     finish,
     running,
+    start_and_enqueue,
     value,
 )
 
@@ -123,9 +123,9 @@ async def test_a_mailing_cancelled_before_its_start_never_starts(
 # ---- while its audience is enqueued ---------------------------------------------------------
 
 
-@pytest.mark.parametrize("first", ["enqueue", "cancel"])
+@pytest.mark.parametrize("first_step", ["enqueue", "cancel messages"])
 async def test_a_mailing_cancelled_while_enqueuing_still_counts_its_whole_audience(
-    api: httpx.AsyncClient, engine: AsyncEngine, first: str
+    api: httpx.AsyncClient, engine: AsyncEngine, first_step: str
 ) -> None:
     await add_clients(engine, MANY)
     mailing_id = (await create_mailing(api, DUE))["id"]
@@ -136,8 +136,8 @@ async def test_a_mailing_cancelled_while_enqueuing_still_counts_its_whole_audien
 
     assert cancelled["created_messages"] == FIRST_BATCH
     assert cancelled["clients_count"] == MANY
-    steps = [lambda: enqueue_and_replan(engine), lambda: clear(engine)]
-    for step in steps if first == "enqueue" else reversed(steps):
+    steps = [lambda: enqueue_and_replan(engine), lambda: end_messages(engine)]
+    for step in steps if first_step == "enqueue" else reversed(steps):
         assert await do(engine, finishing.finish) == []  # something is left to do
         await step()
     assert await do(engine, finishing.finish) == [(mailing_id, "cancelled")]
@@ -154,7 +154,9 @@ async def test_messages_enqueued_after_the_cancellation_count_as_cancelled_at_on
     mailing_id = (await create_mailing(api, DUE))["id"]
     await do(engine, starting.start_due)
     await cancel(api, mailing_id)
+
     await enqueue_and_replan(engine)
+
     mailing = (await api.get(f"/mailings/{mailing_id}")).json()
     assert (mailing["scheduled_messages"], mailing["cancelled_messages"]) == (0, MANY)
 
@@ -167,7 +169,7 @@ async def test_a_mailing_cancelled_while_replanning_keeps_sent_messages_and_canc
     api: httpx.AsyncClient, engine: AsyncEngine, clients: dict[str, int], first_step: str
 ) -> None:
     mailing_id = (await create_mailing(api, DUE | {"client_filter": "916, 912"}))["id"]
-    await begin(engine)
+    await start_and_enqueue(engine)
     await update_messages(engine, clients["moscow"], status="delivered", sent_at=SENT_AT)
     await api.patch(f"/mailings/{mailing_id}", json={"client_filter": "two words"})
 
@@ -176,7 +178,7 @@ async def test_a_mailing_cancelled_while_replanning_keeps_sent_messages_and_canc
     if first_step == "enqueue":
         await enqueue_and_replan(engine)
     if first_step == "cancel messages":
-        await clear(engine)
+        await end_messages(engine)
     await advance(engine)
     mailing = await get_settled(api, engine, mailing_id)
     assert (mailing["delivered_messages"], mailing["cancelled_messages"]) == (1, 3)
@@ -190,15 +192,15 @@ async def test_a_mailing_cancelled_before_replanning_is_settled_after_its_last_r
     api: httpx.AsyncClient, engine: AsyncEngine, clients: dict[str, int]
 ) -> None:
     mailing_id = (await create_mailing(api, DUE))["id"]
-    await begin(engine)
+    await start_and_enqueue(engine)
     (claimed,) = await claim(engine, mailing_id)
     await api.patch(f"/mailings/{mailing_id}", json={"client_filter": "nobody"})
     await cancel(api, mailing_id)
-    await clear(engine)
+    await end_messages(engine)
     assert await do(engine, enqueuing.enqueue_chunk) is None  # it is not replanned yet
     assert await do(engine, finishing.finish) == []  # a request is in flight
 
-    await finish(engine, MessageResult(claimed, "delivered", 1, sent_at=SENT_AT))
+    await finish(engine, MessageResult(claimed, "delivered", attempts=1, sent_at=SENT_AT))
     await advance(engine)
 
     mailing = await get_settled(api, engine, mailing_id)
@@ -213,27 +215,36 @@ async def test_results_of_messages_in_flight_at_the_cancellation_are_counted(
 ) -> None:
     await add_clients(engine, 8)
     mailing_id = (await create_mailing(api, DUE))["id"]
-    await begin(engine)
-    accepted, rejected, unknown, failed, *released = await claim(engine, mailing_id, 6)
+    await start_and_enqueue(engine)
+    accepted, rejected, unknown, failed, *released = await claim(engine, mailing_id, count=6)
 
     cancelled = await cancel(api, mailing_id)
 
     assert cancelled["sending_messages"] == 6
-    await advance(engine)
+    await advance(engine)  # cancels the two messages that are not claimed
     assert await count_by_status_and_reason(api, mailing_id) == {
         ("sending", None): 6,
         ("cancelled", "mailing_cancelled"): 2,
     }
     in_a_minute = datetime.now(UTC) + timedelta(minutes=1)
     results = [
-        MessageResult(accepted, "delivered", 1, sent_at=SENT_AT),
-        MessageResult(rejected, "undelivered", 1, "rejected_400"),
-        MessageResult(unknown, "unknown", 1, "timeout", sent_at=SENT_AT),
-        MessageResult(failed, "scheduled", 1, "http_503", in_a_minute, last_failure="http_503"),
-        *(MessageResult(claimed, "scheduled", 0) for claimed in released),
+        MessageResult(accepted, "delivered", attempts=1, sent_at=SENT_AT),
+        MessageResult(rejected, "undelivered", attempts=1, reason="rejected_400"),
+        MessageResult(unknown, "unknown", attempts=1, reason="timeout", sent_at=SENT_AT),
+        MessageResult(
+            failed,
+            "scheduled",
+            attempts=1,
+            reason="http_503",
+            due_at=in_a_minute,
+            last_failure="http_503",
+        ),
+        *(MessageResult(claimed, "scheduled", attempts=0) for claimed in released),
     ]
+
     assert await finish(engine, *results) == 6
     await advance(engine)
+
     assert await count_by_status_and_reason(api, mailing_id) == {
         ("delivered", None): 1,
         ("undelivered", "rejected_400"): 1,
@@ -250,9 +261,9 @@ async def test_messages_of_a_cancelled_mailing_are_not_claimed(
     api: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
     mailing_id = (await create_mailing(api, DUE))["id"]
-    await begin(engine)
+    await start_and_enqueue(engine)
     await cancel(api, mailing_id)
-    assert await claim(engine, mailing_id, 9) == []
+    assert await claim(engine, mailing_id, count=9) == []
     assert await running(engine) == []
 
 
@@ -260,7 +271,7 @@ async def test_messages_cancelled_earlier_keep_their_reason(
     api: httpx.AsyncClient, engine: AsyncEngine, clients: dict[str, int]
 ) -> None:
     mailing_id = (await create_mailing(api, DUE))["id"]
-    await begin(engine)
+    await start_and_enqueue(engine)
     await api.delete(f"/clients/{clients['vip']}")
     await cancel(api, mailing_id)
     await advance(engine)
@@ -275,9 +286,9 @@ async def test_a_cancelled_mailing_can_be_deleted_and_is_purged(
     api: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
     mailing_id = (await create_mailing(api, DUE))["id"]
-    await begin(engine)
+    await start_and_enqueue(engine)
     await cancel(api, mailing_id)
     assert (await api.delete(f"/mailings/{mailing_id}")).status_code == 204
-    await do(engine, lambda db: purging.purge(db, 100))
+    await do(engine, lambda db: purging.purge(db, chunk=100))
     assert await value(engine, "SELECT count(*) FROM mailing") == 0
     assert await value(engine, "SELECT count(*) FROM message") == 0

@@ -14,7 +14,6 @@ from tests.api.calls import DUE, MAILING_FIELDS, NEW, create_mailing, messages_b
 from tests.event_timeout import EVENT_TIMEOUT
 from tests.factories import (
     advance,
-    begin,
     behind_all_stops,
     claim,
     do,
@@ -22,6 +21,7 @@ from tests.factories import (
     execute,
     finish,
     running,
+    start_and_enqueue,
 )
 
 from mailer.db.engine import asyncpg_connection
@@ -116,7 +116,7 @@ async def take_step(
     """Bring a mailing one step further. A step without a case of its own is a call."""
     match step:
         case "start":
-            await begin(engine)
+            await start_and_enqueue(engine)
         case "fail":
             await execute(engine, FAIL)
         case "deliver":
@@ -217,7 +217,7 @@ async def test_a_trailing_slash_changes_nothing(
     api: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
     address = f"/mailings/{(await create_mailing(api, DUE))['id']}"
-    await begin(engine)
+    await start_and_enqueue(engine)
     await execute(engine, FAIL)
     for call, status in (
         *(("pause", "paused"), ("resume", "running")),
@@ -239,7 +239,7 @@ async def test_concurrent_calls_leave_a_consistent_mailing(
     api: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
     address = f"/mailings/{(await create_mailing(api, DUE))['id']}"
-    await begin(engine)
+    await start_and_enqueue(engine)
     await execute(engine, FAIL)
     four_of_each_call = [*CALLS] * 4
     answers = await asyncio.gather(*(api.post(f"{address}/{call}") for call in four_of_each_call))
@@ -261,7 +261,7 @@ async def test_the_response_waits_until_no_worker_sends_for_the_mailing(
     api: httpx.AsyncClient, engine: AsyncEngine, method: str, path: str
 ) -> None:
     address = f"/mailings/{(await create_mailing(api, DUE))['id']}"
-    await begin(engine)
+    await start_and_enqueue(engine)
     async with behind_all_stops(engine):  # as a worker that has not applied the stop yet
         call = asyncio.create_task(api.request(method, f"{address}{path}"))
         await asyncio.wait({call}, timeout=0.3)
@@ -274,7 +274,7 @@ async def test_a_pause_stops_waiting_when_the_mailing_is_resumed(
     api: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
     address = f"/mailings/{(await create_mailing(api, DUE))['id']}"
-    await begin(engine)
+    await start_and_enqueue(engine)
     async with behind_all_stops(engine):
         pausing = asyncio.create_task(api.post(f"{address}/pause"))
         await asyncio.wait({pausing}, timeout=0.3)
@@ -331,7 +331,7 @@ async def test_results_of_messages_in_flight_are_counted_while_the_mailing_is_pa
     api: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
     created = await create_mailing(api, DUE)
-    await begin(engine)
+    await start_and_enqueue(engine)
     claimed = await claim(engine, created["id"], count=9)
     await api.post(f"/mailings/{created['id']}/pause")
     await finish(engine, *(MessageResult(message, "delivered", 1) for message in claimed[:-1]))
@@ -360,7 +360,7 @@ async def test_changing_a_paused_mailing_replans_it_and_keeps_it_paused(
 ) -> None:
     created = await create_mailing(api, DUE | {"client_filter": "912"})
     address = f"/mailings/{created['id']}"
-    await begin(engine)
+    await start_and_enqueue(engine)
     await api.post(f"{address}/pause")
     change = {"client_filter": "vip, two words", "text": "Changed"}
     assert (await api.patch(address, json=change)).json()["status"] == "paused"
@@ -387,7 +387,7 @@ async def test_a_mailing_resumed_while_replanning_sends_after_replanning(
 ) -> None:
     created = await create_mailing(api, DUE)
     address = f"/mailings/{created['id']}"
-    await begin(engine)
+    await start_and_enqueue(engine)
     await api.post(f"{address}/pause")
     await api.patch(address, json={"client_filter": "vip"})
     assert (await api.post(f"{address}/resume")).json()["status"] == "running"
@@ -398,7 +398,7 @@ async def test_a_mailing_resumed_while_replanning_sends_after_replanning(
 
 async def test_every_call_notifies_the_workers(api: httpx.AsyncClient, engine: AsyncEngine) -> None:
     address = f"/mailings/{(await create_mailing(api, DUE))['id']}"
-    await begin(engine)
+    await start_and_enqueue(engine)
     await execute(engine, FAIL)
     notifications = asyncio.Queue[object]()
     async with engine.connect() as pooled:

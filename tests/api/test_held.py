@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.api.calls import DUE, NEW, create_mailing
 from tests.asgi_client import inside
-from tests.factories import OPEN, add_clients, advance, begin, create_channel, execute
+from tests.factories import OPEN, add_clients, advance, create_channel, execute, start_and_enqueue
 
 from mailer.app import create_app
 from mailer.gateway.breaker import Breaker
@@ -94,7 +94,7 @@ async def add_mailings(api: httpx.AsyncClient, engine: AsyncEngine) -> dict[str,
     ids = {}
     for status in ("finished", "cancelled", "paused", "running"):
         ids[status] = (await create_mailing(api, DUE))["id"]
-        await begin(engine)
+        await start_and_enqueue(engine)
         if status == "finished":
             await execute(engine, "UPDATE message SET status = 'delivered'")
             await advance(engine)

@@ -17,7 +17,7 @@ from tests.api.calls import (
     messages_by_client,
     update_messages,
 )
-from tests.factories import begin, do
+from tests.factories import do, start_and_enqueue
 
 from mailer.mailing import finishing
 
@@ -63,7 +63,9 @@ async def test_a_filter_is_returned_as_given_and_matches_its_audience(
     created = await create_mailing(api, DUE | {"client_filter": client_filter})
     assert created["client_filter"] == client_filter
     assert created["clients_count"] == len(matching)
-    await begin(engine)
+
+    await start_and_enqueue(engine)
+
     mailing = (await api.get(f"/mailings/{created['id']}")).json()
     assert mailing["client_filter"] == client_filter
     assert mailing["clients_count"] == len(matching)
@@ -76,9 +78,11 @@ async def test_a_deleted_client_is_in_no_audience(
     api: httpx.AsyncClient, engine: AsyncEngine, clients: dict[str, int]
 ) -> None:
     created = await create_mailing(api, DUE)
+
     await api.delete(f"/clients/{clients['vip']}")
+
     assert (await create_mailing(api, NEW))["clients_count"] == 3
-    await begin(engine)
+    await start_and_enqueue(engine)
     assert clients["vip"] not in await messages_by_client(api, created["id"])
 
 
@@ -101,12 +105,13 @@ async def test_from_the_start_on_the_counters_add_up(
 ) -> None:
     created = await create_mailing(api, DUE)
     created_before_the_start = await api.post("/clients", json={"phone": "79160000009"})
-    await begin(engine)
+    await start_and_enqueue(engine)
     await api.post("/clients", json={"phone": "79160000010"})  # not in the audience
     await update_messages(engine, clients["vip"], status="delivered", sent_at=func.now())
     await update_messages(engine, clients["moscow"], status="undelivered", reason="rejected_400")
     await update_messages(engine, clients["tagged 912"], status="unknown", reason="timeout")
     await update_messages(engine, clients["blank"], status="cancelled", reason="expired")
+
     mailing = (await api.get(f"/mailings/{created['id']}")).json()
     assert mailing["status"] == "running"
     assert mailing["clients_count"] == mailing["created_messages"] == 5
@@ -123,7 +128,7 @@ async def test_from_the_start_on_the_counters_add_up(
 
 async def test_an_audience_may_be_empty(api: httpx.AsyncClient, engine: AsyncEngine) -> None:
     created = await create_mailing(api, DUE)
-    await begin(engine)
+    await start_and_enqueue(engine)
     mailing = (await api.get(f"/mailings/{created['id']}")).json()
     assert mailing["clients_count"] == mailing["created_messages"] == 0
     assert await do(engine, finishing.finish) == [(created["id"], "finished")]

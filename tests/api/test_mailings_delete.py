@@ -5,7 +5,7 @@ import pytest
 from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.api.calls import DUE, NEW, create_mailing, messages_by_client
-from tests.factories import begin, do, running
+from tests.factories import do, running, start_and_enqueue
 
 from mailer.db.tables.mailing import mailing, mailing_counts
 from mailer.db.tables.message import message
@@ -17,9 +17,9 @@ async def test_a_deleted_mailing_is_gone_at_once_and_purged_later(
     api: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
     other = await create_mailing(api, DUE)
-    await begin(engine)
+    await start_and_enqueue(engine)
     created = await create_mailing(api, DUE)
-    await begin(engine)
+    await start_and_enqueue(engine)
     address = f"/mailings/{created['id']}"
 
     answer = await api.delete(address)
@@ -37,7 +37,7 @@ async def test_a_deleted_mailing_is_gone_at_once_and_purged_later(
     listed = (await api.get("/mailings")).json()
     assert [row["id"] for row in listed["results"]] == [other["id"]]
     assert [mailing.id for mailing in await running(engine)] == [other["id"]]
-    assert await do(engine, lambda db: purging.purge(db, 100)) == 4  # its messages
+    assert await do(engine, lambda db: purging.purge(db, chunk=100)) == 4  # its messages
     async with engine.begin() as connection:
         rows = select(func.count()).where(message.c.mailing_id == created["id"])
         assert await connection.scalar(rows) == 0

@@ -18,9 +18,10 @@ from tests.api.calls import (
     messages_by_client,
     update_messages,
 )
-from tests.factories import add_clients, begin
+from tests.factories import add_clients, start_and_enqueue
 
 from mailer.db.tables.mailing import mailing
+from mailer.validation import MAX_ID
 
 # ---- listing --------------------------------------------------------------------------------
 
@@ -36,7 +37,9 @@ async def test_the_list_is_filtered_by_status(
             await connection.execute(
                 update(mailing).where(mailing.c.id == row["id"]).values(status=value)
             )
+
     page = (await api.get(f"/mailings?status={status}")).json()
+
     assert (page["count"], page["next"], page["previous"]) == (1, None, None)
     assert [row["id"] for row in page["results"]] == [requested["id"]]
 
@@ -115,7 +118,7 @@ async def test_a_message_has_the_fields_of_the_contract_and_no_personal_data(
     api: httpx.AsyncClient, engine: AsyncEngine, clients: dict[str, int]
 ) -> None:
     created = await create_mailing(api, DUE | {"client_filter": "vip"})
-    await begin(engine)
+    await start_and_enqueue(engine)
     [row] = (await api.get(f"/mailings/{created['id']}")).json()["mailing_messages"]
     assert row == {
         "id": row["id"],
@@ -137,7 +140,7 @@ async def test_datetime_send_of_a_sent_message_is_when_it_was_sent(
     api: httpx.AsyncClient, engine: AsyncEngine, clients: dict[str, int]
 ) -> None:
     created = await create_mailing(api, DUE)
-    await begin(engine)
+    await start_and_enqueue(engine)
     sent_at = datetime(2025, 6, 7, 8, 9, tzinfo=UTC)
     await update_messages(engine, clients["vip"], status="delivered", sent_at=sent_at)
     messages = await messages_by_client(api, created["id"])
@@ -149,7 +152,7 @@ async def test_a_mailing_shows_its_newest_hundred_messages_and_pages_show_all(
 ) -> None:
     await add_clients(engine, 101)
     created = await create_mailing(api, DUE)
-    await begin(engine)
+    await start_and_enqueue(engine)
     address = f"/mailings/{created['id']}"
     everything = (await api.get(f"{address}/messages?limit=1000")).json()
     assert everything["count"] == len(everything["results"]) == 101
@@ -168,27 +171,28 @@ async def test_messages_are_filtered_by_status_reason_and_client(
     api: httpx.AsyncClient, engine: AsyncEngine, clients: dict[str, int]
 ) -> None:
     await create_mailing(api, DUE)  # another mailing, whose messages must not be returned
-    await begin(engine)
+    await start_and_enqueue(engine)
     created = await create_mailing(api, DUE)
-    await begin(engine)
+    await start_and_enqueue(engine)
     await update_messages(engine, clients["vip"], status="undelivered", reason="rejected_400")
     await update_messages(
         engine, clients["moscow"], status="undelivered", reason="attempts_exhausted"
     )
     await update_messages(engine, clients["blank"], status="cancelled", reason="expired")
-    for query, expected in {
+    expected_by_query: dict[str, set[str]] = {
         "status=scheduled": {"tagged 912"},
         "status=undelivered": {"vip", "moscow"},
-        "status=delivered": set[str](),
+        "status=delivered": set(),
         "reason=expired": {"blank"},
-        "reason=nothing": set[str](),
+        "reason=nothing": set(),
         "status=undelivered&reason=rejected_400": {"vip"},
-        "status=cancelled&reason=rejected_400": set[str](),
+        "status=cancelled&reason=rejected_400": set(),
         f"client_id={clients['moscow']}": {"moscow"},
-        f"client_id={clients['moscow']}&status=scheduled": set[str](),
-        f"client_id={2**53 - 1}": set[str](),
-    }.items():
+        f"client_id={clients['moscow']}&status=scheduled": set(),
+        f"client_id={MAX_ID}": set(),
+    }
+    for query, names in expected_by_query.items():
         page = (await api.get(f"/mailings/{created['id']}/messages?{query}")).json()
-        assert page["count"] == len(expected), query
-        assert {row["client_id"] for row in page["results"]} == {clients[n] for n in expected}
+        assert page["count"] == len(names), query
+        assert {row["client_id"] for row in page["results"]} == {clients[name] for name in names}
         assert {row["mailing_id"] for row in page["results"]} <= {created["id"]}

@@ -15,7 +15,7 @@ from tests.api.browser_session import BROWSER, SITE
 from tests.api.calls import DUE, NEW, create_mailing
 from tests.asgi_client import inside
 from tests.event_timeout import EVENT_TIMEOUT
-from tests.factories import OPEN, add_clients, begin
+from tests.factories import OPEN, add_clients, start_and_enqueue
 from tests.virtual_time import in_virtual_time
 
 from mailer.admin.live import MAX_STREAMS, MAX_STREAMS_PER_OWNER, LiveUpdates, RenderSections
@@ -63,7 +63,7 @@ async def test_the_overview_shows_running_and_next_mailings_escaped(
 ) -> None:
     await add_clients(engine, 3)
     due = await create_mailing(api, DUE | {"text": "<script>alert(1)</script>"})
-    await begin(engine)
+    await start_and_enqueue(engine)
     await create_mailing(api, NEW | {"text": "Later & better"})
     html = await get_page(api)
     assert f'<a href="/mailings/{due["id"]}">&lt;script&gt;alert(1)&lt;/script&gt;</a>' in html

@@ -9,7 +9,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.api.browser_session import BROWSER, SITE
 from tests.api.calls import DUE, NEW, create_mailing
-from tests.factories import begin
+from tests.factories import start_and_enqueue
 
 ANNA, BORIS = "79160000001", "79030000002"
 HOSTILE = """"><script>alert('x')</script>"""
@@ -242,7 +242,7 @@ async def test_the_confirmation_counts_the_messages_to_be_cancelled(
 
     for _ in range(2):
         await create_mailing(api, DUE)
-        await begin(engine)
+        await start_and_enqueue(engine)
     await create_mailing(api, NEW)  # without messages yet
     assert "2 unsent messages" in await get_page(api, f"/clients/{anna}/delete")
     await post_form(api, f"/clients/{anna}/delete")

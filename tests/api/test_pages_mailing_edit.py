@@ -16,7 +16,7 @@ from tests.api.forms import (
     save_form,
     visible_text,
 )
-from tests.factories import add_clients, begin, value
+from tests.factories import add_clients, start_and_enqueue, value
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ async def test_the_start_of_a_started_mailing_is_read_only(
 ) -> None:
     await add_clients(engine, 3)
     before = await create_mailing(api, DUE)
-    await begin(engine)
+    await start_and_enqueue(engine)
     path = f"/mailings/{before['id']}/edit"
     page = await get_html(api, path)
     assert "This mailing has started" in page

@@ -8,7 +8,14 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.api.calls import CLIENTS, DUE, create_mailing
 from tests.api.forms import NEW_FORM, edit_form_values, preview_form
 from tests.asgi_client import inside
-from tests.factories import OPEN, add_clients, add_due_messages, begin, create_channel, execute
+from tests.factories import (
+    OPEN,
+    add_clients,
+    add_due_messages,
+    create_channel,
+    execute,
+    start_and_enqueue,
+)
 
 from mailer.app import create_app
 
@@ -148,7 +155,7 @@ async def test_the_preview_of_a_change_counts_cancelled_clients_again(
     }
     ends_before_window = {"datetime_end": f"{now + timedelta(hours=1)}"}
     mailing = await create_mailing(api, DUE | closed_window | ends_before_window)
-    await begin(engine)  # cancels the messages to all clients
+    await start_and_enqueue(engine)  # cancels the messages to all clients
     query = f"?mailing={mailing['id']}"
     form = await edit_form_values(api, mailing)
     assert "No clients are left to reach." in await preview_form(api, form, query)

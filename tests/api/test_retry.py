@@ -1,8 +1,8 @@
 """Retrying failed messages: which messages, when they are sent, and what ends a retry.
 
 A user requests a retry by a call of the API. The dispatcher then schedules the messages in chunks:
-`resend` does one chunk, and `advance` does all work. The fixture `clients` creates four clients:
-see `CLIENTS`.
+`schedule_retried` does one chunk, and `advance` does all work. The fixture `clients` creates four
+clients: see `CLIENTS`.
 """
 
 from datetime import UTC, datetime, time
@@ -22,13 +22,13 @@ from tests.factories import (
     HOUR,
     add_clients,
     advance,
-    begin,
     claim,
     do,
     execute,
     finish,
-    resend,
     running,
+    schedule_retried,
+    start_and_enqueue,
     value,
 )
 
@@ -50,7 +50,7 @@ async def create_failed_mailing(api: httpx.AsyncClient, engine: AsyncEngine, cou
     """
     await add_clients(engine, count)
     mailing_id: int = (await create_mailing(api, DUE))["id"]
-    await begin(engine)
+    await start_and_enqueue(engine)
     await execute(engine, FAIL_PERMANENTLY)
     await advance(engine)
     assert await get_status(api, mailing_id) == "finished"
@@ -83,7 +83,7 @@ async def test_undelivered_and_unknown_messages_are_reset_and_the_others_stay(
 ) -> None:
     mailing_id = (await create_mailing(api, DUE))["id"]
     created_later = (await api.post("/clients", json={"phone": "79160000009"})).json()["id"]
-    await begin(engine)
+    await start_and_enqueue(engine)
     sent_at = datetime(2025, 6, 7, 8, 9, tzinfo=UTC)
     failed: dict[str, Any] = {"attempts": 8, "last_failure": "timeout"}
     to_retry = {
@@ -140,15 +140,16 @@ async def test_messages_that_fail_after_the_call_are_not_retried_by_it(
 ) -> None:
     mailing_id = await create_failed_mailing(api, engine, 3)
     await retry_mailing(api, mailing_id)
-    assert await resend(engine, chunk=2)
+    assert await schedule_retried(engine, chunk=2)
     (claimed,) = await claim(engine, mailing_id)
-    await finish(engine, MessageResult(claimed, "undelivered", 1, "rejected_400"))
+    await finish(engine, MessageResult(claimed, "undelivered", attempts=1, reason="rejected_400"))
 
     await advance(engine)
 
     assert await get_counts(api, mailing_id) == {"scheduled": 2, "undelivered": 1}
     messages = {row["id"]: row for row in (await messages_by_client(api, mailing_id)).values()}
     assert messages[claimed.id]["reason"] == "rejected_400"
+
     await retry_mailing(api, mailing_id)
     await advance(engine)
     assert await get_counts(api, mailing_id) == {"scheduled": 3}
@@ -159,10 +160,12 @@ async def test_retrying_one_mailing_changes_no_other(
 ) -> None:
     other = await create_failed_mailing(api, engine, 2)
     mailing_id = (await create_mailing(api, DUE))["id"]
-    await begin(engine)
+    await start_and_enqueue(engine)
     await execute(engine, FAIL_PERMANENTLY)
+
     await retry_mailing(api, mailing_id)
     await advance(engine)
+
     assert await get_counts(api, mailing_id) == {"scheduled": 2}
     assert await get_counts(api, other) == {"undelivered": 2}
     assert await get_status(api, other) == "finished"
@@ -186,7 +189,9 @@ async def test_a_retried_mailing_runs_again_and_finishes_again(
     claimed = await claim(engine, mailing_id, count=9)
     assert [message.attempts for message in claimed] == [1, 1, 1]
     sent_at = datetime.now(UTC)
-    await finish(engine, *(MessageResult(c, "delivered", 1, sent_at=sent_at) for c in claimed))
+    await finish(
+        engine, *(MessageResult(c, "delivered", attempts=1, sent_at=sent_at) for c in claimed)
+    )
     await advance(engine)
     assert await get_status(api, mailing_id) == "finished"
     assert await get_counts(api, mailing_id) == {"delivered": 3}
@@ -197,13 +202,13 @@ async def test_messages_are_retried_in_chunks(api: httpx.AsyncClient, engine: As
     mailing_id = await create_failed_mailing(api, engine, 10)
     await retry_mailing(api, mailing_id)
     for scheduled in (5, 10):
-        assert await resend(engine, chunk=5)
+        assert await schedule_retried(engine, chunk=5)
         assert (await get_counts(api, mailing_id))["scheduled"] == scheduled
         assert await do(engine, finishing.finish) == []
     await execute(engine, "UPDATE message SET status = 'delivered'")
     assert await do(engine, finishing.finish) == []  # it is not known yet that none is left
-    assert await resend(engine, chunk=5)  # finds no message, and ends the retry
-    assert not await resend(engine, chunk=5)
+    assert await schedule_retried(engine, chunk=5)  # finds no message, and ends the retry
+    assert not await schedule_retried(engine, chunk=5)
     assert await do(engine, finishing.finish) == [(mailing_id, "finished")]
 
 
@@ -212,9 +217,9 @@ async def test_a_second_call_extends_a_running_retry_to_messages_failed_since(
 ) -> None:
     mailing_id = await create_failed_mailing(api, engine, 3)
     await retry_mailing(api, mailing_id)
-    await resend(engine, chunk=2)
+    await schedule_retried(engine, chunk=2)
     (claimed,) = await claim(engine, mailing_id)
-    await finish(engine, MessageResult(claimed, "undelivered", 1, "rejected_400"))
+    await finish(engine, MessageResult(claimed, "undelivered", attempts=1, reason="rejected_400"))
     await retry_mailing(api, mailing_id)
     await advance(engine)
     assert await get_counts(api, mailing_id) == {"scheduled": 3}
@@ -224,7 +229,7 @@ async def test_a_retried_paused_mailing_stays_paused(
     api: httpx.AsyncClient, engine: AsyncEngine, clients: dict[str, int]
 ) -> None:
     mailing_id = (await create_mailing(api, DUE))["id"]
-    await begin(engine)
+    await start_and_enqueue(engine)
     await update_messages(engine, clients["vip"], status="undelivered", reason="rejected_400")
     await api.post(f"/mailings/{mailing_id}/pause")
     assert (await retry_mailing(api, mailing_id))["status"] == "paused"
@@ -245,7 +250,7 @@ async def test_retried_messages_wait_for_the_sending_window(
         "send_interval_time_end": f"{closes:%H:%M}",
     }
     mailing_id = (await create_mailing(api, DUE | window))["id"]
-    await begin(engine)
+    await start_and_enqueue(engine)
     await execute(engine, FAIL_PERMANENTLY)
 
     await retry_mailing(api, mailing_id)
@@ -273,10 +278,12 @@ async def test_messages_without_a_sending_window_before_the_end_are_not_retried(
     }
     end = (now + HOUR).isoformat()
     mailing_id = (await create_mailing(api, DUE | window | {"datetime_end": end}))["id"]
-    await begin(engine)
+    await start_and_enqueue(engine)
     await execute(engine, FAIL_PERMANENTLY)
+
     await retry_mailing(api, mailing_id)
     await advance(engine)
+
     [row] = (await messages_by_client(api, mailing_id)).values()
     assert (row["status"], row["reason"]) == ("undelivered", "attempts_exhausted")
     assert await get_status(api, mailing_id) == "finished"
@@ -288,14 +295,15 @@ async def test_a_retry_does_not_wait_until_an_earlier_one_is_complete(
     first = await create_failed_mailing(api, engine, 5)
     second = await create_failed_mailing(api, engine, 0)  # to the same clients
     await retry_mailing(api, first)
-    assert await resend(engine, chunk=2)
+    assert await schedule_retried(engine, chunk=2)
 
     await retry_mailing(api, second)
 
-    assert await resend(engine, chunk=2)  # of the second one, which has none scheduled yet
+    # of the second one, of which no message is scheduled yet
+    assert await schedule_retried(engine, chunk=2)
     for mailing_id in (first, second):
         assert await get_counts(api, mailing_id) == {"scheduled": 2, "undelivered": 3}
-    while await resend(engine, chunk=2):
+    while await schedule_retried(engine, chunk=2):
         pass
     for mailing_id in (first, second):
         assert await get_counts(api, mailing_id) == {"scheduled": 5}
@@ -308,7 +316,7 @@ async def create_half_retried_mailing(api: httpx.AsyncClient, engine: AsyncEngin
     """Create a mailing with five messages to retry, two of which are scheduled already."""
     mailing_id = await create_failed_mailing(api, engine, 5)
     await retry_mailing(api, mailing_id)
-    assert await resend(engine, chunk=2)
+    assert await schedule_retried(engine, chunk=2)
     assert await get_counts(api, mailing_id) == {"scheduled": 2, "undelivered": 3}
     return mailing_id
 
@@ -318,7 +326,8 @@ async def test_cancelling_the_mailing_ends_a_running_retry(
 ) -> None:
     mailing_id = await create_half_retried_mailing(api, engine)
     await api.post(f"/mailings/{mailing_id}/cancel")
-    assert not await resend(engine, chunk=2)
+
+    assert not await schedule_retried(engine, chunk=2)
     await advance(engine)
     assert await get_counts(api, mailing_id) == {"cancelled": 2, "undelivered": 3}
     reasons = "SELECT array_agg(DISTINCT reason ORDER BY reason) FROM message"
@@ -332,8 +341,8 @@ async def test_deleting_the_mailing_ends_a_running_retry(
 ) -> None:
     mailing_id = await create_half_retried_mailing(api, engine)
     await api.delete(f"/mailings/{mailing_id}")
-    assert not await resend(engine, chunk=2)
-    assert await do(engine, lambda db: purging.purge(db, 100)) == 5
+    assert not await schedule_retried(engine, chunk=2)
+    assert await do(engine, lambda db: purging.purge(db, chunk=100)) == 5
     assert await value(engine, "SELECT count(*) FROM mailing") == 0
 
 
@@ -365,13 +374,15 @@ async def test_messages_of_clients_that_no_longer_match_the_filter_are_not_retri
     api: httpx.AsyncClient, engine: AsyncEngine, clients: dict[str, int]
 ) -> None:
     mailing_id = (await create_mailing(api, DUE))["id"]
-    await begin(engine)
+    await start_and_enqueue(engine)
     await update_messages(engine, clients["moscow"], status="undelivered", reason="rejected_400")
     await update_messages(engine, clients["vip"], status="undelivered", reason="rejected_400")
     await api.patch(f"/mailings/{mailing_id}", json={"client_filter": "vip"})
     await advance(engine)
+
     await retry_mailing(api, mailing_id)
     await advance(engine)
+
     messages = await messages_by_client(api, mailing_id)
     assert messages[clients["vip"]]["status"] == "scheduled"
     assert messages[clients["moscow"]]["status"] != "scheduled"

@@ -2,10 +2,11 @@
 
 import asyncio
 from datetime import UTC, datetime, timedelta
-from uuid import uuid4
+from uuid import UUID, uuid4
 
+import asyncpg
 from sqlalchemy.ext.asyncio import AsyncEngine
-from tests.event_timeout import EVENT_TIMEOUT
+from tests.event_timeout import EVENT_TIMEOUT, let_run
 from tests.factories import (
     HOLD_STOP_LOCK,
     add_clients,
@@ -26,6 +27,7 @@ from mailer.message.model import ClaimedMessage, MessageResult
 
 MANY = 6_000
 """Clients of an audience that takes at least three chunks."""
+assert FIRST_BATCH + ENQUEUE_BATCH < MANY
 LEASE = timedelta(seconds=60)
 
 
@@ -58,6 +60,14 @@ async def exclude_everybody(engine: AsyncEngine) -> None:
     )
 
 
+async def claim_one(
+    sender: asyncpg.Connection, mailing_id: int, owner: UUID
+) -> list[ClaimedMessage]:
+    """Claim a due message of a mailing for the worker `owner`. The list is empty without one."""
+    cursors = {mailing_id: messages.FIRST_CURSOR}
+    return await messages.claim(sender, cursors, share=1, owner=owner, lease=LEASE)
+
+
 async def message_state(engine: AsyncEngine) -> str:
     """Return the status and the reason of the only message, separated by a blank."""
     query = "SELECT concat_ws(' ', status, reason) FROM message"
@@ -65,7 +75,6 @@ async def message_state(engine: AsyncEngine) -> str:
 
 
 async def test_every_client_gets_exactly_one_message(engine: AsyncEngine) -> None:
-    assert FIRST_BATCH + ENQUEUE_BATCH < MANY  # at least three chunks
     await add_many_clients(engine)
     await start_mailing(engine)
 
@@ -146,7 +155,7 @@ async def test_replanning_waits_until_every_worker_has_applied_the_stop(
     await exclude_everybody(engine)
     async with behind_all_stops(engine):  # a worker that has not applied the stop yet
         replan = asyncio.create_task(do(engine, replanning.replan_chunk))
-        await asyncio.wait({replan}, timeout=0.3)
+        await let_run(replan)
         assert await message_state(engine) == "scheduled"
         assert await value(engine, "SELECT is_replanning FROM mailing")
     await replan
@@ -171,15 +180,15 @@ async def test_replanning_waits_for_messages_in_flight(engine: AsyncEngine) -> N
     mailing_id, owner = await add_mailing_with_message(engine), uuid4()
     async with engine.connect() as pooled:
         sender = await asyncpg_connection(pooled)
-        (claim,) = await messages.claim(
-            sender, {mailing_id: messages.FIRST_CURSOR}, 1, owner, LEASE
-        )
+        [claim] = await claim_one(sender, mailing_id, owner)
         await exclude_everybody(engine)
         await enqueue_and_replan(engine)
         assert await message_state(engine) == "sending"
         assert await value(engine, "SELECT is_replanning FROM mailing")
 
-        await messages.record_results(sender, owner, [MessageResult(claim, "scheduled", 0)])
+        await messages.record_results(
+            sender, owner, [MessageResult(claim, "scheduled", attempts=0)]
+        )
     await enqueue_and_replan(engine)
 
     assert await message_state(engine) == "cancelled filter_changed"
@@ -190,17 +199,17 @@ async def test_replanning_waits_for_a_claim_that_is_not_committed_yet(engine: As
     async with engine.connect() as pooled:
         sender = await asyncpg_connection(pooled)
         async with sender.transaction():
-            await sender.execute(HOLD_STOP_LOCK.text)  # it has not applied the stop yet
-            (claim,) = await messages.claim(
-                sender, {mailing_id: messages.FIRST_CURSOR}, 1, owner, LEASE
-            )
+            await sender.execute(HOLD_STOP_LOCK.text)  # this worker has not applied the stop yet
+            [claim] = await claim_one(sender, mailing_id, owner)
             await exclude_everybody(engine)
             replan = asyncio.create_task(enqueue_and_replan(engine))
-            await asyncio.wait({replan}, timeout=0.3)
+            await let_run(replan)
         await replan
         assert await message_state(engine) == "sending"
 
-        await messages.record_results(sender, owner, [MessageResult(claim, "scheduled", 0)])
+        await messages.record_results(
+            sender, owner, [MessageResult(claim, "scheduled", attempts=0)]
+        )
     await enqueue_and_replan(engine)
 
     assert await message_state(engine) == "cancelled filter_changed"
@@ -213,20 +222,15 @@ async def test_messages_of_a_mailing_being_replanned_are_not_claimed(
     await exclude_everybody(engine)
     async with engine.connect() as pooled, engine.connect() as replanner:
         sender = await asyncpg_connection(pooled)
-
-        async def claim_one() -> list[ClaimedMessage]:
-            return await messages.claim(
-                sender, {mailing_id: messages.FIRST_CURSOR}, 1, owner, LEASE
-            )
-
-        assert await claim_one() == []  # before it is replanned
+        assert await claim_one(sender, mailing_id, owner) == []  # before it is replanned
 
         assert await replanning.replan_chunk(replanner)
         async with asyncio.timeout(EVENT_TIMEOUT):
-            assert await claim_one() == []  # while it is replanned
+            assert await claim_one(sender, mailing_id, owner) == []  # while it is replanned
         await replanner.commit()
 
-        assert await claim_one() == []  # its only message is cancelled now
+        # its only message is cancelled now
+        assert await claim_one(sender, mailing_id, owner) == []
 
 
 async def test_a_waiting_replan_delays_no_other_mailing(engine: AsyncEngine) -> None:

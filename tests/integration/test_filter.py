@@ -96,6 +96,7 @@ def equals_tag(term: str, tag: str | None) -> bool:
 
 
 def fold(text: str) -> str:
+    """Return a text in the form in which texts that differ only in case are equal."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFD", text).casefold())
 
 
@@ -115,6 +116,7 @@ def store_and_read(client_filter: Any) -> ClientFilter:
 
 
 async def query_matching_ids(connection: AsyncConnection, client_filter: ClientFilter) -> set[int]:
+    """Return the ids of the clients whom a filter matches by its SQL condition."""
     query = select(client.c.id).where(audience.filter_condition(client_filter))
     return set((await connection.execute(query)).scalars())
 
@@ -195,7 +197,7 @@ async def test_filters_counted_together_match_as_many_as_each_alone(
 async def test_a_sample_has_the_requested_number_of_matching_clients(
     connection: AsyncConnection, client_filter: Any, size: int
 ) -> None:
-    sample = await audience.sample(connection, store_and_read(client_filter), size)
+    sample = await audience.sample(connection, store_and_read(client_filter), size=size)
 
     ids = {client.id for client in sample}
     matching_ids = expected_ids(client_filter)
@@ -206,7 +208,9 @@ async def test_a_sample_has_the_requested_number_of_matching_clients(
 async def test_a_sample_covers_as_many_segments_as_possible(connection: AsyncConnection) -> None:
     async with connection.begin_nested() as trial:
         await segment_counts.merge_deltas(connection, MERGE_ALL)
-        sample = await audience.sample(connection, store_and_read({"operator_codes": ["000"]}), 10)
+        sample = await audience.sample(
+            connection, store_and_read({"operator_codes": ["000"]}), size=10
+        )
         segments = {(sampled.tag, sampled.time_zone) for sampled in sample}
         assert len(segments) == 10
         await trial.rollback()
@@ -218,9 +222,9 @@ async def test_a_sample_has_no_erased_client_after_deltas_are_merged(
     client_filter = store_and_read({"operator_codes": ["000"], "tags": ["vip"]})
     async with connection.begin_nested() as trial:
         await segment_counts.merge_deltas(connection, MERGE_ALL)
-        before = await audience.sample(connection, client_filter, 50)
+        before = await audience.sample(connection, client_filter, size=50)
         await connection.execute(client.update().where(client.c.id == before[0].id).values(ERASED))
-        after = await audience.sample(connection, client_filter, 50)
+        after = await audience.sample(connection, client_filter, size=50)
         assert {sampled.id for sampled in after} == {sampled.id for sampled in before[1:]}
         await trial.rollback()
 

@@ -13,8 +13,8 @@ from tests.factories import (
     add_due_messages,
     add_mailing,
     claim,
-    clear,
     do,
+    end_messages,
     execute,
     mailing_counts,
     state,
@@ -56,14 +56,14 @@ async def test_scheduled_messages_of_ended_mailings_are_cancelled_with_a_reason(
     (claimed,) = await claim(engine, mailing_id)
     await execute(engine, f"UPDATE mailing SET {change} WHERE id = {mailing_id}")  # noqa: S608  # values of the test
 
-    assert await clear(engine)
+    assert await end_messages(engine)
 
     cancelled = f"SELECT count(*) FROM message WHERE status = 'cancelled' AND reason = '{reason}'"  # noqa: S608  # values of the test
     assert await value(engine, cancelled) == 2
     assert await mailing_counts(engine, mailing_id) == {"sending": 1, "cancelled": 2}
     assert await state(engine, claimed.id) == ("sending", None, 1)
     assert await mailing_counts(engine, running) == {"scheduled": 1}
-    assert not await clear(engine)
+    assert not await end_messages(engine)
 
 
 @pytest.mark.parametrize("change", ["", ", is_closed = true", ", deleted_at = now()"])
@@ -73,7 +73,7 @@ async def test_messages_of_closed_or_deleted_mailings_are_not_cancelled(
     await add_due_messages(engine, 2)
     await execute(engine, f"UPDATE mailing SET status = 'cancelled'{change}")  # noqa: S608  # values of the test
 
-    assert await clear(engine) == (change == "")
+    assert await end_messages(engine) == (change == "")
 
 
 async def test_scheduled_messages_of_all_mailings_are_cancelled_in_chunks(
@@ -83,9 +83,9 @@ async def test_scheduled_messages_of_all_mailings_are_cancelled_in_chunks(
         await add_due_messages(engine, 3)
     await execute(engine, "UPDATE mailing SET datetime_end = now()")
     for remaining in (6 - 4, 0):
-        assert await clear(engine, chunk=4)
+        assert await end_messages(engine, chunk=4)
         assert await value(engine, "SELECT sum(scheduled) FROM mailing_counts") == remaining
-    assert not await clear(engine, chunk=4)
+    assert not await end_messages(engine, chunk=4)
 
 
 # ---- finishing ------------------------------------------------------------------------------

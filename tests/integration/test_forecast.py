@@ -14,10 +14,10 @@ from tests.factories import (
     add_clients,
     add_mailing,
     add_messages,
-    begin,
     create_channel,
     do,
     execute,
+    start_and_enqueue,
 )
 
 from mailer.access.model import COMMAND_LINE
@@ -205,7 +205,7 @@ async def test_an_ended_mailing_has_no_forecast(engine: AsyncEngine) -> None:
     past_its_end = await add_mailing(engine)  # in 2020
     finished = await add_mailing(engine, start=datetime.now(UTC), status="finished")
     await service.create(engine, create_draft(), COMMAND_LINE)
-    cancelled = await begin(engine)
+    cancelled = await start_and_enqueue(engine)
     await service.cancel(engine, cancelled, COMMAND_LINE)
     for mailing_id in (past_its_end, finished, cancelled):
         assert await forecast.of_mailing(engine, mailing_id, ONE_A_SECOND) is None

@@ -1,15 +1,14 @@
 """The lifecycle: the background loop that starts, enqueues and finishes mailings."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import Any
 
-from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.event_timeout import EVENT_TIMEOUT
 from tests.factories import add_delivered_mailing, add_mailing, add_mailings, execute, value
+from tests.statements import recorded_statements
 
 from mailer.dispatch.lifecycle import Lifecycle
 from mailer.dispatch.loop_failures import LoopFailures
@@ -37,21 +36,6 @@ async def running_in_background(lifecycle: Lifecycle) -> AsyncIterator[None]:
     finally:
         task.cancel()
         await asyncio.wait({task})
-
-
-@contextmanager
-def recorded_statements(engine: AsyncEngine) -> Iterator[list[str]]:
-    """Record the statements that are executed during the `with` block."""
-    statements: list[str] = []
-
-    def record(*args: Any) -> None:
-        statements.append(args[2])
-
-    event.listen(engine.sync_engine, "before_cursor_execute", record)
-    try:
-        yield statements
-    finally:
-        event.remove(engine.sync_engine, "before_cursor_execute", record)
 
 
 async def add_running(engine: AsyncEngine, count: int) -> None:
@@ -113,7 +97,7 @@ async def test_mailings_with_results_finish_before_all_others_are_checked(
     count = 2 * mailing_batches.MAILINGS_PER_BATCH
     lifecycle = create_lifecycle(engine)
     lifecycle.check_finished([await add_mailing(engine) for _ in range(count)])
-    checks_before_finished = 0
+    checks_before_finished = 0  # checks until all `count` mailings are finished
 
     with recorded_statements(engine) as statements:
         async with running_in_background(lifecycle):

@@ -11,7 +11,7 @@ from tests.factories import (
     do,
     execute,
     finish,
-    resend,
+    schedule_retried,
     value,
 )
 
@@ -225,7 +225,7 @@ async def test_retrying_a_mailing_keeps_the_history(engine: AsyncEngine) -> None
     await finish(engine, rejected(await claim_one(engine, mailing_id)))
     before = await get_history(engine)
     await service.retry(engine, mailing_id, COMMAND_LINE)
-    assert await resend(engine)
+    assert await schedule_retried(engine)
 
     history = await get_history(engine)
 

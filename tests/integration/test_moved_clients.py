@@ -5,12 +5,13 @@ is open now in UTC, and closed now in Tokyo, which is nine hours ahead.
 """
 
 import asyncio
+from typing import NamedTuple
 
 import httpx
-import msgspec
 import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
+from tests.event_timeout import let_run
 from tests.factories import (
     HOUR,
     REOPENED,
@@ -48,7 +49,14 @@ COUNT_DUE = (
 
 
 async def set_zone(engine: AsyncEngine, zone: str, where: str = "true") -> None:
+    """Let clients move: all of them, or those for whom the SQL condition `where` is true."""
     await execute(engine, f"UPDATE client SET time_zone = '{zone}' WHERE {where}")  # noqa: S608  # values of the test
+
+
+async def count_due(engine: AsyncEngine, mailing_id: int) -> int:
+    """Return the number of messages of a mailing that may be sent now."""
+    count: int = await value(engine, f"{COUNT_DUE} AND mailing_id = {mailing_id}")
+    return count
 
 
 async def replan_chunk(engine: AsyncEngine, max_lookups: int) -> int:
@@ -56,37 +64,73 @@ async def replan_chunk(engine: AsyncEngine, max_lookups: int) -> int:
     return await do(engine, lambda db: moved_clients.replan_moved(db, max_lookups))
 
 
-async def test_scheduled_messages_and_those_without_a_window_are_replanned_after_a_move(
-    engine: AsyncEngine,
-) -> None:
+class MailingsToTokyo(NamedTuple):
+    """Mailings to three clients in Tokyo, with the ids 1 to 3."""
+
+    waiting: int
+    """Its messages wait for the sending window."""
+    without_window: int
+    """Its messages are due."""
+    too_short: int
+    """Its messages are cancelled, because the window does not open before the mailing's end."""
+
+
+@pytest.fixture
+async def mailings(engine: AsyncEngine) -> MailingsToTokyo:
     await add_vips(engine, 3, time_zone="Asia/Tokyo")
-    waits = await start_mailing(engine, **window(-HOUR, HOUR))
-    ends_before_window = await create_mailing(
-        engine, datetime_end=after(HOUR), **window(-HOUR, HOUR / 2)
+    return MailingsToTokyo(
+        waiting=await start_mailing(engine, **window(-HOUR, HOUR)),
+        without_window=await start_mailing(engine),
+        too_short=await start_mailing(engine, datetime_end=after(HOUR), **window(-HOUR, HOUR / 2)),
     )
-    without_window = await create_mailing(engine)
-    for _ in range(2):
-        await do(engine, starting.start_due)
-    await set_zone(engine, "UTC", "id = 1")  # before two of the mailings are enqueued
-    await enqueue_and_replan(engine)
-    await moved_clients.replan_all_moved(engine)
-    assert await mailing_counts(engine, ends_before_window) == {"scheduled": 1, "cancelled": 2}
-    assert await value(engine, COUNT_DUE) == 1 + 1 + 3  # in the order of the mailings
 
-    await set_zone(engine, "UTC", "id = 2")
+
+async def test_scheduled_messages_and_those_without_a_window_are_replanned_after_a_move(
+    engine: AsyncEngine, mailings: MailingsToTokyo
+) -> None:
+    await set_zone(engine, "UTC", "id = 1")
     await moved_clients.replan_all_moved(engine)
 
-    assert await mailing_counts(engine, ends_before_window) == {"scheduled": 2, "cancelled": 1}
-    assert await value(engine, COUNT_DUE) == 2 + 2 + 3
-    zones = "SELECT count(*) FROM message WHERE client_id = 2 AND time_zone = 'Asia/Tokyo'"
-    assert await value(engine, zones) == 3  # the time zone under which they are counted stays
-    for mailing_id in (waits, ends_before_window, without_window):
+    assert await count_due(engine, mailings.waiting) == 1
+    assert await count_due(engine, mailings.without_window) == 3
+    assert await count_due(engine, mailings.too_short) == 1
+    assert await mailing_counts(engine, mailings.too_short) == {"scheduled": 1, "cancelled": 2}
+    for mailing_id in mailings:
         assert await is_consistent(engine, mailing_id)
 
-    await set_zone(engine, "Asia/Tokyo", "id = 2")
+    await set_zone(engine, "Asia/Tokyo", "id = 1")
     await moved_clients.replan_all_moved(engine)
-    assert await mailing_counts(engine, ends_before_window) == {"scheduled": 1, "cancelled": 2}
+
+    assert await count_due(engine, mailings.waiting) == 0
+    assert await count_due(engine, mailings.without_window) == 3
+    assert await mailing_counts(engine, mailings.too_short) == {"cancelled": 3}
     assert await value(engine, COUNT_WAITING) == 0
+
+
+@pytest.mark.usefixtures("mailings")
+async def test_a_message_is_still_counted_under_its_first_time_zone_after_a_move(
+    engine: AsyncEngine,
+) -> None:
+    await set_zone(engine, "UTC", "id = 1")
+    await moved_clients.replan_all_moved(engine)
+
+    time_zones = "SELECT array_agg(DISTINCT time_zone) FROM message WHERE client_id = 1"
+    assert await value(engine, time_zones) == ["Asia/Tokyo"]
+
+
+async def test_a_move_before_the_audience_is_enqueued_is_applied_once(
+    engine: AsyncEngine,
+) -> None:
+    await add_vips(engine, 2, time_zone="Asia/Tokyo")
+    mailing_id = await create_mailing(engine, **window(-HOUR, HOUR))
+    await do(engine, starting.start_due)
+    await set_zone(engine, "UTC", "id = 1")
+
+    await enqueue_and_replan(engine)
+    await moved_clients.replan_all_moved(engine)
+
+    assert await count_due(engine, mailing_id) == 1
+    assert await is_consistent(engine, mailing_id)
 
 
 async def test_a_time_zone_changed_by_the_api_or_an_import_is_applied(
@@ -113,8 +157,16 @@ async def test_a_time_zone_change_does_not_shorten_the_pause_after_a_failure(
     await start_mailing(engine, **window(-HOUR, 2 * HOUR))
     (claimed,) = await claim(engine, 1)
     later = after(HOUR)
-    failed = MessageResult(claimed, "scheduled", 1, "http_503", later)
-    await finish(engine, msgspec.structs.replace(failed, last_failure="http_503", retry_at=later))
+    failure = MessageResult(
+        claimed,
+        "scheduled",
+        attempts=1,
+        reason="http_503",
+        due_at=later,
+        last_failure="http_503",
+        retry_at=later,
+    )
+    await finish(engine, failure)
 
     await set_zone(engine, "Africa/Abidjan")  # the same offset as UTC
     await moved_clients.replan_all_moved(engine)
@@ -131,7 +183,7 @@ async def test_a_message_in_flight_is_replanned_after_its_result(engine: AsyncEn
     await moved_clients.replan_all_moved(engine)
     assert await value(engine, COUNT_WAITING) == 1
 
-    await finish(engine, MessageResult(claimed, "scheduled", 0))
+    await finish(engine, MessageResult(claimed, "scheduled", attempts=0))
     assert await value(engine, COUNT_DUE) == 1
     await moved_clients.replan_all_moved(engine)
 
@@ -149,7 +201,7 @@ async def test_a_time_zone_changed_while_its_chunk_is_enqueued_is_applied(
         await enqueuing.enqueue_chunk(enqueuer)  # with the old time zone
         await set_zone(engine, "UTC")
         replanning_task = asyncio.create_task(moved_clients.replan_all_moved(engine))
-        await asyncio.wait({replanning_task}, timeout=0.3)
+        await let_run(replanning_task)
         assert not replanning_task.done()
         await enqueuer.commit()
     await replanning_task
@@ -164,7 +216,8 @@ async def test_many_changed_time_zones_are_applied_in_chunks(engine: AsyncEngine
 
     clients_per_chunk = [await replan_chunk(engine, max_lookups=12) for _ in range(4)]
 
-    assert clients_per_chunk == [4, 4, 1, 0]  # each client costs a lookup in each of three mailings
+    # 12 lookups are enough for four clients: each costs a lookup in each of three mailings
+    assert clients_per_chunk == [4, 4, 1, 0]
     assert await value(engine, COUNT_DUE) == 9 * 3
     assert await find_differences(engine) == []
 
@@ -176,19 +229,19 @@ async def test_mailings_without_scheduled_messages_do_not_reduce_the_chunk(
     for _ in range(3):
         await start_mailing(engine, **window(-HOUR, HOUR))
     await execute(engine, "UPDATE message SET status = 'delivered', sent_at = now()")
-    await start_mailing(engine, **window(-HOUR, HOUR))
+    await start_mailing(engine, **window(-HOUR, HOUR))  # only this one costs lookups
     await set_zone(engine, "UTC")
 
     clients_per_chunk = [await replan_chunk(engine, max_lookups=4) for _ in range(2)]
 
-    assert clients_per_chunk == [4, 0]  # only the last mailing costs lookups
+    assert clients_per_chunk == [4, 0]
     assert await value(engine, COUNT_DUE) == 4
     assert await find_differences(engine) == []
 
 
 # ---- mailings that finished before their end ------------------------------------------------
 
-STATUS = "SELECT status FROM mailing WHERE id = {}"
+SELECT_STATUS = "SELECT status FROM mailing WHERE id = {}"
 
 
 async def create_finished_mailing(engine: AsyncEngine, clients: int = 2) -> int:
@@ -208,11 +261,11 @@ async def test_a_finished_mailing_runs_again_after_a_time_zone_correction(
 
     await moved_clients.replan_all_moved(engine)
 
-    assert await value(engine, STATUS.format(mailing_id)) == "running"
+    assert await value(engine, SELECT_STATUS.format(mailing_id)) == "running"
     assert await mailing_counts(engine, mailing_id) == {"scheduled": 1, "cancelled": 1}
     assert await is_consistent(engine, mailing_id)
     (claimed,) = await claim(engine, mailing_id)
-    await finish(engine, MessageResult(claimed, "delivered", 1))
+    await finish(engine, MessageResult(claimed, "delivered", attempts=1))
     assert await do(engine, finishing.finish) == [(mailing_id, "finished")]
     assert await mailing_counts(engine, mailing_id) == {"delivered": 1, "cancelled": 1}
     assert await is_consistent(engine, mailing_id)
@@ -228,7 +281,7 @@ async def test_a_time_zone_without_a_window_does_not_change_a_finished_mailing(
 
     await moved_clients.replan_all_moved(engine)
 
-    assert await value(engine, STATUS.format(mailing_id)) == "finished"
+    assert await value(engine, SELECT_STATUS.format(mailing_id)) == "finished"
     assert await value(engine, changed) == before
     assert await value(engine, COUNT_WAITING) == 0
     assert await is_consistent(engine, mailing_id)
@@ -247,12 +300,12 @@ async def test_a_cancelled_deleted_or_ended_mailing_does_not_run_again(
 ) -> None:
     mailing_id = await create_finished_mailing(engine)
     await execute(engine, ending.format(mailing_id))
-    before = await value(engine, STATUS.format(mailing_id))
+    before = await value(engine, SELECT_STATUS.format(mailing_id))
     await set_zone(engine, "UTC")
 
     await moved_clients.replan_all_moved(engine)
 
-    assert await value(engine, STATUS.format(mailing_id)) == before
+    assert await value(engine, SELECT_STATUS.format(mailing_id)) == before
     assert await mailing_counts(engine, mailing_id) == {"cancelled": 2}
     assert await value(engine, "SELECT is_settled FROM mailing")
 
@@ -270,7 +323,7 @@ async def test_after_an_import_corrected_time_zones_a_finished_mailing_reaches_a
 
     assert clients_per_chunk == [10, 10, 10, 0]
     assert await mailing_counts(engine, mailing_id) == {"scheduled": many}
-    assert await value(engine, STATUS.format(mailing_id)) == "running"
+    assert await value(engine, SELECT_STATUS.format(mailing_id)) == "running"
     assert await is_consistent(engine, mailing_id)
 
 
@@ -282,7 +335,7 @@ async def test_a_mailing_retried_at_the_same_time_is_replanned_in_the_next_run(
     async with engine.connect() as retrying:
         await retrying.execute(text(f"UPDATE mailing SET {REOPENED}"))  # noqa: S608  # a constant
         replanning_task = asyncio.create_task(moved_clients.replan_all_moved(engine))
-        await asyncio.wait({replanning_task}, timeout=0.3)
+        await let_run(replanning_task)
         assert not replanning_task.done()
         await retrying.commit()
     await replanning_task

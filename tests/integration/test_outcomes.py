@@ -21,10 +21,10 @@ from tests.factories import (
     add_due_messages,
     add_mailing,
     add_messages,
-    clear,
     do,
+    end_messages,
     execute,
-    resend,
+    schedule_retried,
     value,
 )
 
@@ -193,7 +193,7 @@ async def test_a_message_counts_as_unknown_on_the_day_on_which_it_ends(
         " claimed_at = now() - interval '1 day'",
     )
     await service.cancel(engine, mailing_id, COMMAND_LINE)
-    await clear(engine)
+    await end_messages(engine)
 
     assert await value(engine, "SELECT sent_at < now() - interval '23 hours' FROM message")
     for are_merged in (False, True):
@@ -252,7 +252,7 @@ class Operator:
         later_end = "datetime_end = now() + interval '1 hour'"
         await execute(self._engine, f"UPDATE mailing SET {later_end} WHERE id = {mailing_id}")  # noqa: S608  # values of the test
         await service.retry(self._engine, mailing_id, COMMAND_LINE)
-        await resend(self._engine, chunk=3)
+        await schedule_retried(self._engine, chunk=3)
 
     async def _delete(self) -> None:
         mailing_id = self._mailings.pop(self._random.randrange(len(self._mailings)))

@@ -81,6 +81,7 @@ async def test_changing_the_end_or_the_sending_window_keeps_the_audience(
     member, not_member = await add_vips(engine, 2)
     await set_tag(engine, not_member, "other")
     mailing_id = await start_mailing(engine)
+    # now the filter, which is not changed, would match other clients
     await set_tag(engine, member, "other")
     await set_tag(engine, not_member, "vip")
     await add_vips(engine, 1)
@@ -211,17 +212,17 @@ async def test_changing_the_end_while_enqueuing_does_not_stop_enqueuing(
     assert await is_consistent(engine, mailing_id)
 
 
-@pytest.mark.parametrize("window_first", [True, False])
+@pytest.mark.parametrize("is_window_first", [True, False])
 async def test_consecutive_changes_of_window_and_filter_both_apply(
-    engine: AsyncEngine, *, window_first: bool
+    engine: AsyncEngine, *, is_window_first: bool
 ) -> None:
     clients = await add_vips(engine, 5)
     await set_tag(engine, clients[0], "other")
     mailing_id = await start_mailing(engine, **window(2 * HOUR, 3 * HOUR))
     changes = [window(-HOUR, HOUR), {"client_filter": "other"}]
-    for fields in changes if window_first else reversed(changes):
+    for fields in changes if is_window_first else reversed(changes):
         await change_mailing(engine, mailing_id, **fields)
-        await do(engine, lambda db: replanning.replan_chunk(db, 2))
+        await do(engine, lambda db: replanning.replan_chunk(db, chunk=2))  # not all five messages
     await advance(engine, chunk=2)
 
     assert await value(engine, MEMBERS) == clients[:1]
@@ -234,9 +235,9 @@ async def test_a_rolled_back_chunk_is_replanned(engine: AsyncEngine) -> None:
     await add_vips(engine, 5)
     mailing_id = await start_mailing(engine, **window(2 * HOUR, 3 * HOUR))
     await change_mailing(engine, mailing_id, **window(-HOUR, HOUR))
-    await do(engine, lambda db: replanning.replan_chunk(db, 2))
+    await do(engine, lambda db: replanning.replan_chunk(db, chunk=2))
     async with engine.connect() as crashing:
-        assert await replanning.replan_chunk(crashing, 2) == mailing_id
+        assert await replanning.replan_chunk(crashing, chunk=2) == mailing_id
         await crashing.rollback()
     assert await value(engine, COUNT_DUE) == 2
 
@@ -252,7 +253,7 @@ async def test_a_change_with_pause_and_retry_counts_every_message_once(
     clients = await add_vips(engine, 4)
     mailing_id = await start_mailing(engine)
     (claimed,) = await claim(engine, mailing_id)
-    await finish(engine, MessageResult(claimed, "undelivered", 1, "rejected_400"))
+    await finish(engine, MessageResult(claimed, "undelivered", attempts=1, reason="rejected_400"))
     await service.pause(engine, mailing_id, COMMAND_LINE)
     await service.retry(engine, mailing_id, COMMAND_LINE)
     await change_mailing(engine, mailing_id, datetime_end=after(DAY), **window(2 * HOUR, 3 * HOUR))

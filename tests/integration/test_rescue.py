@@ -15,7 +15,7 @@ from tests.factories import (
     execute,
     finish,
     mailing_counts,
-    resend,
+    schedule_retried,
     state,
     value,
 )
@@ -131,7 +131,7 @@ async def test_a_result_of_a_claim_before_a_retry_is_discarded_at_any_time(
     await service.retry(engine, claimed.mailing_id, COMMAND_LINE)
     assert await finish(engine, result_before_retry) == 0
 
-    assert await resend(engine)
+    assert await schedule_retried(engine)
     assert await finish(engine, result_before_retry) == 0
     assert await state(engine, claimed.id) == ("scheduled", None, 0)
 

@@ -38,8 +38,8 @@ async def search_page(
     status: MailingStatus | None = None,
 ) -> RowPage:
     """Return a page of the mailings that a search finds; by default the newest 100."""
-    effective_cursor = cursor or Cursor(100)
-    return await do(engine, lambda db: store.page(db, effective_cursor, status, words))
+    position = cursor or Cursor(limit=100)
+    return await do(engine, lambda db: store.page(db, position, status, words))
 
 
 async def search_ids(

@@ -1,13 +1,11 @@
 """Many mailings are started, and their small audiences enqueued, in few statements."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.factories import HOUR, add_clients, do, enqueue_and_replan, execute, value
+from tests.statements import recorded_statements
 
 from mailer.access.model import COMMAND_LINE
 from mailer.client import segment_counts
@@ -37,14 +35,14 @@ MESSAGES = """
     FROM message JOIN mailing ON mailing.id = mailing_id"""
 CLIENTS_COUNTS = "SELECT array_agg(clients_count ORDER BY id) FROM mailing"
 COUNT_MESSAGES = "SELECT count(*) FROM message"
-ALL_BATCH = mailing_batches.MAILINGS_PER_BATCH
-NEWEST_BATCH = mailing_batches.NEWEST_PER_BATCH
+MAILINGS_PER_BATCH = mailing_batches.MAILINGS_PER_BATCH
+NEWEST_PER_BATCH = mailing_batches.NEWEST_PER_BATCH
 LARGE_AUDIENCE = small_audiences.MAX_SMALL_AUDIENCE + 1
 """Clients of the smallest audience that is not small."""
 
 
 async def add_mailing(engine: AsyncEngine, text: str, client_filter: Any, **fields: Any) -> int:
-    """Create a mailing that started an hour ago and ends in an hour; return its id."""
+    """Create a mailing that is due since an hour and ends in an hour; return its id."""
     values = {
         "datetime_start": datetime.now(UTC) - HOUR,
         "datetime_end": datetime.now(UTC) + HOUR,
@@ -52,21 +50,6 @@ async def add_mailing(engine: AsyncEngine, text: str, client_filter: Any, **fiel
         "client_filter": client_filter,
     } | fields
     return await do(engine, lambda db: store.create(db, values, 0))
-
-
-@contextmanager
-def recorded_statements(engine: AsyncEngine) -> Iterator[list[str]]:
-    """Yield the list of executed statements."""
-    statements: list[str] = []
-
-    def record(*args: Any) -> None:
-        statements.append(args[2])
-
-    event.listen(engine.sync_engine, "before_cursor_execute", record)
-    try:
-        yield statements
-    finally:
-        event.remove(engine.sync_engine, "before_cursor_execute", record)
 
 
 async def enqueue_small(engine: AsyncEngine, **options: Any) -> list[int]:
@@ -80,10 +63,10 @@ async def enqueue_small(engine: AsyncEngine, **options: Any) -> list[int]:
 async def test_starting_and_enqueuing_many_mailings_takes_as_many_statements_as_a_few_mailings(
     engine: AsyncEngine,
 ) -> None:
-    await add_clients(engine, ALL_BATCH)
+    await add_clients(engine, MAILINGS_PER_BATCH)
     await execute(engine, "UPDATE client SET tag = 'tag ' || id")
     statement_counts = []
-    for count in (NEWEST_BATCH, ALL_BATCH):
+    for count in (NEWEST_PER_BATCH, MAILINGS_PER_BATCH):
         for number in range(1, count + 1):
             await add_mailing(engine, "Hello", {"tags": [f"Tag {number}"]})
         with recorded_statements(engine) as statements:
@@ -93,7 +76,7 @@ async def test_starting_and_enqueuing_many_mailings_takes_as_many_statements_as_
 
     for_few_mailings, for_many_mailings = statement_counts
     assert for_few_mailings == for_many_mailings
-    total = NEWEST_BATCH + ALL_BATCH  # one client for each mailing
+    total = NEWEST_PER_BATCH + MAILINGS_PER_BATCH  # one client for each mailing
     assert await value(engine, COUNT_MESSAGES) == total
     assert await value(engine, "SELECT sum(scheduled) FROM mailing_counts") == total
     assert not (await do(engine, pending_work.find_pending_work)).has_work
@@ -201,10 +184,10 @@ async def test_the_newest_mailings_come_first_then_the_longest_waiting_ones(
     now = datetime.now(UTC)
     ids = [
         await add_mailing(engine, "Hello", None, datetime_start=now - HOUR + timedelta(seconds=n))
-        for n in range(2 * NEWEST_BATCH + 3)
+        for n in range(2 * NEWEST_PER_BATCH + 3)
     ]
-    limit = NEWEST_BATCH + 2
-    first_started = [*reversed(ids[-NEWEST_BATCH:]), *ids[:2]]
+    limit = NEWEST_PER_BATCH + 2
+    first_started = [*reversed(ids[-NEWEST_PER_BATCH:]), *ids[:2]]
     remaining = len(ids) - limit
 
     assert await do(engine, lambda db: starting.start_due(db, limit)) == first_started

@@ -198,13 +198,13 @@ def all_clock_changes(zone: ZoneInfo) -> list[datetime]:
 
 def test_next_opening_around_the_clock_changes_of_every_zone_equals_the_reference() -> None:
     rng = random.Random(2026)  # noqa: S311  # no secret
-    rounds = max(1, EXAMPLES // 300)
+    changes_per_zone = max(1, EXAMPLES // 300)
     any_hour, shortly_after_midnight = range(24 * 4), range(4 * 4)  # in quarters of an hour
     for name in sorted(available_timezones()):
         zone = ZoneInfo(name)
         changes = all_clock_changes(zone) or [datetime(2026, 3, 4, 12, tzinfo=UTC)]
         latest = changes[-2:]  # to summer time and back, in zones that still have it
-        for change in [*latest, *rng.choices(changes, k=rounds - 1)]:
+        for change in [*latest, *rng.choices(changes, k=changes_per_zone - 1)]:
             # half of the windows are at the hours in which most clocks change
             quarters = rng.sample(rng.choice([any_hour, shortly_after_midnight]), 2)
             opens, closes = (time(n // 4, n % 4 * 15) for n in quarters)

@@ -43,16 +43,15 @@ RULES: dict[Action, Rule] = {
     "cancel": Rule(NOT_ENDED),
     "delete": Rule(ANY_STATUS, is_allowed_after_end=True),
 }
-"""In the order in which pages show the actions. A retry has a further condition: a message to
-retry."""
+"""In the order in which pages show the actions. A retry also needs a message to retry."""
 
 ERRORS_BY_STATUS: dict[tuple[Action, MailingStatus], type[ConflictError]] = {
     ("pause", "paused"): MailingPausedError,
     ("resume", "scheduled"): MailingNotPausedError,
     ("resume", "running"): MailingNotPausedError,
 }
-"""The error when a status does not allow an action. It is `MailingEndedError` for every pair of
-action and status that is not listed."""
+"""The error of an action that a status does not allow; for a pair that is not listed here, it is
+`MailingEndedError`."""
 
 
 def ensure_allowed(action: Action, mailing: Mailing, at: datetime) -> None:

@@ -53,6 +53,7 @@ def with_hold(mailing: Mailing, channel: Channel | None) -> Mailing:
     if mailing.status != "running" or mailing.held:
         return mailing
     if channel is None:
+        # since its start, because it is not known since when there has been no gateway
         held = Hold(mailing.datetime_start, NO_GATEWAY)
     elif (outage := channel.breaker.outage) is not None:
         held = Hold(outage.since, outage.reason)

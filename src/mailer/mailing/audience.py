@@ -37,7 +37,7 @@ def filter_condition(
     if isinstance(client_filter, str):
         terms = folded_terms(client_filter)
         return or_(equals_any("operator_code", terms), equals_any("tag", terms))
-    lists = filter_lists(client_filter)
+    lists = filter_lists(client_filter)  # none if all clients match: then the condition is `true`
     return and_(true(), *(equals_any(name, values) for name, values in lists.items()))
 
 
@@ -86,6 +86,7 @@ async def sample(
         client.c.tag == segment.c.tag,
         and_(client.c.tag.is_(None), segment.c.tag.is_(None)),
     )
+    # in subqueries, so that each select has a LIMIT of its own
     members = union_all(
         *(
             select(client)

@@ -15,9 +15,9 @@ RECENT_SECONDS = 120
 """Age in seconds up to which counters are not downsampled."""
 ACTIVE_SECONDS = 1_800
 """Seconds after the last change of a settled mailing for which its counters are downsampled."""
-RESOLUTIONS = ((1_800, 1), (18_000, 10), (108_000, 60), (1_080_000, 600))
-"""Pairs of a time span and the length of a bucket for spans up to that one, both in seconds. Longer
-spans have buckets of an hour."""
+RESOLUTIONS = {1_800: 1, 18_000: 10, 108_000: 60, 1_080_000: 600}
+"""Length of the buckets of a mailing, by the longest span of outcomes for which it is used; both in
+seconds. Longer spans have buckets of an hour."""
 
 
 def resolution(span: float) -> int:
@@ -25,10 +25,15 @@ def resolution(span: float) -> int:
 
     With these lengths, even a mailing of twelve weeks has about 2,000 buckets at most.
     """
-    return next((seconds for max_span, seconds in RESOLUTIONS if span <= max_span), HOUR_SECONDS)
+    lengths = (length for max_span, length in RESOLUTIONS.items() if span <= max_span)
+    return next(lengths, HOUR_SECONDS)
 
 
-RESOLUTION_CASES = " ".join(f"WHEN span <= {span} THEN {seconds}" for span, seconds in RESOLUTIONS)
+# The cases of `resolution` in SQL, without the last one.
+RESOLUTION_CASES = " ".join(
+    f"WHEN span <= {max_span} THEN {length}" for max_span, length in RESOLUTIONS.items()
+)
+# The first or last second in which outcomes of a mailing are counted.
 OUTER_SECOND = """
     SELECT bucket_start FROM message_count
     WHERE mailing_id = id AND dimension = 'second' AND key = ''
@@ -36,8 +41,8 @@ OUTER_SECOND = """
 FIRST_SECOND, LAST_SECOND = (OUTER_SECOND.format(order=order) for order in ("ASC", "DESC"))
 # `active` are the mailings whose counters still change or did so lately. `target` adds the length
 # of their buckets. `removed` are their old counters that do not start a bucket of that length; the
-# last statement adds them to the counter that does.
-# OFFSET makes PostgreSQL compute each span once, instead of once for each comparison.
+# INSERT adds them to the counter at the start of the bucket, `new_start`.
+# OFFSET 0 makes PostgreSQL compute each span once, instead of once for each comparison.
 # RETENTION_START is never before `updated_at`. Its condition only lets PostgreSQL use
 # mailing_retention_idx.
 DOWNSAMPLE = text(f"""

@@ -7,9 +7,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 def end_columns(reason: str) -> dict[str, str]:
     """Return SQL values, by column of `message`, that an UPDATE sets to cancel a message.
 
-    `reason` is an SQL expression, such as a quoted word. The delivery of a message may be unknown
-    after an earlier attempt (`unknown_reason` is set). Such a message becomes `unknown` instead of
-    `cancelled`, with the reason of that attempt, and `sent_at` is the start of its last attempt.
+    `reason` is an SQL expression, such as a quoted word. A message may have been delivered by an
+    earlier attempt; then its `unknown_reason` is set. Such a message becomes `unknown` instead of
+    `cancelled`, with the reason of that attempt. Its `sent_at` is the start of its last attempt, or
+    its last change if that start is not stored.
     """
     return {
         "status": "CASE WHEN message.unknown_reason IS NULL THEN 'cancelled' ELSE 'unknown' END",
@@ -25,8 +26,8 @@ def end_set_clause(reason: str) -> str:
     return ", ".join(f"{column} = {value}" for column, value in end_columns(reason).items())
 
 
-# Misses a message that a worker is claiming at this moment. That worker finds no phone for it, and
-# cancels it.
+# Does not find a message that a worker is claiming at this moment. That worker finds no phone for
+# it, and cancels it.
 OPEN_OF_CLIENT = """
     client_id = :client_id AND status = 'scheduled'
         AND mailing_id IN (SELECT id FROM mailing WHERE status IN ('running', 'paused'))"""

@@ -57,11 +57,12 @@ EnqueueOrder = Literal["lowest_cursor", "newest", "partly_enqueued"]
 - `partly_enqueued`: the one with the lowest cursor of those of which something is enqueued.
 """
 
-# The condition and the order of a partial index.
+# The condition of a partial index on `audience_cursor` and `id`.
 HAS_AUDIENCE_TO_ENQUEUE = (
     f"{OPEN_MAILING} AND audience_cursor < audience_until AND NOT is_replanning"
 )
-# A mailing whose row another worker has locked is skipped.
+# A mailing whose row another worker has locked is skipped. The newest mailing is searched for among
+# those with the cursor 0, so that the order by cursor and id is there an order by id.
 NEXT_MAILING_TO_ENQUEUE = """
     SELECT id, datetime_start, datetime_end, send_interval_time_start, send_interval_time_end,
         status, client_filter, audience_cursor, audience_until, audience_snapshot,
@@ -76,7 +77,7 @@ LOWEST_CURSOR_FIRST, NEWEST_FIRST = (
     )
     for order in ("ASC", "DESC")
 )
-# After the last chunk, the size of the audience is the number of its messages.
+# Returns the size of the audience. From the last chunk on, that is the number of its messages.
 MOVE_AUDIENCE_CURSOR = text(f"""
     UPDATE mailing SET audience_cursor = :cursor,
         clients_count = CASE WHEN :is_last THEN (
@@ -127,7 +128,7 @@ async def enqueue_chunk(
     mailing = (await connection.execute(statement, parameters)).one_or_none()
     enqueued = None
     if mailing is not None:
-        await origin.update(connection)  # must run before a savepoint is opened
+        await origin.update(connection)  # it cannot run later, inside the savepoint
         with skipped.on_error(mailing.id):
             async with connection.begin_nested():
                 enqueued = await _enqueue_chunk_of(connection, mailing)
@@ -185,8 +186,8 @@ def _select_next_chunk(mailing: Row[Any]) -> Executable:
 # says nothing here. The last two conditions recognize such an id, so that the client counts as
 # older than the snapshot:
 # - no transaction of this server has had that id yet, or
-# - the row was written (`xmin`) before the transaction of this server that has had it. `age` is the
-#   number of transactions since then.
+# - the row was written (by `xmin`) before the transaction of this server that has had it. `age` is
+#   the number of transactions since one, and takes the lower 32 bits of its id.
 EXISTED_IN_SNAPSHOT = """NOT (
     created_by = ANY (ARRAY(
         SELECT xid::text::bigint FROM pg_snapshot_xip((:snapshot)::text::pg_snapshot) AS xid))
@@ -198,8 +199,8 @@ EXISTED_IN_SNAPSHOT = """NOT (
 def _is_in_audience(mailing: Row[Any]) -> ColumnElement[bool]:
     """Return the condition that a client belongs to a mailing's audience.
 
-    Such a client matches the filter now and was in the directory at the audience snapshot. Ids
-    alone do not show that: an id may be assigned long before its client is committed.
+    Such a client matches the filter now and was in the directory at the audience snapshot. The
+    latter does not follow from the id, which may be assigned long before the client is committed.
     """
     return and_(
         client.c.deleted_at.is_(None),
@@ -250,6 +251,7 @@ async def _write_messages(
 
 
 def _plans(mailing: Row[Any], time_zones: list[str]) -> list[Plan]:
+    """Return the plan for each time zone. A cancelled mailing gets cancelled messages."""
     if mailing.status == "cancelled":
         return [plan_cancelled(zone, mailing.now) for zone in time_zones]
     return list(plan_by_zone(mailing, time_zones).values())

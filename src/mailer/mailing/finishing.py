@@ -29,13 +29,15 @@ MAX_ENDED = 1_000
 
 # Mailings that must not send any more but are not closed yet, the earliest end first. `ENDED_AT` is
 # `-infinity` for a cancelled mailing. `audience_until` is null before the start: a mailing that was
-# never started has no messages.
+# never started has no messages. The clock is in a subquery, which is evaluated once, so that an
+# index can be used.
 ENDED_OPEN_MAILINGS = f"""
     SELECT id, status FROM mailing
     WHERE {OPEN_MAILING} AND audience_until IS NOT NULL
         AND {ENDED_AT} <= (SELECT clock_timestamp())
     ORDER BY {ENDED_AT} LIMIT {MAX_ENDED}"""  # noqa: S608  # no user input
 END_REASON = "CASE to_end.status WHEN 'cancelled' THEN 'mailing_cancelled' ELSE 'expired' END"
+# The first LIMIT bounds the messages of one mailing, the second one those of all mailings.
 END_SCHEDULED_MESSAGES = text(f"""
     WITH to_end AS MATERIALIZED (
         SELECT message.id, ended.status FROM ({ENDED_OPEN_MAILINGS}) AS ended
@@ -63,7 +65,7 @@ async def end_scheduled_messages(connection: AsyncConnection, chunk: int) -> boo
 UNSETTLED_BATCH = 1_000
 """Unsettled mailings that one statement checks. The next call checks the following ones."""
 
-# The audience is enqueued to its end, no retry is requested, and no change is to be applied.
+# The whole audience is enqueued, no retry is in progress, and the messages are not to be replanned.
 NO_WORK_IS_PENDING = (
     "audience_cursor = audience_until AND retry_before IS NULL AND NOT is_replanning"
 )
@@ -74,9 +76,9 @@ ALL_ARE_FINAL = f"{add_up(NOT_FINAL)} = 0"
 
 # Two common table expressions for a WITH clause.
 #
-# `next_unsettled` is the batch of mailings after the id `:after`. `finishable` is the mailings of
-# that batch, and of the mailings `:check_ids`, that can be closed or settled now. It may contain
-# more mailings than one call finishes, because some of them may be locked.
+# - `next_unsettled`: the next batch of unsettled mailings, those with ids above `:after`.
+# - `finishable`: the mailings of that batch and of `:check_ids` that can be closed, or, if they are
+#   closed already, settled. More than one call finishes, because some of them may be locked.
 #
 # OFFSET and LIMIT in the subqueries force the planner to use indexes. It misjudges how many
 # mailings wait, and would otherwise scan all of them.
@@ -96,8 +98,8 @@ FINISHABLE_MAILINGS = f"""
                 OFFSET 0) AS unsettled
         LIMIT {4 * mailing_batches.MAILINGS_PER_BATCH})"""  # noqa: S608  # no user input
 
-# Locks each mailing together with its counts, and checks them again: a retry may have scheduled
-# messages since `finishable` was read.
+# Locks each mailing together with its counts. PostgreSQL checks the conditions again on the newest
+# versions of the locked rows: a mailing that was retried since the statement began is not finished.
 FINISH = text(f"""
     WITH {FINISHABLE_MAILINGS},
     locked AS MATERIALIZED (
@@ -123,8 +125,8 @@ class FinishedMailing(NamedTuple):
 
     id: int
     change: MailingStatus | Literal["settled"]
-    """`finished` or `cancelled`, its status, when it was closed now, even if it is also settled;
-    `settled` when it had been closed before."""
+    """If it was closed now, perhaps also settled: its status, `finished` or `cancelled`. If it had
+    been closed before: `settled`."""
 
 
 async def finish(

@@ -13,7 +13,7 @@ MAILINGS_PER_BATCH = 25
 A mailing that is due now waits for at most one such batch of each kind, however many others there
 are."""
 NEWEST_PER_BATCH = 5
-"""Mailings of a batch that are taken from the newest; the others are those that wait longest."""
+"""How many of them are the newest ones; the others are those that wait longest."""
 
 
 async def lock_mailings(
@@ -32,7 +32,7 @@ async def lock_mailings(
     parameters = {"limit": min(NEWEST_PER_BATCH, limit), "skipped": list(skipped)}
     new_rows = (await connection.execute(newest, parameters)).all()
     if len(new_rows) < NEWEST_PER_BATCH:
-        return list(new_rows)  # these are all, or as many as wanted
+        return list(new_rows)  # there are no more, or `limit` is reached
     parameters = {
         "limit": limit - len(new_rows),
         "skipped": [*skipped, *(row.id for row in new_rows)],

@@ -92,7 +92,10 @@ class MailingInput(Input, frozen=True, kw_only=True):
 
     @classmethod
     def broken_rules(cls, values: Mapping[str, Any], at: datetime) -> Iterable[FieldError]:
-        """Report errors between fields, dates out of range, and a blank text or filter."""
+        """Report fields that contradict each other, dates out of range, and a blank text or filter.
+
+        `values` are the fields that are present; `at` is the current time.
+        """
         start, end = values.get("datetime_start"), values.get("datetime_end")
         for name in ("datetime_start", "datetime_end"):
             if name in values and not FIRST_MOMENT <= values[name] < LAST_MOMENT:
@@ -176,8 +179,8 @@ class MailingChange(MailingInput, frozen=True, kw_only=True):
 class Hold(msgspec.Struct, frozen=True):
     """Since when and why a running mailing does not send.
 
-    Reasons: `restored` (the database was restored and an admin has not allowed sending yet),
-    `no_gateway` (no gateway is configured), or the gateway's last failure.
+    The reason is `restored` (the database was restored and an admin has not allowed sending yet),
+    `no_gateway` (no gateway is configured), or the gateway's last failure, such as `http_503`.
     """
 
     since: datetime
@@ -248,8 +251,8 @@ class Mailing(msgspec.Struct, frozen=True, kw_only=True):
 
         It has ended, and every client has a message with an outcome.
         """
-        has_outcomes = self.count_of(*OUTCOMES) >= self.clients_count
-        return self.has_ended and has_outcomes and not self.count_of(*OPEN)
+        all_have_outcomes = self.count_of(*OUTCOMES) >= self.clients_count
+        return self.has_ended and all_have_outcomes and not self.count_of(*OPEN)
 
     @property
     def is_settled(self) -> bool:

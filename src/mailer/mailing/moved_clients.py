@@ -21,7 +21,7 @@ from mailer.statuses import OPEN
 log = structlog.get_logger()
 
 MAX_LOOKUPS = 20_000
-"""Messages that one transaction searches for: one for each pair of client and mailing."""
+"""Pairs of a client and a mailing for which one transaction searches a message, at most."""
 
 # ---- the queue of clients -------------------------------------------------------------------
 
@@ -90,20 +90,22 @@ async def replan_moved(connection: AsyncConnection, max_lookups: int = MAX_LOOKU
     """Replan the open messages of some clients whose time zone has changed.
 
     A finished mailing runs again when a message of it can be sent after all. Return for how many
-    clients this is done. 0 means that no client is left, or that the clients taken must be repeated
-    later because they have messages in flight.
+    clients this is done. 0 means that no client is left, or that all clients of this call had to be
+    put back into the queue, for example because they have messages in flight.
     """
     if not (await connection.execute(HAS_MOVED_CLIENTS)).scalar_one():
         return 0
     mailings = await _read_mailings(connection)
+    # each client costs one lookup in each mailing
     limit = max(1, min(REPLAN_BATCH, max_lookups // max(1, len(mailings))))
     clients = list(await connection.scalars(TAKE_MOVED_CLIENTS, {"limit": limit}))
     await connection.execute(WAIT_FOR_WRITERS)
     mailings = await _read_mailings(connection)  # again, because the wait may have been long
+    # `set`, because a client who has moved twice is in the queue twice
     parameters = {"clients": sorted(set(clients)), "mailings": list(mailings)}
     messages = (await connection.execute(FIND_MESSAGES, parameters)).all()
     # messages in flight may be scheduled again by the time zone that they were claimed with
-    clients_to_repeat = {row.client_id for row in messages if row.status == "sending"}
+    clients_to_put_back = {row.client_id for row in messages if row.status == "sending"}
     # finished mailings last: reopening one locks the row of settled totals, which delays others
     is_finished = {row.id: row.status == "finished" for row in mailings.values()}
     mailing_ids = {row.mailing_id for row in messages}
@@ -113,15 +115,15 @@ async def replan_moved(connection: AsyncConnection, max_lookups: int = MAX_LOOKU
             row for row in messages if row.mailing_id == mailing_id and row.status != "sending"
         ]
         if is_finished[mailing_id]:
-            clients_to_repeat |= await _reopen(connection, mailing, to_replan)
+            clients_to_put_back |= await _reopen(connection, mailing, to_replan)
         else:
             await replan_messages(connection, mailing, to_replan)
-    if clients_to_repeat:
-        parameters = {"clients": sorted(clients_to_repeat)}
+    if clients_to_put_back:
+        parameters = {"clients": sorted(clients_to_put_back)}
         await connection.execute(PUT_BACK_MOVED_CLIENTS, parameters)
     if messages:
         await notify_mailings_changed(connection)
-    return len(clients) - len(clients_to_repeat)
+    return len(clients) - len(clients_to_put_back)
 
 
 async def _read_mailings(connection: AsyncConnection) -> dict[int, Row[Any]]:
@@ -134,8 +136,8 @@ async def _reopen(
 ) -> set[int]:
     """Reopen a finished mailing and replan those of its messages that can be sent after all.
 
-    Do nothing when there are none. When the mailing was retried or deleted meanwhile, return the
-    clients of these messages, who must be repeated; otherwise an empty set.
+    Return the clients to put back into the queue: those of these messages when the mailing was
+    retried or deleted meanwhile, otherwise none.
     """
     plans = plan_by_zone(mailing, {row.time_zone for row in messages})
     sendable = [row for row in messages if plans[row.time_zone].status == "scheduled"]

@@ -100,22 +100,21 @@ async def replan_chunk(
 async def _lock_next_mailing(
     connection: AsyncConnection, skipped: SkippedMailings
 ) -> Row[Any] | None:
-    """Return the next mailing to replan for which no worker sends."""
-    excluded = list(skipped)
+    """Lock and return the next mailing to replan for which no worker sends; None without one."""
+    excluded_ids = list(skipped)
     while True:
-        rows = await connection.execute(NEXT_MAILING_TO_REPLAN, {"skipped": excluded})
+        rows = await connection.execute(NEXT_MAILING_TO_REPLAN, {"skipped": excluded_ids})
         mailing = rows.one_or_none()
         if mailing is None or await _is_stopped(connection, mailing):
             return mailing
-        excluded.append(mailing.id)
+        excluded_ids.append(mailing.id)
 
 
 async def _is_stopped(connection: AsyncConnection, mailing: Row[Any]) -> bool:
-    """Return whether no worker sends for a mailing, or can before it is replanned.
+    """Return whether no worker sends for a mailing, so that none will before it is replanned.
 
-    Every worker that has applied the stop number of the change has read `is_replanning`, and claims
-    no messages of the mailing. The number is drawn by the first call after the change and stored in
-    the row.
+    The first call after the change draws a stop number and stores it in the row. A worker that has
+    applied this stop has read `is_replanning`, and claims no messages of the mailing.
     """
     number = mailing.replan_stop
     if number is None:
@@ -173,7 +172,9 @@ def _has_id(message_ids: list[int]) -> ColumnElement[bool]:
     return message.c.id == any_(bindparam("ids", message_ids, type_=ARRAY(BigInteger)))
 
 
-# Applies the plans to messages, with three exceptions:
+# Applies the plans to messages that are scheduled, or were cancelled because of the end or the
+# window. `existing` is the message itself: LATERAL cannot refer to the table that is updated.
+# Exceptions:
 # - A message that was tried stays scheduled. Only the mailing's end itself expires it.
 # - The pause of such a message after its failed attempt is not shortened.
 # - A message that stays cancelled is not written, because its outcome belongs to the day on which

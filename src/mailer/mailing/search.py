@@ -28,10 +28,12 @@ ID_PATTERN = re.compile(r"\s*#?([0-9]{1,18})\s*", re.ASCII)
 # - `search_word`: the words of the search, at most 50.
 # - `block`: the numbers of the blocks to search, in the direction of the page: towards older ids
 #   (`:step` -1), or towards newer ids (`:step` 1).
-# - `by_words`: for each block, a full-text query (tsquery) of all words, each with the number of
-#   the block as in `mailing_words`, and the mailings that match it. Words have only letters and
-#   digits, so they contain no operators of a tsquery. Without words the query is null and finds
-#   nothing. Other conditions come after OFFSET 0, so that the planner cannot choose another index.
+# - `by_words`: for each block, a full-text query (tsquery), and the mailings that match it. The
+#   query of "big sale" in block 12 is `'12 big':* & '12 sale':*`; a status adds `& '12 =running'`.
+#   Words have only letters and digits, so they contain no operators of a tsquery. Without words the
+#   query is null and finds nothing. Other conditions come after OFFSET 0, so that the planner
+#   cannot choose another index.
+# - The last SELECT finds the mailing whose id is the search.
 FIND = text("""
     WITH search_word AS MATERIALIZED (
         SELECT word FROM unnest(words_of(:search)) AS word LIMIT 50
@@ -86,5 +88,5 @@ async def find(
 
 async def count(connection: AsyncConnection, search: str, status: MailingStatus | None) -> int:
     """Return how many mailings match, or `MAX_COUNTED_MAILINGS` + 1 when there are more."""
-    ids = await find(connection, search, status, Cursor(MAX_COUNTED_MAILINGS))
+    ids = await find(connection, search, status, Cursor(limit=MAX_COUNTED_MAILINGS))
     return min(len(ids), MAX_COUNTED_MAILINGS + 1)

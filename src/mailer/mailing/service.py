@@ -4,7 +4,8 @@ Each one writes its audit log entry in the transaction that makes the change.
 
 A request with the header `Idempotency-Key` has a `claim`. When the caller repeats such a request,
 `do_once` finds that the change was made and does not make it again. Only what follows the change
-runs again, such as the wait until workers have stopped.
+runs again, such as the wait until workers have stopped. The changes, such as `_create`, return the
+mailing's id; `do_once` stores it, and returns it also for a repeat, as `result["id"]`.
 """
 
 from collections.abc import Mapping
@@ -75,59 +76,69 @@ async def change(
         mailing = await store.get(connection, mailing_id, lock=True)
         is_started = await store.is_started(connection, mailing_id)
         provided = changes.provided_values()
-        values = {
+        new_values = {
             name: value for name, value in provided.items() if value != getattr(mailing, name)
         }
-        old_values = {name: getattr(mailing, name) for name in values}
-        _ensure_changeable(mailing, values, is_started=is_started)
-        _ensure_consistent(mailing, values)
-        columns = values | await _derived_columns(
-            connection, mailing, values, is_started=is_started
+        old_values = {name: getattr(mailing, name) for name in new_values}
+        _ensure_changeable(mailing, new_values, is_started=is_started)
+        _ensure_consistent(mailing, new_values)
+        columns = new_values | await _derived_columns(
+            connection, mailing, new_values, is_started=is_started
         )
         await store.change(connection, mailing_id, columns)
         await notify_mailings_changed(connection)
-        if values:
+        if new_values:
             await write_audit_entry(
-                connection, actor, "mailing_changed", mailing_id, before=old_values, after=values
+                connection,
+                actor,
+                "mailing_changed",
+                mailing_id,
+                before=old_values,
+                after=new_values,
             )
         changed = await store.get(connection, mailing_id)
-    log.info("mailing_changed", mailing_id=mailing_id, fields=sorted(values))
+    log.info("mailing_changed", mailing_id=mailing_id, fields=sorted(new_values))
     return changed
 
 
 async def _derived_columns(
-    connection: AsyncConnection, mailing: Mailing, values: Mapping[str, Any], *, is_started: bool
+    connection: AsyncConnection,
+    mailing: Mailing,
+    new_values: Mapping[str, Any],
+    *,
+    is_started: bool,
 ) -> dict[str, Any]:
-    """Return the other columns that change with the fields in `values`.
+    """Return the other columns that change with the fields in `new_values`.
 
     A new filter changes the number of clients. Some changes of a started mailing also make workers
     replan its messages, and a new filter makes them enqueue its audience again.
     """
     columns: dict[str, Any] = {}
-    has_new_filter = "client_filter" in values
+    has_new_filter = "client_filter" in new_values
     if has_new_filter:
-        clients_count = await audience.count(connection, values["client_filter"])
-        # clients who have a message already stay in the audience
+        clients_count = await audience.count(connection, new_values["client_filter"])
+        # every client who has a message is counted, even one whom the new filter excludes
         columns["clients_count"] = max(clients_count, mailing.created_messages)
-    if is_started and values.keys() & REPLAN_FIELDS:
+    if is_started and new_values.keys() & REPLAN_FIELDS:
         columns |= replanning.request_columns(has_new_filter=has_new_filter)
         if has_new_filter:
             columns |= enqueuing.audience_as_of_now()
     return columns
 
 
-def _ensure_changeable(mailing: Mailing, values: Mapping[str, Any], *, is_started: bool) -> None:
+def _ensure_changeable(
+    mailing: Mailing, new_values: Mapping[str, Any], *, is_started: bool
+) -> None:
     """Raise an error when the mailing has ended, or the change moves a start that has passed."""
     ensure_allowed("change", mailing, database_clock.now())
     is_start_passed = is_started or mailing.datetime_start <= database_clock.now()
-    new_start = values.get("datetime_start", mailing.datetime_start)
-    if is_start_passed and new_start != mailing.datetime_start:
+    if is_start_passed and "datetime_start" in new_values:
         raise MailingStartedError
 
 
-def _ensure_consistent(mailing: Mailing, values: dict[str, Any]) -> None:
+def _ensure_consistent(mailing: Mailing, new_values: dict[str, Any]) -> None:
     """Raise `InvalidError` when changed and unchanged fields together break a rule."""
-    merged = {name: getattr(mailing, name) for name in NewMailing.__struct_fields__} | values
+    merged = {name: getattr(mailing, name) for name in NewMailing.__struct_fields__} | new_values
     errors = [
         *MailingChange.broken_rules(merged, database_clock.now()),
         *missing_window_bound(merged),
@@ -238,7 +249,7 @@ async def retry(
     """Send undelivered and unknown messages again; a finished mailing runs again.
 
     Workers then schedule the messages in chunks. Raises `MailingNotFoundError`,
-    `MailingEndedError` and `NothingToRetryError`.
+    `NothingToRetryError`, and `MailingEndedError` when it is cancelled or its end has passed.
     """
     async with engine.begin() as connection:
         done = await do_once(connection, claim, lambda: _retry(connection, mailing_id, actor))
@@ -266,10 +277,11 @@ async def _change_state(
 ) -> int:
     """Change columns of a locked mailing, write the audit log, and return the mailing's id.
 
-    `action` is the name of the change in the audit log.
+    `action` is what was done, in the words of the audit log, such as `mailing_paused`.
     """
     await store.change(connection, mailing.id, columns)
     await notify_mailings_changed(connection)
+    # of the columns of all these changes, the audit log records only the status
     before = {"status": mailing.status} if "status" in columns else None
     await write_audit_entry(connection, actor, action, mailing.id, before=before, after=columns)
     return mailing.id

@@ -29,7 +29,8 @@ MAX_SMALL_AUDIENCE = FIRST_BATCH
 MAX_CLIENTS_PER_BATCH = 1_000
 """Clients of small audiences after which one transaction takes no further mailing."""
 
-# `clients_count` is the size of the audience when it was last counted.
+# `clients_count` is the size of the audience when it was last counted. The cursor, which is
+# always 0 here, is in ORDER BY only to match an index.
 SELECT_SMALL = """
     SELECT id, datetime_start, datetime_end, send_interval_time_start, send_interval_time_end,
         status, client_filter, clients_count, audience_until, audience_snapshot,
@@ -49,8 +50,10 @@ NEWEST_SMALL, OLDEST_SMALL = (
 
 # Writes the messages of several mailings. Returns the filters that match more than
 # `MAX_SMALL_AUDIENCE` clients by now, with that number of clients; their mailings get no messages.
-# - `audience`: the other mailings, each with the parts of its audience snapshot.
+# - `matching`, of `MATCHING_SEGMENTS`: the segments that match each filter.
+# - `audience`: the mailings with smaller audiences, each with the parts of its audience snapshot.
 # - `planned`: the plans of a mailing by time zone; null stands for all time zones.
+# - `present`: the lowest transaction id that is not used yet.
 # - `member`: the clients of a matching segment. Each half of the UNION finds them by an index; only
 #   `IS NULL` finds nulls by an index. Clients who do not match are never read, whatever the filter.
 #   OFFSET 0 forces the planner to do so even when it expects few clients.

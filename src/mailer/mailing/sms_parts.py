@@ -66,7 +66,7 @@ def count_parts(text: str) -> TextSize:
     units = sum(units_of_characters)
     capacity = PART_CAPACITY[encoding]
     if units <= capacity.single:
-        parts, left = min(1, units), capacity.single - units
+        parts, left = min(1, units), capacity.single - units  # an empty text has no part
     else:
         parts, left = _fill_parts(units_of_characters, capacity.joined)
     return TextSize(len(text), encoding, units, parts, left, forced_by)

@@ -33,7 +33,8 @@ async def next_number(connection: AsyncConnection) -> int:
 
 
 # Whether no worker holds the lock of a lower number. `pg_locks` shows the 64 bits of a key as two
-# halves, `classid` and `objid`. No other code takes shared locks on keys in this range.
+# halves, `classid` and `objid`, with `objsubid` 1. No other code takes shared locks on keys in this
+# range.
 IS_APPLIED = text("""
     SELECT NOT EXISTS (
         SELECT FROM pg_locks
@@ -53,6 +54,7 @@ async def is_applied(connection: AsyncConnection, number: int) -> bool:
 # all stops up to this number.
 NEWEST = "SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM stop_number"
 HOLD_NUMBER = "SELECT pg_advisory_lock_shared($1)"
+# In this order, so that some number is published at any time.
 REPLACE_NUMBER = "SELECT pg_advisory_lock_shared($1), pg_advisory_unlock_shared($2)"
 
 

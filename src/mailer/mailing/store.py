@@ -70,6 +70,7 @@ def select_mailings() -> Select[Any]:
         ).label(f"{name}_messages")
         for name in MESSAGE_STATUSES
     ]
+    # `max`, because a scalar subquery may return only one row
     held_since = select(func.max(origin.c.held_since)).scalar_subquery().label("held_since")
     return (
         select(mailing, CREATED_MESSAGES.label("created_messages"), *counts, held_since)

@@ -1,7 +1,7 @@
 """The sending window: the local hours of day in which a mailing may reach a client.
 
-A time zone has an offset from UTC, which clock changes change: to daylight-saving time and back,
-or by law. Everything here works with such changes, whatever they are.
+A clock change is a change of a time zone's offset from UTC: to daylight-saving time and back, or by
+law. Everything here works with any such change.
 """
 
 import functools
@@ -74,7 +74,7 @@ class SendingWindow(msgspec.Struct, frozen=True):
         window opens it, and one out of it closes it.
         """
         current = None  # the last interval, which may continue after a clock change
-        after_last = (until, timedelta())
+        after_last = (until, timedelta())  # ends the last offset; its own offset is not used
         for (start, offset), (end, _) in pairwise((*offsets, after_last)):
             for interval in self._intervals_at_offset(start, end, offset):
                 if current is None:
@@ -166,6 +166,7 @@ def _offset_changes_of_month(zone: ZoneInfo, month: datetime) -> tuple[datetime,
     Results are cached, because each forecast needs the same months of hundreds of time zones.
     """
     changes = []
+    # from the second before the month, to find a change at its first moment
     before, end = month - SECOND, _next_month(month) - SECOND
     offset = _offset(zone, before)
     while before < end:
