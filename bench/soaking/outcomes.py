@@ -201,7 +201,10 @@ def _expired_leases(evidence: Evidence, claims: list[Claim]) -> Iterator[str]:
 
 
 def _counted_unsent(evidence: Evidence, claims: list[Claim]) -> Iterator[str]:
-    """Yield the claims that count as attempts although the gateway got no request for no reason."""
+    """Yield the claims that count as attempts although the gateway got no request.
+
+    A claim with a known cause, such as a frozen gateway, is not yielded.
+    """
     for claim in claims:
         has_result = claim.outcome not in {"open", "lease_expired"}
         is_unsent = claim.is_counted and claim.request is None and has_result
