@@ -119,7 +119,7 @@ class Evidence:
         )
 
     def was_breaker_open(self, worker: str, start: float, end: float) -> bool:
-        """Return whether a worker's breaker was open or half-open from `start` to `end`."""
+        """Return whether a worker's breaker was not closed at some moment from `start` to `end`."""
         openings = self._openings[worker]
         return any(opening.began <= end and opening.ended >= start for opening in openings)
 
