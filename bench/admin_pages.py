@@ -197,8 +197,8 @@ async def main(folder: Path, clients: int, times: int, rounds: int, *, keep: boo
     """Create the data set, measure pages and open pages; return the exit status."""
     verdict = harness.Verdict()
     async with AsyncExitStack() as stack:
-        urls = await stack.enter_async_context(scale.databases(folder, keep=keep))
-        url, is_new = next(iter(urls.items()))  # of the large database
+        is_new_by_url = await stack.enter_async_context(scale.databases(folder, keep=keep))
+        url, is_new = next(iter(is_new_by_url.items()))  # of the large database
         if is_new:
             await scale.fill(url, clients, verify=False)
         await measure_pages(url, times, verdict)

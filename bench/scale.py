@@ -159,9 +159,9 @@ async def main(folder: Path, clients: int, times: int, *, keep: bool, verify: bo
     sizes = (clients, max(10, clients // SIZE_RATIO))
     worst = WorstFigures()
     async with AsyncExitStack() as stack:
-        urls = await stack.enter_async_context(databases(folder, keep=keep))
+        is_new_by_url = await stack.enter_async_context(databases(folder, keep=keep))
         mailers = {}
-        for (url, is_new), size in zip(urls.items(), sizes, strict=True):
+        for (url, is_new), size in zip(is_new_by_url.items(), sizes, strict=True):
             if is_new:
                 await fill(url, size, verify=verify or size < clients)
             mailer = await stack.enter_async_context(
