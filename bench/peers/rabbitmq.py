@@ -38,23 +38,7 @@ async def rabbitmq(folder: Path) -> AsyncIterator[str]:
         "ERL_EPMD_ADDRESS": "127.0.0.1",
         "ERL_EPMD_PORT": str(epmd_port),
     }
-    settings = {
-        "NODENAME": "peers@localhost",
-        "NODE_IP_ADDRESS": "127.0.0.1",
-        "NODE_PORT": str(node_port),
-        # A node always opens this port, for other nodes. By default it is open on all interfaces.
-        "DIST_PORT": str(distribution_port),
-        "SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
-        "MNESIA_BASE": str(folder / "mnesia"),
-        "LOG_BASE": str(folder / "log"),
-        "LOGS": "-",  # standard output
-        # None of these files exists, so that the node uses no configuration of this machine.
-        "CONF_ENV_FILE": str(folder / "rabbitmq-env.conf"),
-        "CONFIG_FILE": str(folder / "rabbitmq.conf"),
-        "CONFIG_FILES": str(folder / "conf.d"),
-        "ADVANCED_CONFIG_FILE": str(folder / "advanced.config"),
-        "ENABLED_PLUGINS_FILE": str(folder / "enabled_plugins"),
-    }
+    settings = _settings(folder, node_port, distribution_port)
     environ = erlang_environ | {f"RABBITMQ_{name}": value for name, value in settings.items()}
     # Otherwise a shell runs the server and catches the signals that should stop it.
     environ["RUNNING_UNDER_SYSTEMD"] = "true"
@@ -76,6 +60,27 @@ async def rabbitmq(folder: Path) -> AsyncIterator[str]:
         draining = asyncio.create_task(server.stdout.read())  # a full pipe would block the server
         yield f"amqp://guest:guest@127.0.0.1:{node_port}//"
         draining.cancel()
+
+
+def _settings(folder: Path, node_port: int, distribution_port: int) -> dict[str, str]:
+    """Return the node's settings: environment variables without their prefix `RABBITMQ_`."""
+    return {
+        "NODENAME": "peers@localhost",
+        "NODE_IP_ADDRESS": "127.0.0.1",
+        "NODE_PORT": str(node_port),
+        # A node always opens this port, for other nodes. By default it is open on all interfaces.
+        "DIST_PORT": str(distribution_port),
+        "SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
+        "MNESIA_BASE": str(folder / "mnesia"),  # its database
+        "LOG_BASE": str(folder / "log"),
+        "LOGS": "-",  # standard output
+        # None of these files exists, so that the node uses no configuration of this machine.
+        "CONF_ENV_FILE": str(folder / "rabbitmq-env.conf"),
+        "CONFIG_FILE": str(folder / "rabbitmq.conf"),
+        "CONFIG_FILES": str(folder / "conf.d"),
+        "ADVANCED_CONFIG_FILE": str(folder / "advanced.config"),
+        "ENABLED_PLUGINS_FILE": str(folder / "enabled_plugins"),
+    }
 
 
 async def _wait_until_started(output: asyncio.StreamReader) -> None:

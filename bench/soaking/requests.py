@@ -181,7 +181,8 @@ class Stop(NamedTuple):
 def _stops(evidence: Evidence) -> Iterator[Stop]:
     """Yield a stop for each pause, cancel and delete that the API answered with success.
 
-    A pause ends when the mailing is resumed.
+    A delete stops at the answer; for a pause and a cancel, `REACTION` is tolerated after it. A
+    pause ends when the mailing is resumed.
     """
     for mailing_id, calls in evidence.calls.items():
         for index, call in enumerate(calls):
