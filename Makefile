@@ -37,7 +37,7 @@ check: lint oidc-provider ## run lint, and the unit and API tests: a quarter of 
 test: lint $(PROGRAMS) oidc-provider ## run lint and all tests on a real PostgreSQL (including `alembic check`)
 	@$(TEST)
 
-busy: $(READY) ## run all tests three times while four endless loops keep the machine busy
+busy: $(READY) ## run all tests three times, beside four endless loops that keep the machine busy
 	@set -e; trap 'kill $$burners' EXIT; for n in 1 2 3 4; do \
 		$(BIN)/python -c 'while True: pass' & burners="$$burners $$!"; done; \
 	for run in 1 2 3; do $(MAKE) --no-print-directory test; done
@@ -75,6 +75,7 @@ schema: $(READY) ## write the database schema that the migrations create into do
 bench: $(READY) ## run all benchmarks, one after the other
 	@set -e; for name in $(BENCHES); do echo "== $$name"; $(BIN)/python bench/$$name.py; done
 
+# The property tests are the files that import tests.examples, which reads TEST_EXAMPLES.
 properties: $(READY) ## run the property tests, ten thousand examples each
 	@TEST_EXAMPLES=10000 $(BIN)/pytest -q -o timeout=1800 --durations=8 \
 		$$(grep -rl --include='test_*.py' tests.examples tests)

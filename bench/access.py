@@ -74,7 +74,7 @@ class Case(NamedTuple):
 
 async def measure_block(case: Case, at_once: int) -> float:
     """Send a block of calls, `at_once` of them at the same time; return the seconds it takes."""
-    numbers = iter(range(BLOCK_SIZE))
+    numbers = iter(range(BLOCK_SIZE))  # the tasks share it: together they send `BLOCK_SIZE` calls
 
     async def work() -> None:
         for _ in numbers:
@@ -119,14 +119,16 @@ async def main() -> int:
         os.chmod(folder, 0o755)  # noqa: PTH101, S103  # PostgreSQL's own user must enter it
         async with (
             embedded_postgres(Path(folder)) as url,
-            harness.serve(UNUSED_GATEWAY, database_url=url) as without_keys,
+            harness.serve(UNUSED_GATEWAY, database_url=url) as open_mailer,
             harness.serve(
                 UNUSED_GATEWAY, database_url=url, auth="required", key_rate=0
-            ) as with_keys,
-            aiohttp.ClientSession(without_keys.address) as without_key,
-            aiohttp.ClientSession(with_keys.address, headers=with_keys.headers) as with_key,
+            ) as mailer_with_keys,
+            aiohttp.ClientSession(open_mailer.address) as without_key,
+            aiohttp.ClientSession(
+                mailer_with_keys.address, headers=mailer_with_keys.headers
+            ) as with_key,
         ):
-            await without_keys.call("POST", "/clients", {"phone": "79160000000"})
+            await open_mailer.call("POST", "/clients", {"phone": "79160000000"})  # for `get`
             for at_once in (1, 20):
                 ratio, plain_us = await compare(
                     at_once, plain=Case(without_key, get), compared=Case(with_key, get)

@@ -104,7 +104,7 @@ async def measure_pages(url: str, times: int, verdict: harness.Verdict) -> None:
     slowest_first = largest = WorstPage(0.0, "")
     asset_sizes: dict[str, int] = {}
     print(" first  median    p99      bytes  page")
-    async with harness.serve("", database_url=url) as mailer:
+    async with harness.serve(harness.NO_GATEWAY, database_url=url) as mailer:
         values = await calls.read_values(mailer.database)
         for page in PAGES:
             seconds = []
@@ -118,9 +118,12 @@ async def measure_pages(url: str, times: int, verdict: harness.Verdict) -> None:
             print(f"{figures} ms {size:8,}  {page}", flush=True)
             slowest_first = max(slowest_first, WorstPage(seconds[0], page))
             largest = max(largest, WorstPage(size, page))
-    first, page = slowest_first
-    figure, limit = f"slowest first response {first * 1e3:.0f} ms, of {page}", MAX_FIRST_RESPONSE
-    verdict.check(figure, limit=f"{limit * 1e3:.0f} ms", holds=first < limit)
+    seconds_of_slowest, page = slowest_first
+    verdict.check(
+        f"slowest first response {seconds_of_slowest * 1e3:.0f} ms, of {page}",
+        limit=f"{MAX_FIRST_RESPONSE * 1e3:.0f} ms",
+        holds=seconds_of_slowest < MAX_FIRST_RESPONSE,
+    )
     figure = f"largest page {largest.value:,.0f} bytes with assets, {largest.page}"
     verdict.check(figure, limit=f"{MAX_BYTES:,}", holds=largest.value < MAX_BYTES)
 
@@ -165,7 +168,7 @@ async def cpu_use(mailer: harness.Mailer) -> CpuUse:
 
 
 async def measure_open_pages(
-    url: str, gateway_url: str, rounds: int, state: str, verdict: harness.Verdict
+    verdict: harness.Verdict, url: str, *, gateway_url: str, rounds: int, state: str
 ) -> None:
     """Measure processor time with and without open pages, in turns, and check its limit.
 
@@ -174,12 +177,12 @@ async def measure_open_pages(
     mailer_costs: list[float] = []
     database_costs: list[float] = []
     async with harness.serve(gateway_url, database_url=url, gateway_rate=SEND_RATE) as mailer:
-        await asyncio.sleep(MEASURE_SECONDS)
+        await asyncio.sleep(MEASURE_SECONDS)  # the work at the start does not count
         for _ in range(rounds):
             without = await cpu_use(mailer)
             async with AsyncExitStack() as stack:
                 await open_pages(mailer, stack)
-                await asyncio.sleep(1)
+                await asyncio.sleep(1)  # until each page has got its first update
                 with_pages = await cpu_use(mailer)
             mailer_costs.append(with_pages.mailer - without.mailer)
             database_costs.append(with_pages.database - without.database)
@@ -194,15 +197,17 @@ async def main(folder: Path, clients: int, times: int, rounds: int, *, keep: boo
     """Create the data set, measure pages and open pages; return the exit status."""
     verdict = harness.Verdict()
     async with AsyncExitStack() as stack:
-        urls = await stack.enter_async_context(scale.databases(folder, keep=keep))
-        url, is_new = next(iter(urls.items()))
+        is_new_by_url = await stack.enter_async_context(scale.databases(folder, keep=keep))
+        url, is_new = next(iter(is_new_by_url.items()))  # of the large database
         if is_new:
             await scale.fill(url, clients, verify=False)
         await measure_pages(url, times, verdict)
-        await measure_open_pages(url, "", rounds, "idle", verdict)
+        await measure_open_pages(
+            verdict, url, gateway_url=harness.NO_GATEWAY, rounds=rounds, state="idle"
+        )
         sink = await stack.enter_async_context(harness.sink())
         state = f"sending {SEND_RATE} a second"
-        await measure_open_pages(url, sink.url, rounds, state, verdict)
+        await measure_open_pages(verdict, url, gateway_url=sink.url, rounds=rounds, state=state)
     return verdict.status
 
 

@@ -115,8 +115,8 @@ class PeerRunner(msgspec.Struct, frozen=True):
         report = await self.sink.read_report()
         if report.requests != peer.messages:
             raise RuntimeError(f"{peer.messages} messages, but {report.requests} requests")
-        start, half, end = (report.tenth_times[tenth] for tenth in (0, 5, 10))
-        return PeerResult(report.rate, half_ratio=(half - start) / (end - half))
+        start, middle, end = (report.tenth_times[tenth] for tenth in (0, 5, 10))
+        return PeerResult(report.rate, half_ratio=(middle - start) / (end - middle))
 
     @asynccontextmanager
     async def _run_python(self, arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
@@ -147,9 +147,8 @@ async def peer_runner(
 ) -> AsyncIterator[PeerRunner]:
     """Run PostgreSQL, and RabbitMQ if `has_broker`, for the peers."""
     async with AsyncExitStack() as stack:
-        name = stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-"))
-        os.chmod(name, 0o755)  # noqa: PTH101, S103  # PostgreSQL's own user must enter it
-        folder = Path(name)
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
+        os.chmod(folder, 0o755)  # noqa: PTH101, S103  # PostgreSQL's own user must enter it
         database_url = await stack.enter_async_context(embedded_postgres(folder))
         database = await asyncpg.connect(database_url)
         stack.push_async_callback(database.close)

@@ -36,7 +36,7 @@ async def post(session: aiohttp.ClientSession, url: str, number: int) -> None:
 
 async def main(url: str, messages: int, concurrency: int) -> None:
     """Post `messages` messages to `url`, `concurrency` at once."""
-    ids = iter(range(1, messages + 1))
+    ids = iter(range(1, messages + 1))  # the tasks share it: each id is posted once
     async with bare_session(concurrency) as session:
 
         async def work() -> None:

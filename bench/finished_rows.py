@@ -46,8 +46,8 @@ async def fill(mailer: harness.Mailer, messages: int, clients: list[int]) -> Non
     `clients` are the ids of all clients; they are the audience of each mailing.
     """
     began = time.monotonic()
-    for first in range(0, messages, len(clients)):
-        audience = clients[: messages - first]
+    for created in range(0, messages, len(clients)):
+        audience = clients[: messages - created]
         start = datetime.now(UTC) - 2 * DAY
         mailing = SampleMailing(start=start, lasts=DAY, status="finished", clients=len(audience))
         async with mailer.database.transaction():  # mailer settles the mailing afterwards

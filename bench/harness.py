@@ -44,6 +44,10 @@ TIME_ZONES = ("Europe/Moscow", "Asia/Yekaterinburg", "Asia/Vladivostok")
 """Operator codes and time zones of the clients that `create_clients` creates."""
 NEWEST_CLIENTS = 10
 """The number of clients with the tag `last`."""
+NO_GATEWAY = ""
+"""Value of `MAILER_GATEWAY_URL` with which mailer sends nothing."""
+MIN_MEMORY_RATIO, MAX_MEMORY_RATIO = 0.8, 1.2
+"""Limits of the resident memory at the end of a mailing, divided by that after a tenth of it."""
 
 
 class Mailer:
@@ -311,7 +315,7 @@ async def sandbox(log: Path, *options: str) -> AsyncIterator[Gateway]:
         yield Gateway(url.decode().strip(), log)
     finally:
         await stop(process)
-        await draining
+    await draining
 
 
 class SinkProcess:
@@ -327,6 +331,10 @@ class SinkProcess:
         self._process.send_signal(signal.SIGUSR1)
         line = await asyncio.wait_for(self._process.stdout.readline(), PROCESS_TIMEOUT)
         return msgspec.json.decode(line, type=SinkReport)
+
+    async def forget_requests(self) -> None:
+        """Let the next report begin with the next request."""
+        await self.read_report()
 
 
 @asynccontextmanager
@@ -451,3 +459,17 @@ class Verdict:
         print(f"{figure}   limit: {limit}   {'ok' if holds else 'BROKEN'}")
         if not holds:
             self.status = 1
+
+
+def check_memory(verdict: Verdict, at_a_tenth: int, at_the_end: int) -> None:
+    """Check whether mailer's resident memory stayed constant during a mailing.
+
+    `at_a_tenth` and `at_the_end` are bytes, after a tenth of the messages and at the end.
+    """
+    ratio = at_the_end / at_a_tenth
+    sizes = f"{at_a_tenth / 2**20:.1f} MiB at a tenth, {at_the_end / 2**20:.1f} MiB at the end"
+    verdict.check(
+        f"resident size {sizes}, ratio {ratio:.2f}",
+        limit=f"{MIN_MEMORY_RATIO:.2f} to {MAX_MEMORY_RATIO:.2f}",
+        holds=MIN_MEMORY_RATIO <= ratio <= MAX_MEMORY_RATIO,
+    )

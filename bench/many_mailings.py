@@ -61,7 +61,7 @@ async def mailer_and_arrivals() -> AsyncIterator[tuple[harness.Mailer, Arrivals]
 
 
 async def seconds_to_first(mailer: harness.Mailer, arrivals: Arrivals) -> float:
-    """Create a mailing that is due, for one client.
+    """Create a mailing that is due, for client 1 only.
 
     Return the seconds from the API's answer to the mailing's first request.
     """
@@ -94,7 +94,7 @@ async def main(mailings: int) -> int:
                 text=OTHERS_TEXT,
                 client_filter={"tags": [f"tag {number}"]},
             )
-            for number in range(2, mailings + 2)  # client 1 gets the measured mailing
+            for number in range(2, mailings + 2)  # the measured mailing is for client 1
         )
         await create_mailings(mailer.database, *others)
         while not await mailer.database.fetchval(HAVE_OTHERS_STARTED, OTHERS_TEXT):  # noqa: ASYNC110  # another process changes it

@@ -101,8 +101,8 @@ async def measure(mailer: harness.Mailer, clients: int) -> Milestones:
     return Milestones(start, enqueued or current, tenth or current, end=current)
 
 
-def print_rates(verdict: harness.Verdict, milestones: Milestones, report: SinkReport) -> None:
-    """Print the rates by tenth, and the ratio of the last to the first with its limit."""
+def check_rates(verdict: harness.Verdict, milestones: Milestones, report: SinkReport) -> None:
+    """Print the rates by tenth, and check the ratio of the last to the first."""
     times, rates = report.tenth_times, report.rate_by_tenth
     print(f"{report.requests:,} messages in {times[-1] - times[0]:.0f} s,", end=" ")
     print(f"{report.rate:,.0f} a second; the audience was enqueued", end=" ")
@@ -116,23 +116,14 @@ def print_rates(verdict: harness.Verdict, milestones: Milestones, report: SinkRe
     )
     after_enqueue = [
         rate
-        for rate, begin in zip(rates, times[:-1], strict=True)
-        if begin >= milestones.enqueued.at
+        for rate, began in zip(rates, times[:-1], strict=True)
+        if began >= milestones.enqueued.at
     ]
     if after_enqueue:
         ratio = after_enqueue[-1] / after_enqueue[0]
         print(
             f"ratio of the last tenth to the first one after the audience was enqueued {ratio:.2f}"
         )
-
-
-def print_memory(verdict: harness.Verdict, milestones: Milestones) -> None:
-    """Print the resident memory after a tenth of the messages and at the end, with its limit."""
-    tenth, end = milestones.tenth.resident, milestones.end.resident
-    figure = f"resident size {tenth / 2**20:.1f} MiB at a tenth, {end / 2**20:.1f} MiB at the end"
-    ratio = end / tenth
-    holds = 0.8 <= ratio <= 1.2  # noqa: PLR2004  # the limit
-    verdict.check(f"{figure}, ratio {ratio:.2f}", limit="0.80 to 1.20", holds=holds)
 
 
 def print_cost(milestones: Milestones, clients: int) -> None:
@@ -169,8 +160,10 @@ async def main(clients: int) -> int:
         await mailer.checkpoint()
         milestones = await measure(mailer, clients)
         report = await sink.read_report()
-    print_rates(verdict, milestones, report)
-    print_memory(verdict, milestones)
+    check_rates(verdict, milestones, report)
+    harness.check_memory(
+        verdict, at_a_tenth=milestones.tenth.resident, at_the_end=milestones.end.resident
+    )
     print_cost(milestones, clients)
     delivered = milestones.end.delivered
     figure = f"{report.requests:,} requests, {delivered:,} delivered"

@@ -149,8 +149,12 @@ def print_counts(counts: ResponseCounts) -> None:
         {(route, method) for route, method, _ in counts if TESTED_ROUTE.match(route)}
     )
     for route, method in operations:
-        by_status = {s: n for (r, m, s), n in sorted(counts.items()) if (r, m) == (route, method)}
-        listed = ", ".join(f"{status}: {n:,}" for status, n in by_status.items())
+        by_status = {
+            status: count
+            for (*operation, status), count in sorted(counts.items())
+            if operation == [route, method]
+        }
+        listed = ", ".join(f"{status}: {count:,}" for status, count in by_status.items())
         print(f"{sum(by_status.values()):7,}  {method} {route}   {listed}")
 
 

@@ -34,7 +34,7 @@ SEND_RATE = 200
 """Messages a second: one process with a modest gateway."""
 MIN_SCHEDULED = 300 * SEND_RATE
 """Scheduled messages before a file is imported; enough for longer than its imports take."""
-AUDIENCE = {"operator_codes": [f"{code}" for code in range(900, 945)]}
+AUDIENCE_FILTER = {"operator_codes": [f"{code}" for code in range(900, 945)]}
 """The filter of the mailing. It matches half of the clients created at first, and hardly any of the
 imported ones."""
 MEASURE_SECONDS = 5.0
@@ -120,7 +120,7 @@ async def measure(
     mailer: harness.Mailer, sink: harness.SinkProcess, name: str, content: bytes
 ) -> ImportFigures:
     """Measure the rate without an import, then import a file for `MEASURE_SECONDS` or longer."""
-    await sink.read_report()
+    await sink.forget_requests()
     await asyncio.sleep(MEASURE_SECONDS)
     rate_without = (await sink.read_report()).requests / MEASURE_SECONDS
     mailer.blocks.clear()
@@ -148,7 +148,7 @@ async def schedule_messages(mailer: harness.Mailer) -> None:
     counts = await mailer.call("GET", "/statistics")
     if counts["messages"]["scheduled"] >= MIN_SCHEDULED:
         return
-    mailing = await mailer.create_mailing(client_filter=AUDIENCE)
+    mailing = await mailer.create_mailing(client_filter=AUDIENCE_FILTER)
     async with asyncio.timeout(harness.PROCESS_TIMEOUT):
         while mailing["created_messages"] < mailing["clients_count"]:
             await asyncio.sleep(PROBE_INTERVAL)

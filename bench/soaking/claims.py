@@ -140,18 +140,20 @@ def match_requests(message: Message, requests: list[Request]) -> None:
     timed = [request for request in requests if request.earliest == request.arrived]
     untimed = [request for request in requests if request.earliest < request.arrived]
     for request in timed:
-        exact = _candidates(message, request, 0)
-        tolerated = _candidates(message, request, LAG)
-        _assign(message, request, [*exact, *tolerated][:1])
-    pairs = [(request, _candidates(message, request, LAG)) for request in untimed]
-    pairs.sort(key=lambda pair: not any(claim.agrees_with(pair[0]) for claim in pair[1]))
-    for request, _ in pairs:
-        candidates = _candidates(message, request, LAG)
+        candidates = _candidates(message, request) or _candidates(message, request, lag=LAG)
+        _assign(message, request, candidates[0] if candidates else None)
+
+    def agrees_with_none(request: Request) -> bool:
+        candidates = _candidates(message, request, lag=LAG)
+        return not any(claim.agrees_with(request) for claim in candidates)
+
+    for request in sorted(untimed, key=agrees_with_none):
+        candidates = _candidates(message, request, lag=LAG)
         candidates.sort(key=lambda claim: (claim.agrees_with(request), claim.is_counted))
-        _assign(message, request, candidates[-1:])
+        _assign(message, request, candidates[-1] if candidates else None)
 
 
-def _candidates(message: Message, request: Request, lag: float) -> list[Claim]:
+def _candidates(message: Message, request: Request, lag: float = 0.0) -> list[Claim]:
     """Return the claims without a request under which the request may have been sent.
 
     The request may be up to `lag` seconds later than the end of the claim.
@@ -165,9 +167,9 @@ def _candidates(message: Message, request: Request, lag: float) -> list[Claim]:
     ]
 
 
-def _assign(message: Message, request: Request, candidates: list[Claim]) -> None:
-    """Match a request to the only candidate; without a candidate, add it to `unclaimed`."""
-    for claim in candidates:
-        claim.request = request
-    if not candidates:
+def _assign(message: Message, request: Request, claim: Claim | None) -> None:
+    """Match a request to a claim, or add it to `unclaimed` if there is none."""
+    if claim is None:
         message.unclaimed.append(request)
+    else:
+        claim.request = request

@@ -57,8 +57,10 @@ class Evidence:
         of the request becomes the start of the freeze.
         """
         request = claim.request
-        for fault in self._faults_by_worker[claim.opened.worker] if request else ():
-            if request and fault.began <= request.arrived <= fault.ended + LAG:
+        if request is None:
+            return
+        for fault in self._faults_by_worker[claim.opened.worker]:
+            if fault.began <= request.arrived <= fault.ended + LAG:
                 request.earliest = min(request.earliest, fault.began)
 
     def _match_late_requests(self, message: Message) -> None:
@@ -79,6 +81,10 @@ class Evidence:
                     self.late_after_freeze += 1
                     break
 
+    def message_of(self, request: Request) -> Message:
+        """Return the message of a request; raises `KeyError` for a request without one."""
+        return self.record.messages[request.id or 0]  # no message has the id 0
+
     def was_frozen(self, worker: str, start: float, end: float) -> bool:
         """Return whether a worker was frozen at some moment from `start` to `end`."""
         freezes = (f for f in self._faults_by_worker[worker] if f.name == "mailer frozen")
@@ -97,12 +103,12 @@ class Evidence:
 
     def versions_for(self, request: Request) -> list[Version]:
         """Return the versions of its mailing that may have applied when a request was written."""
-        mailing_id = self.record.messages[request.id or 0].last.mailing_id
+        mailing_id = self.message_of(request).last.mailing_id
         return self.versions(mailing_id, request.earliest - LAG, request.arrived)
 
     def zone_of(self, request: Request) -> str:
         """Return the time zone of the request's client."""
-        client_id = self.record.messages[request.id or 0].last.client_id
+        client_id = self.message_of(request).last.client_id
         return str(self.clients[client_id]["time_zone"])
 
     def was_retried(self, mailing_id: int, start: float, end: float) -> bool:
@@ -113,7 +119,7 @@ class Evidence:
         )
 
     def was_breaker_open(self, worker: str, start: float, end: float) -> bool:
-        """Return whether a worker's breaker was open or half-open from `start` to `end`."""
+        """Return whether a worker's breaker was not closed at some moment from `start` to `end`."""
         openings = self._openings[worker]
         return any(opening.began <= end and opening.ended >= start for opening in openings)
 

@@ -90,7 +90,7 @@ class Fleet:
             elif self._journal.ending.is_set():
                 return
             await self._end(worker, signal.SIGTERM if rng.random() < STOP_SHARE else signal.SIGKILL)
-            await self._journal.sleep(rng.choice((0, 0, 1, 3)))
+            await self._journal.sleep(rng.choice((0, 0, 1, 3)))  # seconds until the next one starts
         await self._start()
 
     async def black_out(self, seconds: float) -> None:

@@ -75,8 +75,9 @@ async def _send(  # noqa: PLR0913, PLR0917  # a request and its description
 ) -> None:
     """Send a request; record a violation if the answer is a server error other than 503.
 
-    The workers require no authentication. A missing answer is no violation: a worker that hangs is
-    found by its log, and by the times without requests at the gateway.
+    The workers require no authentication, so they process each request. A missing answer is no
+    violation: a worker that hangs is found by its log, and by the times without requests at the
+    gateway.
     """
     method = "GET" if body is None else "POST"
     content_type = {} if body is None else {"Content-Type": "text/csv"}

@@ -77,7 +77,8 @@ class Operator:
     async def _handle_mailing(self, session: aiohttp.ClientSession, rng: RandomSource) -> None:
         """Create a mailing, and do up to four random actions on it."""
         api = Api(session, self._fleet, self._journal, rng)
-        mailing = await api.call(0, "create", lambda: new_mailing(rng, self._ends_at))
+        no_id_yet = 0
+        mailing = await api.call(no_id_yet, "create", lambda: new_mailing(rng, self._ends_at))
         if mailing is None:
             return
         self.created_ids.add(mailing["id"])

@@ -4,7 +4,7 @@ Each check is a generator that yields descriptions of the violations.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from itertools import pairwise
 
 from soaking.claims import (
@@ -201,7 +201,10 @@ def _expired_leases(evidence: Evidence, claims: list[Claim]) -> Iterator[str]:
 
 
 def _counted_unsent(evidence: Evidence, claims: list[Claim]) -> Iterator[str]:
-    """Yield the claims that count as attempts although the gateway got no request for no reason."""
+    """Yield the claims that count as attempts although the gateway got no request.
+
+    A claim with a known cause, such as a frozen gateway, is not yielded.
+    """
     for claim in claims:
         has_result = claim.outcome not in {"open", "lease_expired"}
         is_unsent = claim.is_counted and claim.request is None and has_result
@@ -238,24 +241,34 @@ def _miscounted(evidence: Evidence) -> Iterator[str]:
         failed: dict[str, set[int]] = defaultdict(set)
         for before, after in _transitions(message):
             attempts = before.attempts if before else 0
-            allowed = {attempts}
-            if before and before.status == "sending":
-                allowed = {attempts, attempts - 1}  # less if it was released without a request
-            elif after.status == "sending":
-                allowed = {attempts + 1}
-            elif before and before.status in {"undelivered", "unknown"}:
-                allowed = {attempts, 0}  # retried by a user
-            elif after.status == "scheduled" and evidence.was_breaker_open(
-                after.worker, 0, after.at
-            ):
-                # when its breaker opens, a worker refunds its last failures
-                allowed = {attempts}
-                while min(allowed) in failed[after.worker]:
-                    allowed.add(min(allowed) - 1)
+            allowed = _allowed_attempts(evidence, before, after, failed[after.worker])
             if before and before.status == "sending" and after.status == "scheduled":
                 failed[after.worker].add(after.attempts)
             if after.attempts not in allowed or after.attempts > RETRY_ATTEMPTS:
                 yield f"message {after.message_id}: {attempts} to {after.attempts}, {after.status}"
+
+
+def _allowed_attempts(
+    evidence: Evidence, before: Change | None, after: Change, failed: set[int]
+) -> Collection[int]:
+    """Return the numbers of attempts that are allowed after the change from `before` to `after`.
+
+    `failed` contains the attempts of the message that failed in the same worker.
+    """
+    attempts = before.attempts if before else 0
+    if before and before.status == "sending":
+        return {attempts, attempts - 1}  # less if it was released without a request
+    if after.status == "sending":
+        return {attempts + 1}
+    if before and before.status in {"undelivered", "unknown"}:
+        return {attempts, 0}  # retried by a user
+    if after.status == "scheduled" and evidence.was_breaker_open(after.worker, 0, after.at):
+        # when its breaker opens, a worker refunds its last failures, one or several
+        fewest = attempts
+        while fewest in failed:
+            fewest -= 1
+        return range(fewest, attempts + 1)
+    return {attempts}
 
 
 def _illegal_changes(evidence: Evidence) -> Iterator[str]:

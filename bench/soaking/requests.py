@@ -82,7 +82,7 @@ def _is_after_freeze(evidence: Evidence, request: Request) -> bool:
         and claim.request is not None
         and claim.request.arrived < request.arrived
         and evidence.was_frozen(claim.opened.worker, claim.opened.at, claim.until)
-        for claim in evidence.record.messages[request.id or 0].claims
+        for claim in evidence.message_of(request).claims
     )
 
 
@@ -144,7 +144,10 @@ def _outside_window(evidence: Evidence, requests: list[Request]) -> Iterator[str
 
 
 def _not_running(evidence: Evidence, requests: list[Request]) -> Iterator[str]:
-    """Yield the requests for a mailing that was not running or was deleted."""
+    """Yield the requests for a mailing that was not running or was deleted.
+
+    A request is allowed for `REACTION` seconds after such a change (`Evidence.versions`).
+    """
     for request in requests:
         versions = evidence.versions_for(request)
         is_running = any(
@@ -158,8 +161,8 @@ def _stopped(evidence: Evidence) -> Iterator[str]:
     """Yield the requests after the API answered a pause, a cancel or a delete."""
     by_mailing: dict[int, list[Request]] = defaultdict(list)
     for request in evidence.record.requests:
-        if message := evidence.record.messages.get(request.id or 0):
-            by_mailing[message.last.mailing_id].append(request)
+        if request.id in evidence.record.messages:
+            by_mailing[evidence.message_of(request).last.mailing_id].append(request)
     for stop in _stops(evidence):
         for request in by_mailing[stop.mailing_id]:
             if stop.since < request.earliest - LAG and request.arrived < stop.until:
@@ -178,7 +181,8 @@ class Stop(NamedTuple):
 def _stops(evidence: Evidence) -> Iterator[Stop]:
     """Yield a stop for each pause, cancel and delete that the API answered with success.
 
-    A pause ends when the mailing is resumed.
+    A delete stops at the answer; for a pause and a cancel, `REACTION` is tolerated after it. A
+    pause ends when the mailing is resumed.
     """
     for mailing_id, calls in evidence.calls.items():
         for index, call in enumerate(calls):
