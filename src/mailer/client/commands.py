@@ -167,7 +167,7 @@ def _open_output(path: str) -> Iterator[BinaryIO]:
     if path == STANDARD_STREAM:
         yield sys.stdout.buffer
     elif target.exists() and not target.is_file():  # a pipe or a device
-        with _os_errors_as_file_error(path), _open(path, "wb") as file:  # closing flushes it
+        with _os_errors_as_file_error(path), _open(path, "wb") as file:  # closing it may fail too
             yield file
     else:
         with _replacing(path, target) as file:

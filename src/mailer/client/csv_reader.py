@@ -156,7 +156,7 @@ class CsvReader:
 
     def _continue_field(self, line: str) -> Iterator[Record]:
         """Yield the records that `line` completes; a quoted field is open before this line."""
-        is_closed = is_malformed = False
+        is_closed = is_malformed = False  # both False: a field is open after this line too
         try:
             self._parser.parse(f'"{line}')  # as if the field began in this line
             is_closed = True
