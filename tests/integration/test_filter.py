@@ -49,11 +49,11 @@ class FakeClient(NamedTuple):
 
 
 CLIENTS = [
-    # every code with every tag
+    # every code with every tag; the time zones in turn
     *(
-        FakeClient(code, tag, ZONES[(i + j) % len(ZONES)])
-        for i, code in enumerate(CODES)
-        for j, tag in enumerate((None, *map(clean_label, TAGS)))
+        FakeClient(code, tag, ZONES[(code_number + tag_number) % len(ZONES)])
+        for code_number, code in enumerate(CODES)
+        for tag_number, tag in enumerate((None, *map(clean_label, TAGS)))
         if tag != ""
     ),
     # some codes and tags with every time zone
@@ -127,6 +127,7 @@ def expected_ids(client_filter: Any) -> set[int]:
 
 
 # ---- strategies: which filters Hypothesis generates -----------------------------------------
+# What is listed twice is generated twice as often.
 
 codes = st.sampled_from(CODES) | st.from_regex(r"[0-9]{3}", fullmatch=True)
 tags = st.sampled_from(TAGS) | st.text(
