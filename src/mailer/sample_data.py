@@ -108,7 +108,7 @@ async def create_clients(
 
 async def create_mailings(database: asyncpg.Connection, *mailings: SampleMailing) -> list[int]:
     """Create mailings without messages, and return their ids."""
-    columns = [
+    values_of_mailings = [
         (
             mailing.start,
             mailing.start + mailing.lasts,
@@ -121,7 +121,8 @@ async def create_mailings(database: asyncpg.Connection, *mailings: SampleMailing
         )
         for mailing in mailings
     ]
-    rows = await database.fetch(INSERT_MAILINGS, *zip(*columns, strict=True), ENQUEUED_UNTIL)
+    columns = zip(*values_of_mailings, strict=True)
+    rows = await database.fetch(INSERT_MAILINGS, *columns, ENQUEUED_UNTIL)
     return sorted(row["id"] for row in rows)
 
 

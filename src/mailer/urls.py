@@ -52,7 +52,7 @@ def split_url(value: str, schemes: Collection[str]) -> SplitResult:
         raise ValueError("must have the name or the address of a host")
     try:
         port = parts.port
-    except ValueError:
+    except ValueError:  # not a number, or too large
         port = 0
     if port == 0:
         raise ValueError(f"must have a port between 1 and {MAX_PORT}")
@@ -100,9 +100,10 @@ def read_gateway_url(value: str) -> GatewayUrl:
     base = base.replace(parts.netloc, host_and_port, 1)
     if not parts.path:
         base += "/"
-    if query and not query.endswith("="):
-        return GatewayUrl(base, question_mark + query, user, password or "")
-    return GatewayUrl(base + question_mark + query, "", user, password or "")
+    before_id, after_id = base, question_mark + query
+    if not query or query.endswith("="):
+        before_id, after_id = base + question_mark + query, ""
+    return GatewayUrl(before=before_id, after=after_id, user=user, password=password or "")
 
 
 def _unquote(value: str) -> str:

@@ -87,8 +87,8 @@ def check(model: type[Model], raw: object, at: datetime, *, strict: bool = True)
                 values[name] = _convert(field, raw[name], at, strict=strict)
             except InvalidError as error:
                 errors += (
-                    FieldError(f"{name}.{e.field}" if e.field else name, e.message)
-                    for e in error.errors
+                    FieldError(f"{name}.{inner.field}" if inner.field else name, inner.message)
+                    for inner in error.errors
                 )
             except msgspec.ValidationError as error:
                 errors.append(FieldError(name, field.error_message or _plain_message(error)))

@@ -9,6 +9,7 @@ from tests.api.browser_session import BROWSER
 
 SITE = "http://mailer"
 HOSTILE = "<script>alert(1)</script>\"'&amp;"
+"""A text with markup, quotes and an entity, all of which a page must show as they are."""
 NEW_FORM = {
     "zone": "Europe/Berlin",
     "text": "Half price.",

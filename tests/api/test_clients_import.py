@@ -90,9 +90,9 @@ async def test_other_types_are_415(api: httpx.AsyncClient, media_type: str) -> N
         (b"tag,name\nvip,Anna\n", ["name", "phone"]),
         (b"phone,phone\n", ["phone"]),
         (b"phone,\0\n", ["\0"]),
-        (b"\xff\xfe\n", ["?", "phone"]),
+        (b"\xff\xfe\n", ["?", "phone"]),  # half a character of UTF-16
         ("телефон\n".encode("cp1251"), ["телефон", "phone"]),
-        (b"x" * 100_000, [""]),
+        (b"x" * 100_000, [""]),  # the header as a whole
     ],
 )
 async def test_an_invalid_header_is_400_and_names_the_columns(

@@ -124,7 +124,7 @@ async def test_a_download_that_fails_midway_does_not_end_normally() -> None:
         yield CsvPart(b"first", rows=1)
         raise ConnectionResetError
 
-    response = await csv_answer("x.csv", failing_parts(), None)
+    response = await csv_answer("x.csv", failing_parts(), owner=None)
     chunks = aiter(response.iterator)  # type: ignore[arg-type]  # an async generator
     assert await anext(chunks) == b"first"
     with pytest.raises(ConnectionResetError):

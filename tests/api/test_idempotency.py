@@ -79,7 +79,7 @@ async def prepare(engine: AsyncEngine, api: httpx.AsyncClient, name: str) -> Cal
             clients = await add_clients(engine, 1)
             await add_messages(engine, mailing_id, clients, "undelivered", "rejected_400")
             return call_to(f"/mailings/{mailing_id}/retry")
-        case _:
+        case _:  # an action on a mailing
             mailing = await create_mailing(api, NEW)
             if name == "resume":
                 await api.post(f"/mailings/{mailing['id']}/pause")

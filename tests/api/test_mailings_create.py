@@ -10,7 +10,7 @@ from tests.api.calls import COUNT_FIELDS, MAILING_FIELDS, NEW, create_mailing, f
 from tests.factories import execute
 
 
-async def test_a_mailing_has_the_fields_of_the_contract(api: httpx.AsyncClient) -> None:
+async def test_a_created_mailing_has_all_fields_of_a_mailing(api: httpx.AsyncClient) -> None:
     created = await create_mailing(api, NEW)
     assert created.keys() == MAILING_FIELDS
     assert created["created_at"].endswith("Z")

@@ -37,8 +37,8 @@ async def import_text(engine: AsyncEngine, path: Path, content: str) -> str:
 async def test_import_prints_the_rejected_lines_and_the_counts(
     engine: AsyncEngine, tmp_path: Path
 ) -> None:
-    one_valid, two_invalid = [f"{ANNA},[red]"], ["1,x", "79160000002"]
-    lines = ["phone,tag", *one_valid, *two_invalid, *["2,"] * 100]
+    one_valid, two_invalid, hundred_invalid = [f"{ANNA},vip"], ["1,x", "79160000002"], ["2,"] * 100
+    lines = ["phone,tag", *one_valid, *two_invalid, *hundred_invalid]
     printed = await import_text(engine, tmp_path / "clients.csv", "\n".join(lines))
     assert printed.splitlines()[:2] == [
         "line 3: phone must be 7 and ten more digits, such as 79161234567 (it has '1')",
@@ -49,6 +49,18 @@ async def test_import_prints_the_rejected_lines_and_the_counts(
         "imported, except for the rejected lines",
         "1 created, 0 updated, 0 unchanged, 102 rejected",
     ]
+
+
+@pytest.mark.parametrize(
+    "wrong_phone",
+    ["phone:  1", "[red]1", "1" * 60 + " 1"],
+    ids=["two blanks after a colon", "markup of rich", "longer than a line of the terminal"],
+)
+async def test_import_prints_a_rejected_value_as_it_is_in_the_file(
+    engine: AsyncEngine, tmp_path: Path, wrong_phone: str
+) -> None:
+    printed = await import_text(engine, tmp_path / "clients.csv", f"phone\n{wrong_phone}\n")
+    assert printed.splitlines()[0].endswith(f"(it has '{wrong_phone}')")
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,10 @@ from tests.factories import (
 
 from mailer.access.model import COMMAND_LINE
 from mailer.client import segment_counts
+from mailer.dispatch.schedule import JobLimits, jobs
 from mailer.mailing import audience, downsampling, purging, service
 from mailer.message import counters
+from mailer.settings import Settings
 from mailer.statistics import service as statistics
 from mailer.statistics.verify import find_differences
 
@@ -234,6 +236,16 @@ async def test_an_empty_segment_is_deleted(api: httpx.AsyncClient, engine: Async
     await api.delete(f"/clients/{created['id']}")
     await merge_segment_deltas(engine)
     assert await value(engine, "SELECT count(*) FROM segment_count") == 0
+
+
+async def test_a_periodic_job_merges_segment_deltas_every_two_seconds(engine: AsyncEngine) -> None:
+    await add_clients(engine, 8)
+    all_jobs = jobs(engine, JobLimits.of(Settings()), report=None)
+    [merge_job] = [job for job in all_jobs if job.name == "merge_counters"]
+    assert merge_job.interval == 2
+    await merge_job.run()
+    assert await value(engine, "SELECT count(*) FROM segment_count_delta") == 0
+    assert await count_matching(engine, None) == [8]
 
 
 @pytest.mark.parametrize(

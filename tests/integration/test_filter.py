@@ -1,7 +1,7 @@
-"""Filters of mailings in PostgreSQL, compared with the rules of the contract, written in Python.
+"""Filters of mailings in PostgreSQL, compared with the same rules written in Python.
 
-The contract says which clients a filter matches: section 3. `CLIENTS` are in the database. For
-filters that Hypothesis generates, the SQL must find the same of them as `matches_contract`.
+`CLIENTS` are in the database. For filters that Hypothesis generates, the SQL must find the same of
+them as `matches`. The rules are those of `mailer.mailing.client_filter`.
 """
 
 import unicodedata
@@ -49,11 +49,11 @@ class FakeClient(NamedTuple):
 
 
 CLIENTS = [
-    # every code with every tag
+    # every code with every tag; the time zones in turn
     *(
-        FakeClient(code, tag, ZONES[(i + j) % len(ZONES)])
-        for i, code in enumerate(CODES)
-        for j, tag in enumerate((None, *map(clean_label, TAGS)))
+        FakeClient(code, tag, ZONES[(code_number + tag_number) % len(ZONES)])
+        for code_number, code in enumerate(CODES)
+        for tag_number, tag in enumerate((None, *map(clean_label, TAGS)))
         if tag != ""
     ),
     # some codes and tags with every time zone
@@ -73,8 +73,8 @@ async def connection(shared_engine: AsyncEngine) -> AsyncIterator[AsyncConnectio
         yield connection
 
 
-def matches_contract(client_filter: Any, fake: FakeClient) -> bool:
-    """Return whether a client matches a filter, which is JSON, by section 3 of the contract."""
+def matches(client_filter: Any, fake: FakeClient) -> bool:
+    """Return whether a client matches a filter, which is JSON."""
     if client_filter is None:
         return True
     if isinstance(client_filter, str):
@@ -122,15 +122,14 @@ async def query_matching_ids(connection: AsyncConnection, client_filter: ClientF
 
 
 def expected_ids(client_filter: Any) -> set[int]:
-    """Return the ids of the clients in `CLIENTS` whom a filter matches by the contract."""
+    """Return the ids of the clients in `CLIENTS` whom a filter should match, by `matches`."""
     return {
-        number
-        for number, fake in enumerate(CLIENTS, start=1)
-        if matches_contract(client_filter, fake)
+        client_id for client_id, fake in enumerate(CLIENTS, start=1) if matches(client_filter, fake)
     }
 
 
 # ---- strategies: which filters Hypothesis generates -----------------------------------------
+# What is listed twice is generated twice as often.
 
 codes = st.sampled_from(CODES) | st.from_regex(r"[0-9]{3}", fullmatch=True)
 tags = st.sampled_from(TAGS) | st.text(
@@ -166,7 +165,7 @@ objects = st.fixed_dictionaries(
 @example(client_filter="UTC")
 @example(client_filter={"tags": ["vip,gold", " vip"]})
 @example(client_filter={"operator_codes": ["007", "912"], "tags": ["vip"], "time_zones": ["UTC"]})
-async def test_a_filter_matches_as_the_contract_says(
+async def test_a_filter_in_sql_matches_the_same_clients_as_in_python(
     connection: AsyncConnection, client_filter: Any
 ) -> None:
     ids = await query_matching_ids(connection, store_and_read(client_filter))

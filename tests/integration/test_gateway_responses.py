@@ -1,6 +1,6 @@
 """Outcomes of the gateway's HTTP responses, over real sockets.
 
-This is section 5 of the contract, line by line. A server of the test stands in for the gateway.
+A server of the test stands in for the gateway.
 """
 
 import asyncio

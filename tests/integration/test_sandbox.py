@@ -268,7 +268,7 @@ async def test_rejections_are_400() -> None:
 
 
 def flaw_of(response: Response) -> str:
-    """Return how a response violates section 5 of the contract."""
+    """Return why a response of status 200 does not accept a message by the gateway protocol."""
     if len(response.body) > 65_536:
         return "over 64 KiB"
     try:

@@ -97,7 +97,15 @@ def test_garbage_in_a_line_does_not_affect_other_lines(garbage: bytes) -> None:
 
 
 def test_line_numbers_count_every_line_of_the_file() -> None:
-    content = b'\n\r\na,b\r\n1,"x\ny\r\n"\n\n2,3\n"4\n4",\n5,6'
+    content = (
+        b"\n\r\n"  # lines 1 and 2
+        b"a,b\r\n"
+        b'1,"x\ny\r\n"\n'  # lines 4 to 6
+        b"\n"
+        b"2,3\n"  # line 8
+        b'"4\n4",\n'  # lines 9 and 10
+        b"5,6"  # line 11
+    )
     assert read(content) == [
         (4, ("1", "x\ny\n")),
         (8, ("2", "3")),

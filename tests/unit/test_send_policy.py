@@ -370,7 +370,7 @@ def reference_cancelled(claim: ClaimedMessage, reason: str) -> MessageResult:
 
 
 def reference_before(case: Case, timeout: float) -> Send | MessageResult:
-    """Apply the contract's rules before a request."""
+    """Return what `decide_before_send` should return, by the same rules in other code."""
     claim, mailing, now = case
     attempts_before = claim.attempts - 1
     if claim.phone is None:
@@ -393,7 +393,7 @@ def reference_before(case: Case, timeout: float) -> Send | MessageResult:
 def reference_after(  # noqa: PLR0911  # one return for each rule
     case: Case, outcome: Outcome, fraction: float, *, costs_no_attempt: bool
 ) -> MessageResult:
-    """Apply the contract's rules after an outcome, with the numbers of POLICY."""
+    """Return what `decide_after_send` should return with the numbers of POLICY."""
     claim, mailing, now = case
     attempts = claim.attempts
     if isinstance(outcome, Accepted):

@@ -63,6 +63,7 @@ def test_text_with_a_visible_character_is_not_blank(text: str) -> None:
 @pytest.mark.parametrize(
     "hostile",
     ["a" + "\u0301\u0327" * 2_000, "\u200c " * 500_000, "e\u0301" * 500_000, "\u200b" * 1_000_000],
+    ids=["many marks on a letter", "many joiners", "many letters", "many invisible characters"],
 )
 def test_text_that_would_take_long_to_normalize_is_not_normalized(
     hostile: str, monkeypatch: pytest.MonkeyPatch

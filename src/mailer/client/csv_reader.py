@@ -156,24 +156,31 @@ class CsvReader:
 
     def _continue_field(self, line: str) -> Iterator[Record]:
         """Yield the records that `line` completes; a quoted field is open before this line."""
-        is_closed = is_malformed = False
-        try:
-            self._parser.parse(f'"{line}')  # as if the field began in this line
-            is_closed = True
-        except csv.Error:
-            is_malformed = not self._parser.is_unfinished
+        field_end = self._parse_inside_field(line)
         # lines that cannot belong to one record with `line` are rejected, until none is open
-        while self._open_lines and (is_malformed or not self._fits(line)):
+        while self._open_lines and (field_end == "malformed" or not self._fits(line)):
             yield from self._reject_first_open_line(self._line_number)
         if not self._open_lines:
             record = self._start_record(self._line_number, line)
-        elif is_closed:
+        elif field_end == "closed":
             record = self._complete_record(line)
         else:
             self._append_open_line(line)
             record = None
         if record:
             yield record
+
+    def _parse_inside_field(self, line: str) -> Literal["closed", "open", "malformed"]:
+        """Return how `line` continues a quoted field that is open before it.
+
+        Closed: the record ends with the line. Open: this or a later field is open after the line.
+        Malformed: a wrong character follows a closing quote.
+        """
+        try:
+            self._parser.parse(f'"{line}')  # as if the field began in this line
+        except csv.Error:
+            return "open" if self._parser.is_unfinished else "malformed"
+        return "closed"
 
     def _complete_record(self, last_line: str) -> Record | None:
         """Return the record of all open lines and `last_line`, which closes the open field."""

@@ -13,7 +13,7 @@ Encoding: TypeAlias = Literal["UTF-8", "UTF-16", "windows-1251"]
 DETECTION_BYTES = 16 * 1024
 """Bytes from which the encoding, UTF-8 or windows-1251, is detected.
 
-They start near the first non-ASCII byte: before it, the text is the same in both encodings.
+They start near the first non-ASCII byte, because ASCII text is the same in both encodings.
 """
 MAX_BOM_LENGTH = 3
 """Bytes of the longest byte order mark."""
@@ -89,6 +89,7 @@ class TextDecoder:
 
     def _use_encoding(self, encoding: Encoding, codec: str) -> None:
         self.encoding = encoding
+        # in UTF-16 only lone surrogates are invalid, and stay; elsewhere invalid bytes become some
         errors = "surrogatepass" if encoding == "UTF-16" else "surrogateescape"
         self._decoder = codecs.getincrementaldecoder(codec)(errors)
 

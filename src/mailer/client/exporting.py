@@ -15,18 +15,23 @@ from mailer.db.csv_export import CsvPart, CsvSource, copy_in_chunks
 # sign makes the cell plain text, as OWASP advises
 # (https://owasp.org/www-community/attacks/CSV_Injection). So `=1+1` is exported as `'=1+1`.
 #
-# The apostrophe is also added after every comma, semicolon, tab and line end inside a cell: a
-# spreadsheet that opens the file with another delimiter begins a new cell there, even inside
-# quotes. Before a formula that has apostrophes already, one more is added: `'=1` is exported as
-# `''=1`. So an import restores every text exactly by removing one.
-FORMULA_STARTS = r"=+@\t\r\n\uff1d\uff0b\uff0d\uff20\-"
-"""First characters of formulas: the signs, their full-width forms, and blanks that spreadsheets
-skip."""
-BEFORE_FORMULA = rf"(?<![^,;\t\r\n])('*)(?=[{FORMULA_STARTS}])"
-"""A pattern for the start of a cell, under any delimiter, when a formula follows; its group is the
-apostrophes before the formula. PostgreSQL reads the pattern as Python does."""
-_ESCAPED_FORMULA = re.compile(rf"(?<![^,;\t\r\n])'('*)(?=[{FORMULA_STARTS}])")
-"""As `BEFORE_FORMULA`, with the added apostrophe outside the group."""
+# A spreadsheet that opens the file with another delimiter begins a new cell after every comma,
+# semicolon, tab and line end, even inside quotes. So a sign after one of them gets an apostrophe
+# too: `a;=1` is exported as `a;'=1`.
+#
+# A formula that has apostrophes already gets one more: `'=1` is exported as `''=1`. So an import
+# restores every text exactly by removing one.
+#
+# PostgreSQL reads these patterns as Python does.
+FORMULA_START = r"[=+@\t\r\n\uff1d\uff0b\uff0d\uff20\-]"
+"""The first character of a formula: a sign, also full-width, or a blank that spreadsheets skip."""
+CELL_START = r"(?<![^,;\t\r\n])"
+"""The start of a cell under some delimiter: the start of the text, or after a delimiter or a line
+end. The pattern says: not after any other character."""
+BEFORE_FORMULA = rf"{CELL_START}('*)(?={FORMULA_START})"
+"""The apostrophes, if any, between the start of a cell and a formula, as a group."""
+_ESCAPED_FORMULA = re.compile(rf"{CELL_START}'('*)(?={FORMULA_START})")
+"""As `BEFORE_FORMULA`, with the apostrophe that an export added outside the group."""
 
 
 def escape_formula_sql(column: str) -> str:

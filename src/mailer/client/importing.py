@@ -29,7 +29,7 @@ UNIT_SIZE = 256
 STAGE_BATCH = 2_000
 """Lines staged at once."""
 COPY_BATCH = 100
-"""Rows that are passed to the database before other tasks may run; takes as long as a unit."""
+"""Rows passed to the database before other tasks may run: at most half a millisecond too."""
 MAX_STORE_ATTEMPTS = 5
 """Attempts to store the staged lines while other requests create clients with the same phones."""
 IMPORT_STATEMENT_TIMEOUT = 3600.0
@@ -225,8 +225,8 @@ INSERT_NEW = """
     FROM client_import AS staged
     WHERE NOT EXISTS (SELECT FROM client WHERE client.phone = staged.phone)
     ORDER BY line"""
-# Updates each client whose phone is in the file, if a column differs; the ones just created do not.
-# Null leaves a column as it is, except a tag when $1 is true: when the file has a column of tags.
+# Updates each client whose phone is in the file, if a column differs. Clients of INSERT_NEW do not
+# differ. Null leaves a column as it is, but empties a tag if $1: if the file has a column of tags.
 UPDATE_EXISTING = """
     UPDATE client SET operator_code = coalesce(staged.operator_code, client.operator_code),
         tag = CASE WHEN $1 THEN staged.tag ELSE client.tag END,

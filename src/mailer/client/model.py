@@ -18,6 +18,7 @@ from mailer.validation import STORABLE, Input
 
 UNKNOWN_ZONE_MESSAGE = "must be an IANA time zone, such as Europe/Moscow"
 
+# `extra` has the error message and the normalization of a field; see `mailer.validation.Input`
 Phone = Annotated[
     str,
     Meta(

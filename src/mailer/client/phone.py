@@ -21,7 +21,10 @@ DASHES = "\u058a\u05be\u2010-\u2015\u2043\u2212\u2e3a\u2e3b\u30fc"
 _WRITTEN = re.compile(
     rf"(?:(?:tel|тел)[.:]\s*|['\u2019])?\(?(\+?)([0-9\s().\u00b7\-{DASHES}/]+)", re.IGNORECASE
 )
-"""A written phone. Its groups: the plus, if there is one; the digits and separators after it."""
+"""A written phone, perhaps after `tel:` or after the apostrophe by which a spreadsheet marks text.
+
+Its groups: the plus, if there is one; the digits and separators after it.
+"""
 _FLOAT = re.compile(r"([0-9]{10,11})[.,]0+")
 """A phone that a program wrote as a decimal fraction, such as 79161234567.0; no digit is lost."""
 _ROUNDED = re.compile(r"[0-9]([.,][0-9]+)?e\+?[0-9]{1,2}", re.IGNORECASE)

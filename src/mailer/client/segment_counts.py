@@ -1,8 +1,8 @@
 """Counts of clients by segment: the length of client lists and the size of audiences.
 
 A segment is all clients with the same operator code, tag and time zone, the only fields of a
-filter. A trigger on the clients writes each change as a delta, such as 1 for a new client. A
-periodic job merges the deltas every second into one row for each segment.
+filter. A trigger on the clients writes each change as a delta, such as 1 for a new client. The
+periodic job `merge_counters` merges the deltas every 2 seconds into one row for each segment.
 """
 
 from sqlalchemy import ColumnElement, column, func, select, table, text

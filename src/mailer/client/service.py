@@ -64,5 +64,5 @@ async def change(
 def _audited_fields(client: Client) -> dict[str, Any]:
     """Return the fields of a client for the audit log, with personal data hidden."""
     fields = {name: getattr(client, name) for name in NewClient.__struct_fields__}
-    tag = client.tag and MASK
+    tag = None if client.tag is None else MASK
     return msgspec.to_builtins(fields | {"phone": MASK + client.phone[-2:], "tag": tag})  # type: ignore[no-any-return]  # of a dict it returns a dict

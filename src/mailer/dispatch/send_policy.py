@@ -122,7 +122,7 @@ def _check_window(
     return MessageResult(claim, "scheduled", claim.attempts - 1, due_at=opening)
 
 
-def decide_after_send(  # noqa: PLR0911, PLR0913  # one return for each row of the contract's table, and all its inputs
+def decide_after_send(  # noqa: PLR0911, PLR0913  # one return for each kind of outcome; all inputs of the decision
     claim: ClaimedMessage,
     mailing: RunningMailing,
     outcome: Outcome,

@@ -1,6 +1,6 @@
 """The sandbox gateway: a server that stands in for an SMS gateway and sends nothing.
 
-It speaks the gateway protocol (the contract's protocol `json`), with latency and faults on request.
+It speaks the same protocol as a real gateway, with latency and faults on request.
 It serves the demo, the tests, the measurements, and the command `mailer sandbox`.
 """
 
@@ -95,7 +95,7 @@ class SandboxCounts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _MessageBody(msgspec.Struct, forbid_unknown_fields=True):
-    """The body of a request, as section 5 of the contract defines it."""
+    """The body of a request by the gateway protocol; see `HttpGateway.send`."""
 
     id: Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
     phone: Annotated[int, msgspec.Meta(ge=70_000_000_000, le=79_999_999_999)]

@@ -7,7 +7,7 @@ may come in many messages of the type `http.request`; the last one has no `more_
 import asyncio
 import hashlib
 import math
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 from typing import Any
 
@@ -120,10 +120,15 @@ class CapturedResponse:
     def __init__(
         self,
         status: int = 0,
+        *,
         media_type: str | None = None,
         body: bytes = b"",
-        *headers: tuple[bytes, bytes],
+        headers: Iterable[tuple[bytes, bytes]] = (),
     ) -> None:
+        """Create a stored response; without arguments, one into which `capture` captures.
+
+        Without `media_type` the response has only the given `headers`.
+        """
         self.status = status
         self.body = body
         self._headers = list(headers)

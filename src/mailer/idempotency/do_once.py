@@ -17,7 +17,7 @@ class Done(msgspec.Struct, Generic[T], frozen=True):
     """The work of a request, done now or by an earlier attempt."""
 
     result: Mapping[str, Any]
-    """What is stored for repeats of the request."""
+    """What is stored for repeats of the request, by default the id of an object as `id`."""
     value: T | None
     """What the work returned; None if an earlier attempt did it."""
 
@@ -53,8 +53,8 @@ async def do_once(
     must then be rolled back.
     """
     if claim is not None and claim.result is not None:
-        return Done(claim.result, None)
+        return Done(result=claim.result, value=None)
     value = await work()
     result = result_of(value)
     await complete(connection, claim, result, client_id=result["id"] if creates_client else None)
-    return Done(result, value)
+    return Done(result=result, value=value)

@@ -50,7 +50,7 @@ from mailer.idempotency import store as claims
 from mailer.idempotency.buffering import BufferedRequest, CapturedResponse, ClientDisconnectedError
 from mailer.idempotency.keys import CREATES, is_form_sent_once, key_of
 from mailer.idempotency.model import Acquired, Continued, IdempotencyClaim, InUse
-from mailer.idempotency.responses import ensure_same_body, is_storable, replay, to_stored
+from mailer.idempotency.responses import ensure_same_body, must_store, replay, to_stored
 from mailer.web.body import VALIDATED_AS_OF
 from mailer.web.problems import RETRY_SOON, problem_of
 
@@ -204,7 +204,7 @@ class Idempotency(ASGIMiddleware):
                 renewal.cancel()
 
     async def _renew_until_cancelled(self, claim: IdempotencyClaim) -> None:
-        """Renew a claim thrice a lease, until the task is cancelled or the claim is lost."""
+        """Renew a claim three times a lease, until the task is cancelled or the claim is lost."""
         is_valid = True
         while is_valid:
             await asyncio.sleep(self._lease.total_seconds() / 3)
@@ -249,7 +249,7 @@ class Idempotency(ASGIMiddleware):
 
         If another attempt has the claim now, return the response of that attempt instead.
         """
-        if not is_storable(response, buffered):
+        if not must_store(response, buffered):
             await self._release(claim)
             return response
         claim.digest = buffered.digest

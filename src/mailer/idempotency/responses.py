@@ -38,8 +38,8 @@ class StoredResponseErasedError(ConflictError):
     """The object that was created with this Idempotency-Key has been deleted since."""
 
 
-def is_storable(response: CapturedResponse, buffered: BufferedRequest) -> bool:
-    """Return whether a response is stored, so that a repeat gets it.
+def must_store(response: CapturedResponse, buffered: BufferedRequest) -> bool:
+    """Return whether to store a response, so that a repeat gets it.
 
     Without a digest, which is unknown until the whole body was read, no repeat can be recognized.
     """
@@ -59,7 +59,9 @@ def is_storable(response: CapturedResponse, buffered: BufferedRequest) -> bool:
 def to_stored(response: CapturedResponse, buffered: BufferedRequest) -> CapturedResponse:
     """Return what is stored of a response: of a response to a form only the Location."""
     if buffered.is_form and response.location is not None:
-        return CapturedResponse(HTTPStatus.SEE_OTHER, LOCATION_MEDIA_TYPE, response.location)
+        return CapturedResponse(
+            HTTPStatus.SEE_OTHER, media_type=LOCATION_MEDIA_TYPE, body=response.location
+        )
     return response
 
 
@@ -72,10 +74,12 @@ def ensure_same_body(digest: bytes | None, buffered: BufferedRequest) -> None:
 def replay(record: IdempotencyRecord, buffered: BufferedRequest) -> CapturedResponse:
     """Return the stored response; raises `KeyReusedError` and `StoredResponseErasedError`."""
     if record.status is None or record.body is None:
-        raise StoredResponseErasedError  # whatever the body is: the digest is erased too
+        # another body would be `KeyReusedError`, but the digest is erased too
+        raise StoredResponseErasedError
     ensure_same_body(record.digest, buffered)
     if record.media_type == LOCATION_MEDIA_TYPE:
-        return CapturedResponse(
-            record.status, None, b"", (b"location", record.body), REPLAYED_HEADER
-        )
-    return CapturedResponse(record.status, record.media_type, record.body, REPLAYED_HEADER)
+        location = (b"location", record.body)
+        return CapturedResponse(record.status, headers=[location, REPLAYED_HEADER])
+    return CapturedResponse(
+        record.status, media_type=record.media_type, body=record.body, headers=[REPLAYED_HEADER]
+    )
