@@ -28,7 +28,8 @@ from mailer.message.model import MessageResult
 from mailer.settings import Settings
 
 DRAIN_TIMEOUT = 15.0
-"""Seconds after the shutdown grace in which results may be recorded and the last statements end."""
+"""Seconds after the shutdown grace after which a pipeline that has not stopped is cancelled: longer
+than the statement of a last claim and the recording of the last results may take together."""
 
 
 class DispatcherLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,7 +56,8 @@ class DispatcherLimits(msgspec.Struct, frozen=True, kw_only=True):
 class Dispatcher:
     """Runs and connects the pipeline, the lifecycle, the running mailings and the periodic jobs.
 
-    Without a channel nothing is sent. `report` sends the daily report if it is due.
+    `channel` is None when no gateway is configured; then nothing is sent. `report` sends the daily
+    report if it is due.
     """
 
     def __init__(
@@ -146,7 +148,7 @@ class Dispatcher:
         self._lifecycle.check_finished({result.claim.mailing_id for result in results})
 
     def _on_mailings_changed(self, mailing_ids: Collection[int]) -> None:
-        """Do the work that changes of mailings may have made due."""
+        """Do what the changes of these mailings may require: finish them, start them, or claim."""
         self._lifecycle.check_finished(mailing_ids)
         self._lifecycle.wake()
         if self._pipeline is not None:
