@@ -1,6 +1,6 @@
-"""Outcomes of the gateway's HTTP responses, over real sockets.
+"""Requests to the gateway, and the outcomes of its responses, over real sockets.
 
-This is section 5 of the contract, line by line. A server of the test stands in for the gateway.
+A server of the test stands in for the gateway.
 """
 
 import asyncio
@@ -35,7 +35,9 @@ MAX_RETRY_AFTER = 900
 REFUSALS = (400, 404, 405, 410, 413, 415, 422)
 """Statuses of a permanent refusal."""
 WRONG_TOKEN = (401, 403)
+"""Statuses of a refusal of all messages."""
 BUSY = (429, 503)
+"""Statuses of a gateway that is overloaded, or that limits the rate."""
 
 # ---- the request ----------------------------------------------------------------------------
 
