@@ -97,12 +97,13 @@ async def change_filter(engine: AsyncEngine, mailing_id: int) -> None:
 
 
 async def delete_clients(engine: AsyncEngine, mailing_id: int) -> None:
-    del mailing_id  # the only two clients are those of its messages
+    del mailing_id  # clients 1 and 2, the only ones, are those of its messages
     for client_id in (1, 2):
         await erase_client(engine, client_id, COMMAND_LINE)
 
 
 async def cancel_while_replanning(engine: AsyncEngine, mailing_id: int) -> None:
+    """Cancel right after a change of the filter, before any message is replanned."""
     change = MailingChange(client_filter=MATCHING_FILTER)
     await service.change(engine, mailing_id, change, COMMAND_LINE)
     await cancel(engine, mailing_id)

@@ -370,7 +370,7 @@ def reference_cancelled(claim: ClaimedMessage, reason: str) -> MessageResult:
 
 
 def reference_before(case: Case, timeout: float) -> Send | MessageResult:
-    """Apply the contract's rules before a request."""
+    """Apply the rules for a message before its request, in the order of their priority."""
     claim, mailing, now = case
     attempts_before = claim.attempts - 1
     if claim.phone is None:
@@ -393,7 +393,7 @@ def reference_before(case: Case, timeout: float) -> Send | MessageResult:
 def reference_after(  # noqa: PLR0911  # one return for each rule
     case: Case, outcome: Outcome, fraction: float, *, costs_no_attempt: bool
 ) -> MessageResult:
-    """Apply the contract's rules after an outcome, with the numbers of POLICY."""
+    """Apply the rules for a message after its outcome, with the numbers of POLICY."""
     claim, mailing, now = case
     attempts = claim.attempts
     if isinstance(outcome, Accepted):
@@ -407,7 +407,7 @@ def reference_after(  # noqa: PLR0911  # one return for each rule
                 claim, "unknown", attempts, claim.unknown_reason, last_failure=reason
             )
         return MessageResult(claim, "undelivered", attempts, reason, last_failure=reason)
-    is_last_attempt = attempts == 8 and not costs_no_attempt
+    is_last_attempt = attempts == 8 and not costs_no_attempt  # of eight
     if isinstance(outcome, Unknown) and (mailing.on_unknown == "hold" or is_last_attempt):
         return MessageResult(
             claim,
@@ -423,8 +423,8 @@ def reference_after(  # noqa: PLR0911  # one return for each rule
     if is_last_attempt:
         return MessageResult(claim, "undelivered", 8, "attempts_exhausted", last_failure=reason)
     counted_attempts = attempts - 1 if costs_no_attempt else attempts
-    max_pause = [1, 1, 2, 4, 8, 16, 32, 64][counted_attempts]
-    pause = max_pause * fraction
+    max_pauses = (1, 1, 2, 4, 8, 16, 32, 64)  # seconds, after 0 to 7 counted attempts
+    pause = max_pauses[counted_attempts] * fraction
     if isinstance(outcome, TemporaryFailure) and outcome.retry_after is not None:
         pause = max(pause, outcome.retry_after)
     retry_at = now + timedelta(seconds=pause)
