@@ -127,8 +127,10 @@ class Claimer:
         """Claim at most `capacity` due messages. Return whether there may be more to claim now."""
         await self._due.refresh(await self._connection.get())
         batch = self._scheduler.next_batch(self._running_mailings.running, capacity, elapsed())
-        if not batch.mailing_ids or self._is_stopping:
-            return self._due.has_unchecked and not self._is_stopping
+        if self._is_stopping:
+            return False
+        if not batch.mailing_ids:
+            return self._due.has_unchecked
         claims = await self._claim(batch)
         metrics.messages_claimed(len(claims))
         for claim in claims:

@@ -47,7 +47,9 @@ class DispatcherLimits(msgspec.Struct, frozen=True, kw_only=True):
         """Return the limits that the settings define."""
         return cls(
             concurrency=settings.gateway_concurrency,
-            retry=RetryPolicy(settings.retry_attempts, settings.retry_base, settings.retry_cap),
+            retry=RetryPolicy(
+                attempts=settings.retry_attempts, base=settings.retry_base, cap=settings.retry_cap
+            ),
             shutdown_grace=settings.shutdown_grace,
             jobs=JobLimits.of(settings),
         )
@@ -71,7 +73,9 @@ class Dispatcher:
     ) -> None:
         self._channel = channel
         self._failures = LoopFailures()
-        self._claims = WorkerClaims(timedelta(seconds=limits.jobs.lease), limits.concurrency)
+        self._claims = WorkerClaims(
+            timedelta(seconds=limits.jobs.lease), prefetch_size=limits.concurrency
+        )
         self._running_mailings = RunningMailings(
             url,
             self._claims.in_flight,
@@ -80,7 +84,10 @@ class Dispatcher:
             on_try_now=self._try_now,
         )
         self._lifecycle = Lifecycle(
-            engine, self._failures, self._on_messages_enqueued, self._has_prefetched
+            engine,
+            self._failures,
+            on_messages=self._on_messages_enqueued,
+            is_sending=self._has_prefetched,
         )
         self._pipeline = (
             None
@@ -96,7 +103,7 @@ class Dispatcher:
     ) -> SendingPipeline:
         claims, running_mailings, failures = self._claims, self._running_mailings, self._failures
         claimer = Claimer(url, channel, claims, running_mailings, failures)
-        recorder = Recorder(url, claims, failures, self._on_results)
+        recorder = Recorder(url, claims, failures, on_recorded=self._on_results)
         sender = Sender(channel, claims, running_mailings, recorder, retry)
         return SendingPipeline(claims, claimer, sender, recorder, grace)
 

@@ -102,14 +102,9 @@ class Lifecycle:
 
     async def _advance(self) -> float:
         """Do some of the pending work. Return the seconds until there may be more."""
-        # `popitem` returns the latest candidates first. That matters when all running mailings are
-        # candidates, as after a full read of the running mailings.
-        candidates = [
-            self._finish_candidates.popitem()[0]
-            for _ in range(min(MAX_FINISH_CHECKS, len(self._finish_candidates)))
-        ]
-        # If this iteration fails, the next one starts a new round of checks.
-        check_after, self._checked_up_to = self._checked_up_to, 0
+        candidates = self._take_finish_candidates()
+        check_after = self._checked_up_to
+        self._checked_up_to = 0  # if this iteration fails, the next one starts a new round
         if elapsed() >= self._forget_skipped_at:
             self._skipped.clear()
             self._forget_skipped_at = elapsed() + SKIP_SECONDS
@@ -135,6 +130,15 @@ class Lifecycle:
         if has_started or has_messages or has_ended_messages or has_finished:
             return 0
         return self._pause_before_next(pending)
+
+    def _take_finish_candidates(self) -> list[int]:
+        """Remove and return at most `MAX_FINISH_CHECKS` candidates.
+
+        The latest ones come first. This matters when all running mailings are candidates, as after
+        a full read of the running mailings.
+        """
+        count = min(MAX_FINISH_CHECKS, len(self._finish_candidates))
+        return [self._finish_candidates.popitem()[0] for _ in range(count)]
 
     def _pause_before_next(self, pending: pending_work.PendingWork) -> float:
         """Return the seconds until the next iteration, after one that changed nothing."""
