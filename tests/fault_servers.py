@@ -172,7 +172,7 @@ def gateway_at(url: str, token: str | None = None, concurrency: int = 5) -> Http
 
 def create_request(message_id: int = 7, text: str = "Hello", within: float = 30.0) -> Request:
     """Return a request with a deadline `within` seconds from now."""
-    return Request(message_id, "79161234567", text, elapsed() + within)
+    return Request(message_id, phone="79161234567", text=text, deadline=elapsed() + within)
 
 
 async def send(gateway: Gateway, request: Request | None = None) -> Outcome:

@@ -162,7 +162,7 @@ async def test_other_methods_are_405(method: str) -> None:
 @pytest.mark.parametrize(
     ("path", "body", "status"),
     [
-        ("2", b'{"id":1,"phone":79001234567,"text":"a"}', 400),
+        ("2", b'{"id":1,"phone":79001234567,"text":"a"}', 400),  # another id in the path
         ("01", b'{"id":1,"phone":79001234567,"text":"a"}', 400),
         ("1/", b'{"id":1,"phone":79001234567,"text":"a"}', 400),
         ("", b'{"id":1,"phone":79001234567,"text":"a"}', 400),

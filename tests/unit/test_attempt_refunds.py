@@ -7,7 +7,15 @@ from mailer.message.model import ClaimedMessage
 
 
 def create_claim(message_id: int, attempts: int = 1) -> ClaimedMessage:
-    return ClaimedMessage(message_id, 1, attempts, NOON, "79161234567", "Europe/Moscow")
+    """Return a claim for the attempt number `attempts` of a message."""
+    return ClaimedMessage(
+        id=message_id,
+        mailing_id=1,
+        attempts=attempts,
+        lease_expires_at=NOON,
+        phone="79161234567",
+        time_zone="UTC",
+    )
 
 
 def test_nothing_is_refunded_before_the_breaker_opens() -> None:

@@ -16,8 +16,14 @@ def claims() -> WorkerClaims:
 
 def create_claim(message_id: int, attempts: int = 1) -> ClaimedMessage:
     """Return a claim; a later attempt has a later lease."""
-    lease_expires_at = NOON + timedelta(minutes=attempts)
-    return ClaimedMessage(message_id, 1, attempts, lease_expires_at, "79161234567", "UTC")
+    return ClaimedMessage(
+        id=message_id,
+        mailing_id=1,
+        attempts=attempts,
+        lease_expires_at=NOON + timedelta(minutes=attempts),
+        phone="79161234567",
+        time_zone="UTC",
+    )
 
 
 def delivered(*claims: ClaimedMessage) -> list[MessageResult]:
