@@ -35,7 +35,7 @@ async def test_a_result_that_cannot_be_written_does_not_affect_other_mailings(
     claims = [
         claimed
         for mailing_id in (first, broken, last)
-        for claimed in await claim(engine, mailing_id, 2)
+        for claimed in await claim(engine, mailing_id, count=2)
     ]
     await refuse_results(engine, broken)
     worker = WorkerClaims(LEASE, prefetch_size=len(claims))

@@ -1,4 +1,7 @@
-"""Rescue of messages whose worker died, and results that arrive after the lease expired."""
+"""Rescue of messages whose worker died, and results that arrive after the lease expired.
+
+`state` returns the status, the reason and the number of attempts of a message.
+"""
 
 import shutil
 import tempfile
@@ -105,7 +108,7 @@ async def test_messages_with_a_valid_lease_are_not_rescued(engine: AsyncEngine) 
 
 async def test_rescue_works_in_chunks(engine: AsyncEngine) -> None:
     mailing_id = await add_due_messages(engine, 3)
-    await claim(engine, mailing_id, 3, lease=-LEASE)
+    await claim(engine, mailing_id, count=3, lease=-LEASE)
 
     assert await rescue(engine, chunk=2) == 2
     assert await mailing_counts(engine, mailing_id) == {"scheduled": 2, "sending": 1}

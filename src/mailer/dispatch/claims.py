@@ -30,7 +30,7 @@ class WorkerClaims:
         self.in_flight = InFlightRequests()
         """The requests that have started and have no outcome yet."""
         self.refunds = AttemptRefunds()
-        """The failed attempts that may be refunded."""
+        """The failed attempts that are refunded if they turn out to belong to an outage."""
         self._unrecorded: dict[int, ClaimedMessage] = {}
 
     @property

@@ -122,7 +122,7 @@ class Recorder:
                 return True
 
     def _drop(self, results: list[MessageResult]) -> None:
-        """Drop results that cannot be written.
+        """Drop results that cannot be written. Their attempts are not refunded.
 
         The claims are kept until the messages are rescued. If this worker forgot them earlier, the
         messages would count as orphans, be released, and be sent twice.

@@ -111,7 +111,7 @@ async def _merge_deltas(connection: AsyncConnection) -> None:
 
 
 async def _delete_expired_messages(engine: AsyncEngine, retention_days: int) -> None:
-    """Delete messages of mailings that ended more than `retention_days` ago."""
+    """Delete messages that have been kept for `retention_days`."""
     async with engine.begin() as connection:
         deleted = await purging.delete_expired_messages(connection, retention_days, RETENTION_BATCH)
     if deleted:

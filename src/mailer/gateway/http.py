@@ -1,6 +1,6 @@
 """A gateway over HTTP: one POST for each message.
 
-The body is JSON: `{"id": 7, "phone": 79161234567, "text": "Hello"}`. The URL ends with the same id.
+The body is JSON: `{"id": 7, "phone": 79161234567, "text": "Hello"}`. The URL has the same id in it.
 The gateway accepts the message with status 200 and a JSON body in which `code` is 0.
 """
 
