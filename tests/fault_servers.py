@@ -20,10 +20,10 @@ from mailer.gateway.protocol import Gateway, Outcome, Request
 OK = b'{"code": 0, "message": "OK"}'
 """A body that accepts the message."""
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
-"""Value of the socket option SO_LINGER with which closing a socket sends RST instead of FIN."""
+"""Value of the socket option SO_LINGER: on, 0 s. Closing the socket then sends RST, not FIN."""
 
 Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
-"""A function that handles a connection, which is closed when the function returns."""
+"""A server's side of one connection, which is closed when the function returns."""
 
 
 # ---- the server's side ----------------------------------------------------------------------
@@ -72,7 +72,10 @@ def server_with_full_backlog() -> Iterator[str]:
 
 
 def http_response(status: int, body: bytes = b"", *headers: str) -> bytes:
-    """Return the bytes of a response with a Content-Length and these header lines."""
+    """Return the bytes of a response with a Content-Length and these header lines.
+
+    The reason phrase after the status is `Whatever`, because nobody reads it.
+    """
     lines = [f"HTTP/1.1 {status} Whatever", f"Content-Length: {len(body)}", *headers, "", ""]
     return "\r\n".join(lines).encode() + body
 
@@ -134,6 +137,7 @@ class AcceptingServer:
         return Counter(request.message_id for request in self.requests)
 
     async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Handle a connection; a `Talk`."""
         while True:
             self.requests.append(await read_request(reader))
             writer.write(http_response(200, OK))
@@ -148,7 +152,8 @@ class SilentServer:
         self.is_disconnected = asyncio.Event()
 
     async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        del writer
+        """Handle a connection; a `Talk`."""
+        del writer  # it never responds
         try:
             while part := await reader.read(65_536):
                 self.received += part
@@ -167,14 +172,14 @@ def gateway_at(url: str, token: str | None = None, concurrency: int = 5) -> Http
 
 def create_request(message_id: int = 7, text: str = "Hello", within: float = 30.0) -> Request:
     """Return a request with a deadline `within` seconds from now."""
-    return Request(message_id, "79161234567", text, elapsed() + within)
+    return Request(message_id, phone="79161234567", text=text, deadline=elapsed() + within)
 
 
 async def send(gateway: Gateway, request: Request | None = None) -> Outcome:
     """Send a request and abort it at its deadline, as the dispatcher does."""
     request = request or create_request()
     requests = InFlightRequests()
-    requests.add(1, request)
+    requests.add(mailing_id=1, request=request)
     try:
         return await gateway.send(request)
     finally:

@@ -181,6 +181,15 @@ async def until(
         return value
 
 
+async def until_true(condition: Callable[[], Awaitable[bool]]) -> None:
+    """Call `condition` until it returns True, as `until` does."""
+
+    async def probe() -> bool | None:
+        return await condition() or None
+
+    await until(probe)
+
+
 class LoopLag:
     """Measures how late this event loop runs on a busy machine, and so how late it sees requests.
 

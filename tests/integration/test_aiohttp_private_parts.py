@@ -51,7 +51,8 @@ def test_a_part_has_the_expected_parameters(part: Callable[..., Any], expected: 
 async def test_names_that_our_subclasses_add_are_not_used_by_aiohttp() -> None:
     connection = GatewayConnection(asyncio.get_running_loop())
     overridden = {part.__name__ for part, _ in SIGNATURES}
-    names_of_aiohttp = {*dir(ResponseHandler), *vars(connection)} - {"_response"}
+    own_attributes = {"_response"}
+    names_of_aiohttp = {*dir(ResponseHandler), *vars(connection)} - own_attributes
     assert not (names_defined_by(GatewayConnection) - overridden) & names_of_aiohttp
     assert not (names_defined_by(GatewayConnector) - overridden) & set(dir(aiohttp.TCPConnector))
 

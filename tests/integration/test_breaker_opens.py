@@ -12,7 +12,8 @@ from mailer.gateway.channel import Channel, ChannelLimits
 from mailer.gateway.protocol import Outcome, Request, TemporaryFailure, Unknown
 from mailer.settings import Settings
 
-BUSY = TemporaryFailure("http_429", 600, affects_all=True)
+BUSY = TemporaryFailure("http_429", retry_after=600, affects_all=True)
+"""An outcome that opens the breaker."""
 
 
 class SlowToConnect:
@@ -23,14 +24,15 @@ class SlowToConnect:
 
     def __init__(self) -> None:
         self.channel: Channel | None = None
+        """The channel to this gateway, with its breaker; the test sets it."""
         self.were_written: list[bool] = []
         """For each of the two others, whether it could be written when it was connected."""
         self._all_started = asyncio.Barrier(3)
 
     async def send(self, request: Request) -> Outcome:
         request.attach_task()
-        is_first = await self._all_started.wait() == 0
-        if is_first:
+        number = await self._all_started.wait()  # of this request, from 0 to 2
+        if number == 0:
             request.mark_written()
             return BUSY
         while self.channel is None or self.channel.breaker.state == "closed":

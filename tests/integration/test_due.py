@@ -34,7 +34,8 @@ async def test_a_due_message_is_found_among_any_number_of_mailings_without_a_not
     due_mailings = DueMailings(scheduler, running)
 
     async def find_due() -> list[int] | None:
+        """Check the next mailings; return those with due messages, None when there are none."""
         await due_mailings.refresh(connection)
-        return scheduler.next_batch(running, 10, elapsed()).mailing_ids or None
+        return scheduler.next_batch(running, capacity=10, now=elapsed()).mailing_ids or None
 
     assert await until(find_due) == [mailing_id]

@@ -39,16 +39,16 @@ async def abort_unwritten_request(
 
     Return its outcome and the bytes that a server received.
     """
-    server, request = SilentServer(), create_request(2)
+    server, request = SilentServer(), create_request(message_id=2)
     async with contextlib.AsyncExitStack() as stack:
         url = await stack.enter_async_context(served(server.talk))
         if state == "connecting":
             url = stack.enter_context(server_with_full_backlog())
-        if state == "during TLS":
+        if state == "during TLS":  # the silent server does not answer the handshake
             url = url.replace("http:", "https:")
         gateway = await stack.enter_async_context(gateway_at(url, concurrency=1))
         if state == "waiting for a connection":
-            first = create_request(1)
+            first = create_request(1)  # has the only connection; it is aborted at the end
             stack.push_async_callback(asyncio.wait, [asyncio.create_task(send(gateway, first))])
             stack.callback(first.abort, "connection_lost")
             await server.has_received.wait()
@@ -56,7 +56,7 @@ async def abort_unwritten_request(
         if state == "before the start":
             abort(request)
         sending = asyncio.create_task(send(gateway, request))
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.05)  # until the request is in the state
         abort(request)
         outcome = await sending
     return outcome, server.received
@@ -192,7 +192,7 @@ async def test_cancelling_the_sending_task_raises_cancelled_error(*, is_written:
 async def test_a_request_aborted_at_any_iteration_of_the_loop_is_sent_only_if_it_is_accepted(
     *, is_kept: bool
 ) -> None:
-    """Abort each request some iterations after its start; their number is the message's id."""
+    """The message's id is the number of iterations from the start of its request to the abort."""
     server = AcceptingServer()
     outcomes: dict[int, Outcome] = {}
     async with served(server.talk) as url, gateway_at(url, concurrency=1) as kept_gateway:

@@ -159,7 +159,8 @@ async def test_a_request_on_a_connection_closed_by_the_gateway_at_that_time_is_u
 
 
 async def test_a_connection_found_closed_before_the_write_is_replaced() -> None:
-    sockets: list[socket.socket] = []  # the server's ends of the connections
+    sockets: list[socket.socket] = []
+    """Copies of the server's ends of the connections, for the test to shut down."""
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await read_request(reader)
@@ -226,6 +227,7 @@ async def test_a_slow_body_that_ends_in_time_is_accepted() -> None:
 
 
 async def test_a_connection_with_unread_data_is_not_used_again() -> None:
+    # sent from the last one on: a body without its end, and one that is longer than mailer reads
     with_unread_data = [http_response(200, b" " * 5_000_000), http_response(503, OK)[:-5]]
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -1,4 +1,4 @@
-"""Outcomes of the gateway's HTTP responses, over real sockets.
+"""Requests to the gateway, and the outcomes of its responses, over real sockets.
 
 A server of the test stands in for the gateway.
 """
@@ -35,7 +35,9 @@ MAX_RETRY_AFTER = 900
 REFUSALS = (400, 404, 405, 410, 413, 415, 422)
 """Statuses of a permanent refusal."""
 WRONG_TOKEN = (401, 403)
+"""Statuses of a refusal of all messages."""
 BUSY = (429, 503)
+"""Statuses of a gateway that is overloaded, or that limits the rate."""
 
 # ---- the request ----------------------------------------------------------------------------
 
@@ -123,7 +125,7 @@ async def test_the_sandbox_accepts_requests() -> None:
                 TemporaryFailure("http_500"),
                 TemporaryFailure("http_502"),
                 TemporaryFailure("http_503"),
-                TemporaryFailure("http_503", 1, affects_all=True),
+                TemporaryFailure("http_503", retry_after=1, affects_all=True),
             },
         ),
     ],
@@ -343,20 +345,23 @@ async def test_an_invalid_chunk_before_the_code_is_a_bad_response() -> None:
     assert await send_to(talk) == TemporaryFailure("bad_response")
 
 
+INVALID_AFTER_THE_CODE: dict[str, tuple[bytes, ...]] = {
+    "invalid chunk": (CHUNKED + chunk(OK) + INVALID_CHUNK,),
+    "invalid chunk, later": (CHUNKED + chunk(OK), INVALID_CHUNK),
+    "invalid trailer": (CHUNKED + chunk(OK) + LAST_CHUNK + b"no colon\r\n\r\n",),
+    "invalid trailer, later": (CHUNKED, chunk(OK), LAST_CHUNK + b"no colon\r\n\r\n"),
+    "long trailer": (CHUNKED + chunk(OK) + LAST_CHUNK + b"X: " + b"x" * 70_000 + b"\r\n\r\n",),
+    "no last chunk": (CHUNKED + chunk(OK),),
+    "no last chunk, divided head": (CHUNKED[:-2], CHUNKED[-2:] + chunk(OK)),
+    "no end of the chunk": (CHUNKED, chunk(OK).removesuffix(b"\r\n")),
+    "short body": (LONGER + OK,),
+    "short body, divided": (LONGER, OK[:9], OK[9:]),
+}
+"""Parts of responses, sent one after the other; the rest after `OK` is invalid or missing."""
+
+
 @pytest.mark.parametrize(
-    "parts",
-    [
-        (CHUNKED + chunk(OK), INVALID_CHUNK),
-        (CHUNKED + chunk(OK) + INVALID_CHUNK,),
-        (CHUNKED + chunk(OK) + LAST_CHUNK + b"no colon\r\n\r\n",),
-        (CHUNKED + chunk(OK) + LAST_CHUNK + b"X: " + b"x" * 70_000 + b"\r\n\r\n",),
-        (CHUNKED[:-2], CHUNKED[-2:] + chunk(OK)),
-        (CHUNKED, chunk(OK), LAST_CHUNK + b"no colon\r\n\r\n"),
-        (CHUNKED + chunk(OK),),
-        (CHUNKED, chunk(OK).removesuffix(b"\r\n")),
-        (LONGER + OK,),
-        (LONGER, OK[:9], OK[9:]),
-    ],
+    "parts", INVALID_AFTER_THE_CODE.values(), ids=INVALID_AFTER_THE_CODE.keys()
 )
 async def test_a_received_code_counts_although_the_rest_of_the_response_is_invalid_or_missing(
     parts: tuple[bytes, ...],
@@ -413,7 +418,7 @@ async def test_a_permanent_refusal_names_its_status(status: int) -> None:
 async def test_a_wrong_token_affects_all_messages(status: int) -> None:
     outcome = TemporaryFailure(f"http_{status}", affects_all=True)
     assert await send_to(respond_with(http_response(status, OK))) == outcome
-    outcome = TemporaryFailure(f"http_{status}", 17, affects_all=True)
+    outcome = TemporaryFailure(f"http_{status}", retry_after=17, affects_all=True)
     assert await send_to(respond_with(http_response(status, OK, "Retry-After: 17"))) == outcome
 
 
@@ -422,14 +427,14 @@ async def test_a_busy_gateway_with_retry_after_affects_all_messages(
     status: int,
 ) -> None:
     assert await send_to(respond_with(http_response(status))) == TemporaryFailure(f"http_{status}")
-    outcome = TemporaryFailure(f"http_{status}", 17, affects_all=True)
+    outcome = TemporaryFailure(f"http_{status}", retry_after=17, affects_all=True)
     assert await send_to(respond_with(http_response(status, b"", "Retry-After: 17"))) == outcome
 
 
 @pytest.mark.parametrize("status", [408, 425, 500, 502, 504, 599, 301, 307, 202, 418])
 async def test_retry_after_of_another_status_affects_the_message_alone(status: int) -> None:
     raw = http_response(status, b"", "Retry-After: 17")
-    assert await send_to(respond_with(raw)) == TemporaryFailure(f"http_{status}", 17)
+    assert await send_to(respond_with(raw)) == TemporaryFailure(f"http_{status}", retry_after=17)
 
 
 async def test_every_other_status_is_a_temporary_failure() -> None:
@@ -485,12 +490,12 @@ async def test_every_notation_of_a_number_in_retry_after_is_read(
     value: str, seconds: float
 ) -> None:
     outcome = await send_to(respond_with(http_response(500, b"", f"Retry-After: {value}")))
-    assert outcome == TemporaryFailure("http_500", seconds)
+    assert outcome == TemporaryFailure("http_500", retry_after=seconds)
 
 
 async def test_a_retry_after_with_many_digits_is_capped() -> None:
     outcome = await send_to(respond_with(http_response(503, b"", f"Retry-After: {'9' * 5000}")))
-    assert outcome == TemporaryFailure("http_503", MAX_RETRY_AFTER, affects_all=True)
+    assert outcome == TemporaryFailure("http_503", retry_after=MAX_RETRY_AFTER, affects_all=True)
 
 
 @pytest.mark.parametrize("value", ["901", "31536000", "Fri, 31 Dec 9999 23:59:59 GMT"])
@@ -507,4 +512,4 @@ async def test_a_date_in_retry_after_is_relative_to_the_date_header() -> None:
         "Retry-After: Wed, 21 Oct 2015 07:28:30 GMT",
     )
     outcome = await send_to(respond_with(http_response(500, b"", *headers)))
-    assert outcome == TemporaryFailure("http_500", 30)
+    assert outcome == TemporaryFailure("http_500", retry_after=30)

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from itertools import takewhile
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.event_timeout import EVENT_TIMEOUT
@@ -79,15 +80,15 @@ async def test_a_mailing_without_open_messages_finishes_before_thousands_of_othe
     lifecycle = create_lifecycle(engine)
     lifecycle.check_finished([delivered])
     lifecycle.check_finished(range(1, delivered))  # all others
-    lifecycle.check_finished([delivered])  # the last one is checked first
+    lifecycle.check_finished([delivered])  # again: the one that was added last is checked first
 
     with recorded_statements(engine) as statements:
         async with running_in_background(lifecycle):
             while not any(FINISH_MARK in statement for statement in statements):
                 await asyncio.sleep(0.05)
 
-    finishes_at = next(n for n, statement in enumerate(statements) if FINISH_MARK in statement)
-    assert sum(CHECK_MARK in statement for statement in statements[:finishes_at]) == 1
+    before_finish = list(takewhile(lambda statement: FINISH_MARK not in statement, statements))
+    assert sum(CHECK_MARK in statement for statement in before_finish) == 1
 
 
 async def test_mailings_with_results_finish_before_all_others_are_checked(
@@ -102,7 +103,7 @@ async def test_mailings_with_results_finish_before_all_others_are_checked(
     with recorded_statements(engine) as statements:
         async with running_in_background(lifecycle):
             while checks_before_finished <= 2:
-                # read first: the checks that are counted are then no later than the finished ones
+                # counted before the query, so that all of these checks are before its answer
                 checks = sum(CHECK_MARK in statement for statement in statements)
                 if await value(engine, COUNT_FINISHED) == count:
                     break

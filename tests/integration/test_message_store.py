@@ -131,6 +131,7 @@ async def test_a_claim_takes_the_oldest_due_messages_of_each_mailing(
 async def test_claims_read_no_dead_counter_rows_kept_for_an_old_snapshot(
     engine: AsyncEngine, shared_database_url: str
 ) -> None:
+    """Otherwise each claim during a backup, which has an old snapshot, would be slower."""
     mailing_id = await add_due_messages(engine, 400)
     dedicated = DedicatedConnection(shared_database_url)
     connection = await dedicated.get()
@@ -205,7 +206,8 @@ async def test_claims_and_results_read_no_counters_of_other_mailings(
     engine: AsyncEngine, claimer: asyncpg.Connection, settings: dict[str, str]
 ) -> None:
     mailing_id = await add_due_messages(engine, 2)
-    await claim(claimer, mailing_id, 1)  # statements are planned while the tables are small
+    # plans the statement while the table is small, when a plan that reads all of it is cheap
+    await claim(claimer, mailing_id, 1)
     await add_mailings(engine, *[SampleMailing(start=datetime.now(UTC))] * 1_000)
 
     async with claimer.transaction():

@@ -32,7 +32,11 @@ async def test_a_result_that_cannot_be_written_does_not_affect_other_mailings(
     engine: AsyncEngine, shared_database_url: str
 ) -> None:
     first, broken, last = [await add_due_messages(engine, 2) for _ in range(3)]
-    claims = [claimed for id_ in (first, broken, last) for claimed in await claim(engine, id_, 2)]
+    claims = [
+        claimed
+        for mailing_id in (first, broken, last)
+        for claimed in await claim(engine, mailing_id, count=2)
+    ]
     await refuse_results(engine, broken)
     worker = WorkerClaims(LEASE, prefetch_size=len(claims))
     worker.owner = OWNER
@@ -41,7 +45,7 @@ async def test_a_result_that_cannot_be_written_does_not_affect_other_mailings(
 
     async with recording(shared_database_url, worker) as recorder:
         for result in results:
-            worker.record_failed_attempt("channel", result.claim, failed_at=1)
+            worker.refunds.record_failure("channel", result.claim, failed_at=1)
             await recorder.put(result)
 
     for mailing_id in (first, last):
@@ -51,7 +55,8 @@ async def test_a_result_that_cannot_be_written_does_not_affect_other_mailings(
         assert await state(engine, claimed.id) == ("sending", None, 1)  # until its lease expires
     # they stay unrecorded, so that they are not released as orphans and sent twice
     assert worker.unrecorded == {claimed.id for claimed in dropped}
-    # their attempts are not refunded
-    worker.forget(results)
-    worker.confirm_outage("channel")
-    assert worker.take_refundable() == [claimed for claimed in claims if claimed not in dropped]
+
+    worker.forget(results)  # as the recorder does later, when the messages are rescued
+    worker.refunds.confirm_outage("channel")
+    written = [claimed for claimed in claims if claimed not in dropped]
+    assert worker.refunds.take_refundable(worker.unrecorded) == written

@@ -1,4 +1,7 @@
-"""Rescue of messages whose worker died, and results that arrive after the lease expired."""
+"""Rescue of messages whose worker died, and results that arrive after the lease expired.
+
+`state` returns the status, the reason and the number of attempts of a message.
+"""
 
 import shutil
 import tempfile
@@ -56,7 +59,7 @@ async def claim_with_expired_lease(
 async def test_delivery_of_a_rescued_message_is_unknown(
     engine: AsyncEngine, on_unknown: str, max_attempts: int, status: str
 ) -> None:
-    """It is sent again only if `on_unknown` is `retry` and an attempt is left."""
+    """It is sent again only if `on_unknown` is `retry` and an attempt is left. One is made."""
     claimed = await claim_with_expired_lease(engine, on_unknown)
 
     assert await rescue(engine, max_attempts) == 1
@@ -69,7 +72,7 @@ async def test_delivery_of_a_rescued_message_is_unknown(
 async def test_a_result_after_the_rescue_is_discarded(engine: AsyncEngine) -> None:
     claimed = await claim_with_expired_lease(engine)
     await rescue(engine)
-    assert await finish(engine, MessageResult(claimed, "delivered", 1)) == 0
+    assert await finish(engine, MessageResult(claimed, "delivered", attempts=1)) == 0
 
 
 async def test_sent_at_of_a_rescued_message_that_ends_as_unknown_is_its_claim_time(
@@ -105,7 +108,7 @@ async def test_messages_with_a_valid_lease_are_not_rescued(engine: AsyncEngine) 
 
 async def test_rescue_works_in_chunks(engine: AsyncEngine) -> None:
     mailing_id = await add_due_messages(engine, 3)
-    await claim(engine, mailing_id, 3, lease=-LEASE)
+    await claim(engine, mailing_id, count=3, lease=-LEASE)
 
     assert await rescue(engine, chunk=2) == 2
     assert await mailing_counts(engine, mailing_id) == {"scheduled": 2, "sending": 1}
@@ -117,7 +120,7 @@ async def test_a_result_of_an_earlier_attempt_is_discarded(engine: AsyncEngine) 
     (claimed_again,) = await claim(engine, claimed.mailing_id)
     assert (claimed_again.id, claimed_again.attempts) == (claimed.id, 2)
 
-    assert await finish(engine, MessageResult(claimed, "delivered", 1)) == 0
+    assert await finish(engine, MessageResult(claimed, "delivered", attempts=1)) == 0
     assert await state(engine, claimed.id) == ("sending", None, 2)
 
 
@@ -125,7 +128,7 @@ async def test_a_result_of_a_claim_before_a_retry_is_discarded_at_any_time(
     engine: AsyncEngine,
 ) -> None:
     claimed = await claim_with_expired_lease(engine, "hold")
-    result_before_retry = MessageResult(claimed, "delivered", 1)
+    result_before_retry = MessageResult(claimed, "delivered", attempts=1)
     await rescue(engine)
 
     await service.retry(engine, claimed.mailing_id, COMMAND_LINE)
@@ -140,12 +143,14 @@ async def test_a_result_of_a_claim_before_a_retry_is_discarded_at_any_time(
     assert (claimed_again.id, claimed_again.attempts) == (claimed.id, claimed.attempts)
     assert await finish(engine, result_before_retry) == 0
     assert await state(engine, claimed.id) == ("sending", None, 1)
-    assert await finish(engine, MessageResult(claimed_again, "delivered", 1)) == 1
+    assert await finish(engine, MessageResult(claimed_again, "delivered", attempts=1)) == 1
 
 
 SET_ORIGIN = """
-    UPDATE origin SET timeline = timeline + {}, moved_at = now() + interval '{} seconds',
+    UPDATE origin SET timeline = timeline + {timelines}, moved_at = now() + interval '{moved_in}',
         written_by = pg_current_xact_id()::xid::text::bigint"""
+"""Change the record of where the database runs. The record is valid only if `written_by` is the
+transaction that wrote it."""
 
 
 async def test_after_a_promotion_owners_have_five_seconds_before_the_rescue(
@@ -154,15 +159,16 @@ async def test_after_a_promotion_owners_have_five_seconds_before_the_rescue(
     """A standby server that is promoted starts another timeline than the one that is recorded."""
     await claim_with_expired_lease(engine)
 
-    promotion_not_recorded = SET_ORIGIN.format(1, -3_600)
+    promotion_not_recorded = SET_ORIGIN.format(timelines=1, moved_in="-1 hour")
     await execute(engine, promotion_not_recorded)
     assert await rescue(engine) == 0
 
-    promotion_just_recorded = SET_ORIGIN.format(-1, 60)
+    # one minute ahead, so that five seconds are not over on a slow machine
+    promotion_just_recorded = SET_ORIGIN.format(timelines=-1, moved_in="1 minute")
     await execute(engine, promotion_just_recorded)
     assert await rescue(engine) == 0
 
-    recorded_six_seconds_ago = SET_ORIGIN.format(0, -6)
+    recorded_six_seconds_ago = SET_ORIGIN.format(timelines=0, moved_in="-6 seconds")
     await execute(engine, recorded_six_seconds_ago)
     assert await rescue(engine) == 1
 
@@ -189,5 +195,5 @@ async def test_after_a_restart_of_the_server_owners_have_time_before_the_rescue(
         assert await rescue(engine) == 0
 
         assert await state(engine, claimed.id) == ("sending", None, 1)
-        assert await finish(engine, MessageResult(claimed, "delivered", 1)) == 1
+        assert await finish(engine, MessageResult(claimed, "delivered", attempts=1)) == 1
         await engine.dispose()

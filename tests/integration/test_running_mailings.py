@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.factories import add_due_messages, add_mailing, execute, value
-from tests.processes import until
+from tests.processes import until_true
 
 from mailer.db.engine import asyncpg_connection
 from mailer.dispatch.in_flight import InFlightRequests
@@ -108,10 +108,10 @@ async def set_origin(engine: AsyncEngine, change: str) -> None:
     )
     since = await value(engine, "SELECT clock_timestamp()")
 
-    async def has_checked() -> bool | None:
-        return await value(engine, CHECKS_SINCE.format(since)) or None
+    async def has_checked() -> bool:
+        return bool(await value(engine, CHECKS_SINCE.format(since)) > 0)
 
-    await until(has_checked)
+    await until_true(has_checked)
 
 
 @pytest.mark.parametrize(
@@ -134,16 +134,16 @@ async def test_all_running_mailings_are_checked_when_the_database_may_send_again
         on_change=lambda changed_ids: reported.append(set(changed_ids)),
     )
 
-    async def are_all_reported() -> bool | None:
-        return mailing_ids in reported or None
+    async def are_all_reported() -> bool:
+        return mailing_ids in reported
 
     task = asyncio.create_task(running_mailings.run())
     try:
-        await until(are_all_reported)
+        await until_true(are_all_reported)
         await set_origin(engine, forbid_sending)
         reported.clear()
         await set_origin(engine, allow_sending)
-        await until(are_all_reported)
+        await until_true(are_all_reported)
     finally:
         task.cancel()
         await asyncio.wait({task})

@@ -50,12 +50,14 @@ class Client:
         self.url = url
 
     async def send(self, message_id: int, token: str = "any") -> Response:  # noqa: S107  # used in tests alone
+        """Send a valid request for a message."""
         body = {"id": message_id, "phone": PHONE, "text": TEXT}
         return await self.request("POST", f"{message_id}", json.dumps(body).encode(), token=token)
 
     async def request(
         self, method: str, path: str, body: bytes | io.BytesIO, token: str | None = None
     ) -> Response:
+        """Send any request; `path` is the part of its URL after `/send/`."""
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         async with self.session.request(
             method, self.url + path, data=body, headers=headers
@@ -160,7 +162,7 @@ async def test_other_methods_are_405(method: str) -> None:
 @pytest.mark.parametrize(
     ("path", "body", "status"),
     [
-        ("2", b'{"id":1,"phone":79001234567,"text":"a"}', 400),
+        ("2", b'{"id":1,"phone":79001234567,"text":"a"}', 400),  # another id in the path
         ("01", b'{"id":1,"phone":79001234567,"text":"a"}', 400),
         ("1/", b'{"id":1,"phone":79001234567,"text":"a"}', 400),
         ("", b'{"id":1,"phone":79001234567,"text":"a"}', 400),
@@ -268,7 +270,7 @@ async def test_rejections_are_400() -> None:
 
 
 def flaw_of(response: Response) -> str:
-    """Return why a response of status 200 does not accept a message by the gateway protocol."""
+    """Return how a response violates the gateway protocol: an acceptance has code 0."""
     if len(response.body) > 65_536:
         return "over 64 KiB"
     try:
@@ -402,9 +404,8 @@ async def test_a_low_rate_limit_asks_for_a_longer_pause() -> None:
     ("faults", "kind"), [(Faults(hang_rate=1.0), "hang"), (Faults(latency=60.0), "disconnected")]
 )
 async def test_the_sandbox_stops_at_once_while_requests_wait(faults: Faults, kind: str) -> None:
-    """The client outlives the sandbox, so it gets the URL later."""
     sandbox = SandboxGateway(faults)
-    async with client_of("set below") as client:
+    async with client_of("set below") as client:  # it outlives the sandbox
         async with sandbox.run() as client.url:
             requests = [asyncio.create_task(client.send(number)) for number in range(1, 51)]
             await wait_until(lambda: len(sandbox._open_ids) == 50)  # noqa: SLF001  # open requests are not public
@@ -414,7 +415,7 @@ async def test_the_sandbox_stops_at_once_while_requests_wait(faults: Faults, kin
 
 
 async def test_the_sandbox_stops_at_once_with_idle_connections() -> None:
-    async with client_of("set below") as client:
+    async with client_of("set below") as client:  # it outlives the sandbox
         async with SandboxGateway(Faults()).run() as client.url:
             await client.send_all(40)
         with pytest.raises(ClientConnectionError):

@@ -15,6 +15,7 @@ from tests.factories import add_due_messages, claim
 from mailer.db.engine import create_engine, is_unavailable
 
 LOCK_COUNTERS = text("SELECT FROM mailing_counts FOR UPDATE")
+"""Lock rows that every claim changes."""
 
 
 async def test_other_workers_continue_and_the_stalled_worker_loses_its_session(

@@ -6,12 +6,19 @@ A stop draws a number. A worker publishes the number of the newest stop that it 
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.event_timeout import EVENT_TIMEOUT
-from tests.factories import add_due_messages, add_mailings, behind_all_stops, do, execute, value
-from tests.processes import until
+from tests.factories import (
+    add_due_messages,
+    add_mailing,
+    add_mailings,
+    behind_all_stops,
+    do,
+    value,
+)
+from tests.processes import until_true
 
 from mailer.access.model import COMMAND_LINE
 from mailer.clock import elapsed
@@ -22,19 +29,23 @@ from mailer.mailing import service, stop_number
 from mailer.sample_data import SampleMailing
 
 MANY = 300
+"""Running mailings in a test for which their number must not matter."""
 COUNT_LOCKS = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND mode = 'ShareLock'"
+"""Number of stop numbers that workers publish, each by a shared advisory lock."""
 
 
 @asynccontextmanager
 async def running_worker(database_url: str, mailing_count: int) -> AsyncIterator[RunningMailings]:
     """Track the running mailings as a worker does; yield when it has read `mailing_count`."""
-    mailings = RunningMailings(database_url, InFlightRequests(), LoopFailures(), lambda _: None)
+    mailings = RunningMailings(
+        database_url, InFlightRequests(), LoopFailures(), on_change=lambda _: None
+    )
     task = asyncio.create_task(mailings.run())
 
-    async def is_running() -> bool | None:
-        return len(mailings.running) == mailing_count or None
+    async def has_read_all() -> bool:
+        return len(mailings.running) == mailing_count
 
-    await until(is_running)
+    await until_true(has_read_all)
     try:
         yield mailings
     finally:
@@ -48,10 +59,7 @@ async def is_applied(engine: AsyncEngine, number: int) -> bool:
 
 
 async def wait_until_applied(engine: AsyncEngine, number: int) -> None:
-    async def check() -> bool | None:
-        return await is_applied(engine, number) or None
-
-    await until(check)
+    await until_true(lambda: is_applied(engine, number))
 
 
 async def test_a_worker_holds_one_lock_for_any_number_of_mailings(
@@ -74,10 +82,10 @@ async def test_a_stop_is_applied_when_the_mailing_is_removed_and_no_claim_is_run
         async with mailings.claiming:
             pausing = asyncio.create_task(service.pause(engine, mailing_id, COMMAND_LINE))
 
-            async def is_removed() -> bool | None:
-                return not mailings.running or None
+            async def is_removed() -> bool:
+                return not mailings.running
 
-            await until(is_removed)
+            await until_true(is_removed)
             number = await do(engine, stop_number.next_number)
             assert not await is_applied(engine, number)
             assert not pausing.done()
@@ -89,9 +97,8 @@ async def test_a_stop_waits_for_every_worker_but_not_for_dead_ones(
     engine: AsyncEngine, shared_database_url: str
 ) -> None:
     async with running_worker(shared_database_url, 0):
-        async with behind_all_stops(engine):  # another worker, until the end of the block
+        async with behind_all_stops(engine):  # another worker, which dies at the end of the block
             number = await do(engine, stop_number.next_number)
-            await asyncio.sleep(0)
             assert not await is_applied(engine, number)
         await wait_until_applied(engine, number)
 
@@ -103,16 +110,16 @@ async def test_a_suspended_worker_sends_nothing_until_the_server_has_answered(
     await add_due_messages(engine, 1)
     async with running_worker(shared_database_url, 1) as mailings:
 
-        async def is_current() -> bool | None:
-            return mailings.is_current(elapsed()) or None
+        async def is_current() -> bool:
+            return mailings.is_current(elapsed())
 
-        await until(is_current)
+        await until_true(is_current)
         after_suspension = elapsed() + STALE_AFTER
         assert not mailings.is_current(after_suspension)
 
 
 def test_a_worker_that_was_never_connected_sends_nothing() -> None:
-    mailings = RunningMailings("", InFlightRequests(), LoopFailures(), lambda _: None)
+    mailings = RunningMailings("", InFlightRequests(), LoopFailures(), on_change=lambda _: None)
     assert not mailings.is_current(elapsed())
 
 
@@ -122,22 +129,18 @@ async def test_a_worker_that_starts_after_a_stop_has_applied_it(
     number = await do(engine, stop_number.next_number)
     async with running_worker(shared_database_url, 0):
 
-        async def is_connected() -> bool | None:
-            return await value(engine, COUNT_LOCKS) == 1 or None
+        async def is_connected() -> bool:
+            return bool(await value(engine, COUNT_LOCKS) == 1)
 
-        await until(is_connected)
+        await until_true(is_connected)
         assert await is_applied(engine, number)
 
 
 async def test_pausing_a_scheduled_mailing_does_not_wait_for_workers(
     engine: AsyncEngine,
 ) -> None:
-    mailing_id = await add_due_messages(engine, 1, status="running")
-    await execute(
-        engine,
-        "UPDATE mailing SET status = 'scheduled', audience_until = NULL, audience_cursor = 0,"
-        " datetime_start = now() + interval '30 minutes'",
-    )
+    start = datetime.now(UTC) + timedelta(minutes=30)
+    mailing_id = await add_mailing(engine, start=start, status="scheduled")
     async with behind_all_stops(engine), asyncio.timeout(EVENT_TIMEOUT):
         paused = await service.pause(engine, mailing_id, COMMAND_LINE)
     assert paused.status == "paused"

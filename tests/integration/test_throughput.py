@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+from typing import NamedTuple
 
 import pytest
 from tests.event_timeout import EVENT_TIMEOUT
@@ -15,23 +16,32 @@ from mailer.gateway.protocol import Accepted, Outcome, Rejected, Request, Tempor
 from mailer.settings import Settings
 
 MESSAGES = 60
+"""Number of messages to send."""
 CONCURRENCY = 6
+"""Number of requests at the same time."""
+
+
+class Reaction(NamedTuple):
+    """How a fake gateway reacts to a request."""
+
+    seconds: float
+    outcome: Outcome
 
 
 class FakeGateway:
-    """A gateway with a cycle of delays, in seconds, and outcomes."""
+    """A gateway that reacts to the requests by each of its reactions in turn, again and again."""
 
-    def __init__(self, *outcomes: tuple[float, Outcome]) -> None:
-        self._outcomes = itertools.cycle(outcomes)
+    def __init__(self, *reactions: Reaction) -> None:
+        self._reactions = itertools.cycle(reactions)
         self.request_count = 0
 
     async def send(self, request: Request) -> Outcome:
         request.attach_task()
         self.request_count += 1
-        seconds, outcome = next(self._outcomes)
-        await asyncio.sleep(seconds)
+        reaction = next(self._reactions)
+        await asyncio.sleep(reaction.seconds)
         request.mark_written()
-        return outcome
+        return reaction.outcome
 
 
 async def test_only_accepted_and_rejected_messages_count_for_the_throughput(
@@ -40,7 +50,9 @@ async def test_only_accepted_and_rejected_messages_count_for_the_throughput(
     engine = create_engine(database_url)
     await do(engine, origin.update)  # as at startup, while no message exists
     gateway = FakeGateway(
-        (0.2, Accepted()), (0, TemporaryFailure("http_500")), (0.1, Rejected("rejected_400"))
+        Reaction(0.2, Accepted()),
+        Reaction(0, TemporaryFailure("http_500")),
+        Reaction(0.1, Rejected("rejected_400")),
     )
     settings = Settings(gateway_concurrency=CONCURRENCY, retry_base=0.01, retry_cap=0.02)
     channel = Channel(gateway, ChannelLimits.of(settings))
@@ -55,5 +67,5 @@ async def test_only_accepted_and_rejected_messages_count_for_the_throughput(
     await engine.dispose()
 
     assert gateway.request_count > MESSAGES  # so there were temporary failures
-    mean_seconds = (0.2 + 0.1) / 2
+    mean_seconds = (0.2 + 0.1) / 2  # of the accepted and the rejected messages
     assert channel.throughput.rate == pytest.approx(CONCURRENCY / mean_seconds, rel=0.25)

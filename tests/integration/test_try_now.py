@@ -27,7 +27,7 @@ async def test_a_message_with_a_requested_pause_is_not_cancelled_outside_its_win
     mailing_id = await add_due_messages(engine, 1)
     (claimed,) = await claim(engine, mailing_id)
     (mailing,) = await running(engine)
-    failure = TemporaryFailure("http_503", PAUSE)
+    failure = TemporaryFailure("http_503", retry_after=PAUSE)
     result = decide_after_send(claimed, mailing, failure, datetime.now(UTC), RETRY_POLICY)
     assert await finish(engine, result) == 1
     assert await claim(engine, mailing_id) == []

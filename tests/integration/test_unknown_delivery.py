@@ -1,4 +1,7 @@
-"""A message that may have been accepted never counts as cancelled or undelivered."""
+"""A message that may have been accepted never counts as cancelled or undelivered.
+
+`state` returns the status, the reason and the number of attempts of a message.
+"""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
@@ -50,7 +53,7 @@ async def add_waiting_messages(engine: AsyncEngine, reason: str = "timeout") -> 
     the unknown attempt.
     """
     mailing_id = await add_due_messages(engine, 2)
-    unknown, failed = await claim(engine, mailing_id, 2)
+    unknown, failed = await claim(engine, mailing_id, count=2)
     requeued_unknown = MessageResult(
         unknown,
         "scheduled",
@@ -97,12 +100,13 @@ async def change_filter(engine: AsyncEngine, mailing_id: int) -> None:
 
 
 async def delete_clients(engine: AsyncEngine, mailing_id: int) -> None:
-    del mailing_id  # the only two clients are those of its messages
+    del mailing_id  # clients 1 and 2, the only ones, are those of its messages
     for client_id in (1, 2):
         await erase_client(engine, client_id, COMMAND_LINE)
 
 
 async def cancel_while_replanning(engine: AsyncEngine, mailing_id: int) -> None:
+    """Cancel right after a change of the filter, before any message is replanned."""
     change = MailingChange(client_filter=MATCHING_FILTER)
     await service.change(engine, mailing_id, change, COMMAND_LINE)
     await cancel(engine, mailing_id)
@@ -222,7 +226,7 @@ async def test_the_unknown_reason_stays_after_a_refund(
 @pytest.mark.parametrize("end", [end for end, _ in ENDS])
 async def test_a_message_of_a_dead_worker_ends_as_unknown(engine: AsyncEngine, end: End) -> None:
     mailing_id = await add_due_messages(engine, 2)
-    claims_of_dead_worker = await claim(engine, mailing_id, 2, lease=-LEASE)
+    claims_of_dead_worker = await claim(engine, mailing_id, count=2, lease=-LEASE)
     await do(engine, lambda db: store.rescue(db, max_attempts=8, chunk=100))
     for claimed in claims_of_dead_worker:
         assert await state(engine, claimed.id) == ("scheduled", "lease_expired", 1)
@@ -253,7 +257,7 @@ async def test_a_sending_window_that_never_opens_does_not_cancel_tried_messages(
     remove_window = MailingChange(send_interval_time_start=None, send_interval_time_end=None)
     await service.change(engine, mailing_id, remove_window, COMMAND_LINE)
     await advance(engine)
-    assert len(await claim(engine, mailing_id, 2)) == 2
+    assert len(await claim(engine, mailing_id, count=2)) == 2
 
 
 async def test_a_pause_beyond_the_end_continues_when_the_end_is_moved(engine: AsyncEngine) -> None:

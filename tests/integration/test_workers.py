@@ -19,7 +19,9 @@ from mailer.dispatch.loop_failures import LoopFailures
 from mailer.dispatch.running_mailings import RunningMailings
 
 SINCE = datetime(2026, 3, 4, 12, tzinfo=UTC)
-"""When the workers of the tests started."""
+"""The start of every worker in the tests."""
+PID = 7
+"""The process id of every worker in the tests."""
 
 
 async def url_of(engine: AsyncEngine, server_url: str) -> str:
@@ -46,20 +48,23 @@ async def test_a_worker_is_listed_once_for_any_number_of_sessions(
     )
     sessions_of_one = [await connect(url, application_name=name_one) for _ in range(2)]
     session_of_two = await connect(url, application_name=name_two)
-    others = [
+    sessions_of_no_worker = [
         await connect(url),
         await connect(url, application_name="mailer-of-mine:7@1"),
         await connect(server_url, application_name=name_one),  # of another database
     ]
-    for session in (*sessions_of_one, session_of_two, *others):
+    for session in (*sessions_of_one, session_of_two, *sessions_of_no_worker):
         await session.execute("SELECT 1")
 
-    assert await do(engine, active_workers) == [Worker("one", 7, SINCE), Worker("two", 7, SINCE)]
+    assert await do(engine, active_workers) == [
+        Worker("one", PID, SINCE),
+        Worker("two", PID, SINCE),
+    ]
 
     for session in sessions_of_one:
         await session.close()
-    assert await wait_for_workers(engine, 1) == [Worker("two", 7, SINCE)]
-    for session in (session_of_two, *others):
+    assert await wait_for_workers(engine, 1) == [Worker("two", PID, SINCE)]
+    for session in (session_of_two, *sessions_of_no_worker):
         await session.close()
 
 
@@ -68,7 +73,10 @@ async def test_a_worker_is_listed_while_it_follows_the_mailings(
 ) -> None:
     started_at = datetime.now(UTC)
     mailings = RunningMailings(
-        await url_of(engine, server_url), InFlightRequests(), LoopFailures(), lambda _: None
+        await url_of(engine, server_url),
+        InFlightRequests(),
+        LoopFailures(),
+        on_change=lambda _: None,
     )
     task = asyncio.create_task(mailings.run())
     try:
@@ -96,9 +104,10 @@ async def test_a_session_without_recent_queries_is_not_an_active_worker(
 
 
 def test_a_long_host_name_is_shortened_in_the_session_name() -> None:
-    name = session_name("ö" * 300, pid=4_194_304, since=SINCE)
+    largest_pid = 4_194_304
+    name = session_name("ö" * 300, pid=largest_pid, since=SINCE)
     assert len(name.encode()) == workers.MAX_SESSION_NAME_BYTES
-    assert name.endswith(f":4194304@{int(SINCE.timestamp())}")
+    assert name.endswith(f":{largest_pid}@{int(SINCE.timestamp())}")
 
 
 async def test_database_info_has_schema_version_and_size(engine: AsyncEngine) -> None:
@@ -106,4 +115,4 @@ async def test_database_info_has_schema_version_and_size(engine: AsyncEngine) ->
 
     assert info.applied == info.newest == get_newest()
     assert info.version == await value(engine, "SHOW server_version")
-    assert 2**20 < info.size < 2**30
+    assert 2**20 < info.size < 2**30  # bytes: from a megabyte to a gigabyte

@@ -31,7 +31,7 @@ def at(seconds: float) -> datetime:
 
 def busy_for(seconds: float) -> TemporaryFailure:
     """Return a failure of a gateway that asks all messages to wait for `seconds`."""
-    return TemporaryFailure("http_503", seconds, affects_all=True)
+    return TemporaryFailure("http_503", retry_after=seconds, affects_all=True)
 
 
 def acquire(breaker: Breaker, seconds: float = 0) -> int:
@@ -115,7 +115,7 @@ def test_failure_that_affects_all_messages_opens_the_breaker_at_once() -> None:
     ("failure", "pause"),
     [
         (WRONG_TOKEN, RESET),  # it does not ask for a pause
-        (TemporaryFailure("http_403", 90, affects_all=True), 90),
+        (TemporaryFailure("http_403", retry_after=90, affects_all=True), 90),
         (busy_for(2), 2),
         (busy_for(0.5), 0.5),
         (busy_for(3600), 3600),
@@ -134,7 +134,7 @@ def test_gateway_determines_how_long_the_breaker_is_open(
 
 def test_retry_after_for_one_message_does_not_affect_the_breaker() -> None:
     breaker = Breaker(max_failures=1, reset=RESET)
-    record(breaker, TemporaryFailure("http_500", 3600))
+    record(breaker, TemporaryFailure("http_500", retry_after=3600))
     assert breaker.retry_at == at(RESET)
 
 
@@ -415,7 +415,9 @@ def reference_state(history: Sequence[Event], threshold: int, now: float) -> Exp
 outcomes = st.one_of(
     st.just(FAILURE),
     st.sampled_from([Accepted(), Rejected("rejected_400"), Aborted()]),
-    st.sampled_from([TemporaryFailure("http_500", 30.0), Unknown("timeout"), WRONG_TOKEN]),
+    st.sampled_from(
+        [TemporaryFailure("http_500", retry_after=30.0), Unknown("timeout"), WRONG_TOKEN]
+    ),
     st.sampled_from([0.0, 1.0, 20.0, 900.0]).map(busy_for),
 )
 pauses = st.sampled_from([0.0, 1.0, 14.0, 15.0, 60.0, 86_400.0])

@@ -16,13 +16,24 @@ def claims() -> WorkerClaims:
 
 def create_claim(message_id: int, attempts: int = 1) -> ClaimedMessage:
     """Return a claim; a later attempt has a later lease."""
-    lease_expires_at = NOON + timedelta(minutes=attempts)
-    return ClaimedMessage(message_id, 1, attempts, lease_expires_at, "79161234567", "UTC")
+    return ClaimedMessage(
+        id=message_id,
+        mailing_id=1,
+        attempts=attempts,
+        lease_expires_at=NOON + timedelta(minutes=attempts),
+        phone="79161234567",
+        time_zone="UTC",
+    )
 
 
 def delivered(*claims: ClaimedMessage) -> list[MessageResult]:
     """Return results of these claims. Their status does not matter here."""
     return [MessageResult(claim, "delivered", claim.attempts) for claim in claims]
+
+
+def take_refundable(claims: WorkerClaims) -> list[ClaimedMessage]:
+    """Take the claims whose attempts can be refunded now, as the claimer does."""
+    return claims.refunds.take_refundable(claims.unrecorded)
 
 
 async def test_claimed_messages_are_prefetched_in_their_order(claims: WorkerClaims) -> None:
@@ -56,18 +67,11 @@ def test_discarded_result_leaves_a_newer_claim_of_the_message_unrecorded(
 def test_attempt_is_refunded_once_its_result_is_written(claims: WorkerClaims) -> None:
     failed = create_claim(1)
     claims.add([failed])
-    claims.record_failed_attempt("channel", failed, failed_at=1)
-    claims.confirm_outage("channel")
-    assert claims.take_refundable() == []
+    claims.refunds.record_failure("channel", failed, failed_at=1)
+    claims.refunds.confirm_outage("channel")
+    assert take_refundable(claims) == []
     claims.record_written(delivered(failed), stored_ids={1})
-    assert claims.take_refundable() == [failed]
-    assert claims.take_refundable() == []
-
-
-def test_attempt_that_could_not_be_refunded_is_refunded_later(claims: WorkerClaims) -> None:
-    failed = create_claim(1)
-    claims.put_back_refundable([failed])
-    assert claims.take_refundable() == [failed]
+    assert take_refundable(claims) == [failed]
 
 
 @pytest.mark.parametrize("is_outage_confirmed_before", [True, False])
@@ -77,23 +81,9 @@ def test_attempt_is_not_refunded_after_the_lease_was_lost(
     kept, lost = create_claim(1), create_claim(2)
     claims.add([kept, lost])
     for claim in (kept, lost):
-        claims.record_failed_attempt("channel", claim, failed_at=1)
+        claims.refunds.record_failure("channel", claim, failed_at=1)
     if is_outage_confirmed_before:
-        claims.confirm_outage("channel")
+        claims.refunds.confirm_outage("channel")
     assert claims.record_written(delivered(kept, lost), stored_ids={kept.id}) == [lost]
-    claims.confirm_outage("channel")
-    assert claims.take_refundable() == [kept]
-
-
-def test_message_whose_result_was_dropped_stays_unrecorded_and_is_not_refunded(
-    claims: WorkerClaims,
-) -> None:
-    dropped = create_claim(1)
-    claims.add([dropped])
-    claims.record_failed_attempt("channel", dropped, failed_at=1)
-    claims.record_dropped([dropped])
-    assert claims.unrecorded == {1}
-    claims.forget(delivered(dropped))
-    claims.confirm_outage("channel")
-    assert claims.unrecorded == set()
-    assert claims.take_refundable() == []
+    claims.refunds.confirm_outage("channel")
+    assert take_refundable(claims) == [kept]

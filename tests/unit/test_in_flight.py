@@ -24,7 +24,7 @@ Args = TypeVarTuple("Args")
 
 def create_request(within: float, message_id: int = 1) -> Request:
     """Return a request with a deadline `within` seconds from now."""
-    return Request(message_id, "79161234567", "Hello", elapsed() + within)
+    return Request(message_id, phone="79161234567", text="Hello", deadline=elapsed() + within)
 
 
 def create_mailing(
@@ -32,7 +32,14 @@ def create_mailing(
 ) -> RunningMailing:
     """Return a mailing whose requests may stay open for `seconds_left`."""
     end = NOW + timedelta(seconds=seconds_left) + END_MARGIN
-    return RunningMailing(mailing_id, "Hello", end, None, "retry", may_send)
+    return RunningMailing(
+        mailing_id,
+        text="Hello",
+        datetime_end=end,
+        window=None,
+        on_unknown="retry",
+        may_send=may_send,
+    )
 
 
 class SlowGateway:

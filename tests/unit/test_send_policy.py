@@ -248,12 +248,14 @@ def test_message_of_an_aborted_request_is_released() -> None:
 def test_pause_is_that_of_the_gateway_if_it_is_longer_than_that_of_the_policy(
     retry_after: float | None, pause: float
 ) -> None:
-    failure = TemporaryFailure("http_429", retry_after)
+    failure = TemporaryFailure("http_429", retry_after=retry_after)
     result = decide_after_send(CLAIM, MAILING, failure, NOON, POLICY)
     assert result.due_at == NOON + timedelta(seconds=pause)
 
 
-@pytest.mark.parametrize("outcome", [TemporaryFailure("http_503", 36_000), Unknown("timeout")])
+@pytest.mark.parametrize(
+    "outcome", [TemporaryFailure("http_503", retry_after=36_000), Unknown("timeout")]
+)
 def test_pause_past_the_end_does_not_end_the_message(outcome: TemporaryFailure | Unknown) -> None:
     mailing = replace(MAILING, datetime_end=NOON + timedelta(milliseconds=500))
     result = decide_after_send(CLAIM, mailing, outcome, NOON, POLICY)
@@ -304,9 +306,19 @@ def create_case(  # noqa: PLR0913  # everything that influences the decision
 ) -> Case:
     """Return a case whose lease expires and whose mailing ends `lease` and `end` after `now`."""
     claim = ClaimedMessage(
-        7, 3, attempts, now + lease, phone, zone, unknown_reason, last_failure=last_failure
+        id=7,
+        mailing_id=3,
+        attempts=attempts,
+        lease_expires_at=now + lease,
+        phone=phone,
+        time_zone=zone,
+        unknown_reason=unknown_reason,
+        last_failure=last_failure,
     )
-    return Case(claim, RunningMailing(3, "Hello", now + end, window, on_unknown), now)
+    mailing = RunningMailing(
+        id=3, text="Hello", datetime_end=now + end, window=window, on_unknown=on_unknown
+    )
+    return Case(claim, mailing, now)
 
 
 times_on_the_quarter_hour = st.integers(0, 95).map(
@@ -370,7 +382,7 @@ def reference_cancelled(claim: ClaimedMessage, reason: str) -> MessageResult:
 
 
 def reference_before(case: Case, timeout: float) -> Send | MessageResult:
-    """Return what `decide_before_send` should return, by the same rules in other code."""
+    """Apply the rules for a message before its request, in the order of their priority."""
     claim, mailing, now = case
     attempts_before = claim.attempts - 1
     if claim.phone is None:
@@ -393,7 +405,7 @@ def reference_before(case: Case, timeout: float) -> Send | MessageResult:
 def reference_after(  # noqa: PLR0911  # one return for each rule
     case: Case, outcome: Outcome, fraction: float, *, costs_no_attempt: bool
 ) -> MessageResult:
-    """Return what `decide_after_send` should return with the numbers of POLICY."""
+    """Apply the rules for a message after its outcome, with the numbers of POLICY."""
     claim, mailing, now = case
     attempts = claim.attempts
     if isinstance(outcome, Accepted):
@@ -407,7 +419,7 @@ def reference_after(  # noqa: PLR0911  # one return for each rule
                 claim, "unknown", attempts, claim.unknown_reason, last_failure=reason
             )
         return MessageResult(claim, "undelivered", attempts, reason, last_failure=reason)
-    is_last_attempt = attempts == 8 and not costs_no_attempt
+    is_last_attempt = attempts == 8 and not costs_no_attempt  # of eight
     if isinstance(outcome, Unknown) and (mailing.on_unknown == "hold" or is_last_attempt):
         return MessageResult(
             claim,
@@ -423,8 +435,8 @@ def reference_after(  # noqa: PLR0911  # one return for each rule
     if is_last_attempt:
         return MessageResult(claim, "undelivered", 8, "attempts_exhausted", last_failure=reason)
     counted_attempts = attempts - 1 if costs_no_attempt else attempts
-    max_pause = [1, 1, 2, 4, 8, 16, 32, 64][counted_attempts]
-    pause = max_pause * fraction
+    max_pauses = (1, 1, 2, 4, 8, 16, 32, 64)  # seconds, after 0 to 7 counted attempts
+    pause = max_pauses[counted_attempts] * fraction
     if isinstance(outcome, TemporaryFailure) and outcome.retry_after is not None:
         pause = max(pause, outcome.retry_after)
     retry_at = now + timedelta(seconds=pause)
@@ -459,7 +471,7 @@ def test_decision_before_the_request_equals_the_reference(case: Case, timeout: f
     outcome=st.sampled_from([Accepted(), Rejected("rejected_404"), Aborted()])
     | st.sampled_from(["timeout", "connection_lost"]).map(Unknown)
     | st.sampled_from([None, 0.0, 0.5, 60.0, 5_000.0, 90_000.0]).map(
-        lambda pause: TemporaryFailure("http_503", pause)
+        lambda pause: TemporaryFailure("http_503", retry_after=pause)
     ),
     costs_no_attempt=st.booleans(),
     fraction=st.integers(0, 63).map(lambda number: number / 64),  # gives whole microseconds

@@ -50,7 +50,7 @@ class AttemptRefunds:
     def discard(self, claims: Collection[ClaimedMessage]) -> None:
         """Never refund these claims: their leases were lost, or their results cannot be written.
 
-        Another worker may have claimed the message since.
+        Another worker may have claimed their messages since.
         """
         if claims:
             keys = {_lease_key(claim) for claim in claims}
@@ -63,22 +63,26 @@ class AttemptRefunds:
 
     def confirm_outage(self, channel: Hashable) -> None:
         """Mark all candidates of a channel for a refund: its breaker has opened."""
-        self.add([each.claim for each in self._candidates if each.channel == channel])
-        self._candidates = [each for each in self._candidates if each.channel != channel]
+        self._to_refund += [
+            candidate.claim for candidate in self._candidates if candidate.channel == channel
+        ]
+        self._candidates = [
+            candidate for candidate in self._candidates if candidate.channel != channel
+        ]
 
-    def add(self, claims: list[ClaimedMessage]) -> None:
-        """Mark claims for a refund."""
-        self._to_refund += claims
+    def take_refundable(self, unrecorded: Collection[int]) -> list[ClaimedMessage]:
+        """Remove and return the claims to refund now.
 
-    def drain(self, unrecorded: Collection[int]) -> list[ClaimedMessage]:
-        """Remove and return the claims to refund.
-
-        `unrecorded` are ids of messages whose results are not stored yet. Their claims stay for a
-        later call.
+        Claims of messages in `unrecorded`, whose results are not stored yet, are left for a later
+        call.
         """
         claims = [claim for claim in self._to_refund if claim.id not in unrecorded]
         self._to_refund = [claim for claim in self._to_refund if claim.id in unrecorded]
         return claims
+
+    def put_back(self, claims: list[ClaimedMessage]) -> None:
+        """Let the next `take_refundable` return these claims again: they could not be refunded."""
+        self._to_refund += claims
 
 
 def _lease_key(claim: ClaimedMessage) -> tuple[int, datetime]:

@@ -54,7 +54,7 @@ class Claimer:
         channel.add_breaker_listener(self._has_work.set)
 
     def recheck(self, mailing_ids: Iterable[int]) -> None:
-        """Check again when messages of these mailings are due: the mailings have changed."""
+        """Find out again when the next messages of these mailings are due: they have changed."""
         self._due.recheck(mailing_ids)
         self._has_work.set()
 
@@ -64,7 +64,7 @@ class Claimer:
         self._has_work.set()
 
     def record_results(self, results: list[MessageResult]) -> None:
-        """Plan claims of the messages that this worker has released or requeued."""
+        """Plan new claims of the messages that these results have released or requeued."""
         if rescheduled := [result for result in results if result.status == "scheduled"]:
             self._due.record_rescheduled(rescheduled)
             self._has_work.set()
@@ -95,17 +95,18 @@ class Claimer:
     async def _refund_attempts(self) -> None:
         """Refund the attempts that an outage cost.
 
-        It runs between two claims, so this worker is claiming none of the messages meanwhile.
+        Call it between two claims only, so that this worker claims none of the messages meanwhile.
         """
-        claims = self._claims.take_refundable()
+        refunds = self._claims.refunds
+        claims = refunds.take_refundable(self._claims.unrecorded)
         if not claims:
             return
         try:
             await store.refund_attempts(await self._connection.get(), claims)
         except Exception as error:  # any error ends this step only
             log_task_error(error, at="refund")
-            if is_unavailable(error):
-                self._claims.put_back_refundable(claims)
+            if is_unavailable(error):  # another error would only occur again
+                refunds.put_back(claims)
 
     async def _claim_due(self) -> bool:
         """Claim due messages. Return whether there may be more to claim now."""
@@ -126,8 +127,10 @@ class Claimer:
         """Claim at most `capacity` due messages. Return whether there may be more to claim now."""
         await self._due.refresh(await self._connection.get())
         batch = self._scheduler.next_batch(self._running_mailings.running, capacity, elapsed())
-        if not batch.mailing_ids or self._is_stopping:
-            return self._due.has_unchecked and not self._is_stopping
+        if self._is_stopping:
+            return False
+        if not batch.mailing_ids:
+            return self._due.has_unchecked
         claims = await self._claim(batch)
         metrics.messages_claimed(len(claims))
         for claim in claims:
@@ -147,7 +150,8 @@ class Claimer:
                     connection, cursors, batch.share, self._claims.owner, self._claims.lease
                 )
         except BaseException:
-            self._due.recheck(batch.mailing_ids)  # the statement may have claimed messages
+            # They are in no queue of the scheduler now, and it is unknown what was claimed.
+            self._due.recheck(batch.mailing_ids)
             raise
         self._claims.add(claims)
         below_share = self._scheduler.record_claimed(
@@ -168,11 +172,12 @@ class Claimer:
     async def _wait_for_work(self, on_idle: Callable[[], None]) -> None:
         """Wait until a message is due, the breaker permits a request, or `_has_work` is set."""
         seconds_to_probe = self._breaker.seconds_to_probe(elapsed())
-        if not seconds_to_probe:
+        if seconds_to_probe > 0:
+            pause = seconds_to_probe
+        else:  # requests are permitted, so nothing was claimed because nothing is due
             on_idle()
-        due_at = self._scheduler.next_due()
-        seconds_to_due = MAX_CLAIM_POLL_INTERVAL if due_at is None else due_at - elapsed()
-        pause = seconds_to_probe or seconds_to_due
+            due_at = self._scheduler.next_due()
+            pause = MAX_CLAIM_POLL_INTERVAL if due_at is None else due_at - elapsed()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(
                 min(MAX_CLAIM_POLL_INTERVAL, max(MIN_CLAIM_POLL_INTERVAL, pause))

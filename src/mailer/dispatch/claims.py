@@ -1,6 +1,6 @@
 """The messages that this worker has claimed, from the claim until their results are recorded."""
 
-from collections.abc import Collection, Hashable, KeysView, Sequence
+from collections.abc import Collection, KeysView, Sequence
 from datetime import timedelta
 from uuid import uuid4
 
@@ -29,7 +29,8 @@ class WorkerClaims:
         """The claimed messages whose requests have not started."""
         self.in_flight = InFlightRequests()
         """The requests that have started and have no outcome yet."""
-        self._refunds = AttemptRefunds()
+        self.refunds = AttemptRefunds()
+        """The failed attempts that are refunded if they turn out to belong to an outage."""
         self._unrecorded: dict[int, ClaimedMessage] = {}
 
     @property
@@ -53,52 +54,11 @@ class WorkerClaims:
         """
         self.forget(results)
         lost = [result.claim for result in results if result.claim.id not in stored_ids]
-        self._refunds.discard(lost)
+        self.refunds.discard(lost)
         return lost
-
-    def record_dropped(self, claims: Sequence[ClaimedMessage]) -> None:
-        """Record that the results of these claims cannot be written.
-
-        Their attempts are not refunded. The messages stay in `unrecorded` until `forget` is called.
-        """
-        self._refunds.discard(claims)
 
     def forget(self, results: Sequence[MessageResult]) -> None:
         """Remove messages from `unrecorded`, except those that this worker has claimed again."""
         for result in results:
             if self._unrecorded.get(result.claim.id) is result.claim:
                 del self._unrecorded[result.claim.id]
-
-    def record_failed_attempt(
-        self, channel: Hashable, claim: ClaimedMessage, failed_at: float
-    ) -> None:
-        """Record a failed attempt, to be refunded if it turns out to belong to an outage.
-
-        `failed_at` is a moment of `elapsed()`.
-        """
-        self._refunds.record_failure(channel, claim, failed_at)
-
-    def record_success(self, channel: Hashable, started_at: float) -> None:
-        """Record a successful request: attempts that failed before its start are not refunded.
-
-        `started_at` is a moment of `elapsed()`.
-        """
-        self._refunds.record_success(channel, started_at)
-
-    def confirm_outage(self, channel: Hashable) -> None:
-        """Refund the attempts of a channel that failed since its last success.
-
-        Call it when the breaker of the channel opens.
-        """
-        self._refunds.confirm_outage(channel)
-
-    def take_refundable(self) -> list[ClaimedMessage]:
-        """Remove and return the claims whose attempts can be refunded now.
-
-        They belong to an outage, and their results are recorded.
-        """
-        return self._refunds.drain(self._unrecorded)
-
-    def put_back_refundable(self, claims: list[ClaimedMessage]) -> None:
-        """Let the next `take_refundable` return these claims again: they could not be refunded."""
-        self._refunds.add(claims)

@@ -28,7 +28,8 @@ from mailer.message.model import MessageResult
 from mailer.settings import Settings
 
 DRAIN_TIMEOUT = 15.0
-"""Seconds after the shutdown grace in which results may be recorded and the last statements end."""
+"""Seconds after the shutdown grace after which a pipeline that has not stopped is cancelled: longer
+than the statement of a last claim and the recording of the last results may take together."""
 
 
 class DispatcherLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,7 +47,9 @@ class DispatcherLimits(msgspec.Struct, frozen=True, kw_only=True):
         """Return the limits that the settings define."""
         return cls(
             concurrency=settings.gateway_concurrency,
-            retry=RetryPolicy(settings.retry_attempts, settings.retry_base, settings.retry_cap),
+            retry=RetryPolicy(
+                attempts=settings.retry_attempts, base=settings.retry_base, cap=settings.retry_cap
+            ),
             shutdown_grace=settings.shutdown_grace,
             jobs=JobLimits.of(settings),
         )
@@ -55,7 +58,8 @@ class DispatcherLimits(msgspec.Struct, frozen=True, kw_only=True):
 class Dispatcher:
     """Runs and connects the pipeline, the lifecycle, the running mailings and the periodic jobs.
 
-    Without a channel nothing is sent. `report` sends the daily report if it is due.
+    `channel` is None when no gateway is configured; then nothing is sent. `report` sends the daily
+    report if it is due.
     """
 
     def __init__(
@@ -69,7 +73,9 @@ class Dispatcher:
     ) -> None:
         self._channel = channel
         self._failures = LoopFailures()
-        self._claims = WorkerClaims(timedelta(seconds=limits.jobs.lease), limits.concurrency)
+        self._claims = WorkerClaims(
+            timedelta(seconds=limits.jobs.lease), prefetch_size=limits.concurrency
+        )
         self._running_mailings = RunningMailings(
             url,
             self._claims.in_flight,
@@ -78,7 +84,10 @@ class Dispatcher:
             on_try_now=self._try_now,
         )
         self._lifecycle = Lifecycle(
-            engine, self._failures, self._on_messages_enqueued, self._has_prefetched
+            engine,
+            self._failures,
+            on_messages=self._on_messages_enqueued,
+            is_sending=self._has_prefetched,
         )
         self._pipeline = (
             None
@@ -94,7 +103,7 @@ class Dispatcher:
     ) -> SendingPipeline:
         claims, running_mailings, failures = self._claims, self._running_mailings, self._failures
         claimer = Claimer(url, channel, claims, running_mailings, failures)
-        recorder = Recorder(url, claims, failures, self._on_results)
+        recorder = Recorder(url, claims, failures, on_recorded=self._on_results)
         sender = Sender(channel, claims, running_mailings, recorder, retry)
         return SendingPipeline(claims, claimer, sender, recorder, grace)
 
@@ -146,7 +155,7 @@ class Dispatcher:
         self._lifecycle.check_finished({result.claim.mailing_id for result in results})
 
     def _on_mailings_changed(self, mailing_ids: Collection[int]) -> None:
-        """Do the work that changes of mailings may have made due."""
+        """Do what the changes of these mailings may require: finish them, start them, or claim."""
         self._lifecycle.check_finished(mailing_ids)
         self._lifecycle.wake()
         if self._pipeline is not None:

@@ -44,8 +44,8 @@ class DueMailings:
         self._scheduler = scheduler
         self._running = running
         self._unchecked: dict[int, datetime | None] = {}
-        """Mailings whose first scheduled message must still be found. A moment means: among the
-        messages that are due since then; None means: among all messages."""
+        """Mailings whose first scheduled message must still be found. The value is the earliest
+        due time of the messages to search; None for all messages."""
         self._cursors: dict[int, ClaimCursor] = {}
         self._to_scan: Iterator[int] = iter(())
         """The running mailings that the current round of scans has not checked yet."""
@@ -57,7 +57,7 @@ class DueMailings:
         return bool(self._unchecked)
 
     def recheck(self, mailing_ids: Iterable[int]) -> None:
-        """Check again when messages of these mailings are due: the mailings have changed."""
+        """Find out again when the next messages of these mailings are due: they have changed."""
         self._unchecked.update(dict.fromkeys(mailing_ids))
 
     def cursor(self, mailing_id: int) -> ClaimCursor:
@@ -85,7 +85,7 @@ class DueMailings:
         now, database_now = elapsed(), database_clock.now()
         for result in results:
             mailing_id = result.claim.mailing_id
-            if result.due_at is None:  # released: its due time is as before
+            if result.due_at is None:  # released: it is due as before, so before the cursor
                 self._cursors.pop(mailing_id, None)
                 self._scheduler.add_at(mailing_id, now)
             else:
@@ -131,14 +131,15 @@ class DueMailings:
     ) -> None:
         """Find the first scheduled message of each mailing, and plan the next claim from it.
 
-        `due_since` maps each mailing to a moment, to check only messages that are due since then;
-        or to None, to check all messages. A claimed message is not scheduled.
+        `due_since` maps each mailing to the earliest due time of the messages to check, or to None
+        to check all messages. A claimed message is not scheduled, so it is never found.
         """
         for mailing_id, position, seconds_to_due in await store.first_waiting(
             connection, due_since
         ):
             if position <= self._cursors.get(mailing_id, store.FIRST_CURSOR):
                 del self._cursors[mailing_id]  # else the next claim would not find the message
+            # A due message that a claim has just left over is being claimed by another worker.
             was_just_claimed_from = due_since[mailing_id] is not None
             if seconds_to_due > 0 or was_just_claimed_from:
                 pause = max(RECHECK_INTERVAL, seconds_to_due)

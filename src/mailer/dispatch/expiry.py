@@ -38,6 +38,7 @@ async def delete_expired(connection: AsyncConnection, limit: int) -> None:
 async def _delete(
     connection: AsyncConnection, table: Table, is_expired: ColumnElement[bool], limit: int
 ) -> None:
+    """Delete up to `limit` expired rows of a table whose key is the column `digest`."""
     # rows that another worker is deleting are skipped, so that no worker waits
     expired_digests = (
         select(table.c.digest).where(is_expired).limit(limit).with_for_update(skip_locked=True)

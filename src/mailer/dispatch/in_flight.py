@@ -55,7 +55,7 @@ class InFlightRequests:
         self._abort_overdue()
 
     def abort_all(self, reason: str) -> None:
-        """Abort every request. The outcome of a written request is unknown, for `reason`."""
+        """Abort every request. Written ones are unknown for `reason`; the others are not sent."""
         for request in self._mailings:
             request.abort_unwritten()
             request.abort(reason)

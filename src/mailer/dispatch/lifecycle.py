@@ -38,8 +38,8 @@ MIN_LIFECYCLE_POLL_INTERVAL = 0.02
 """Least seconds until the next check when the last iteration did nothing, as may happen while other
 workers do all pending work."""
 ENQUEUE_ORDERS: tuple[enqueuing.EnqueueOrder, ...] = ("newest", "partly_enqueued", "lowest_cursor")
-"""Orders by which the mailing is chosen whose next chunk is enqueued. They alternate, so that no
-mailing with a large audience waits for long."""
+"""Which mailing is enqueued next: the newest with nothing enqueued, the least enqueued one with
+something enqueued, the least enqueued one of all. They alternate, so that none waits for long."""
 
 
 class Lifecycle:
@@ -74,8 +74,8 @@ class Lifecycle:
         self._forget_skipped_at = 0.0
         """When skipped mailings are tried again, a moment of `elapsed()`."""
         self._next_large_at = 0.0
-        """When chunks of partly enqueued audiences may be enqueued again, a moment of `elapsed()`.
-        Until then only first chunks are enqueued."""
+        """When further chunks of an audience may be enqueued again, a moment of `elapsed()`. Until
+        then only first chunks are enqueued."""
 
     def check_finished(self, mailing_ids: Iterable[int]) -> None:
         """Check soon whether these mailings are finished: they or their messages have changed."""
@@ -102,13 +102,9 @@ class Lifecycle:
 
     async def _advance(self) -> float:
         """Do some of the pending work. Return the seconds until there may be more."""
-        # The latest candidates first: after a full read, all running mailings are candidates.
-        candidates = [
-            self._finish_candidates.popitem()[0]
-            for _ in range(min(MAX_FINISH_CHECKS, len(self._finish_candidates)))
-        ]
-        # If this iteration fails, the next one starts a new round of checks.
-        check_after, self._checked_up_to = self._checked_up_to, 0
+        candidates = self._take_finish_candidates()
+        check_after = self._checked_up_to
+        self._checked_up_to = 0  # if this iteration fails, the next one starts a new round
         if elapsed() >= self._forget_skipped_at:
             self._skipped.clear()
             self._forget_skipped_at = elapsed() + SKIP_SECONDS
@@ -133,15 +129,26 @@ class Lifecycle:
         has_finished = pending.must_finish and await self._finish(check_after, candidates)
         if has_started or has_messages or has_ended_messages or has_finished:
             return 0
+        return self._pause_before_next(pending)
+
+    def _take_finish_candidates(self) -> list[int]:
+        """Remove and return at most `MAX_FINISH_CHECKS` candidates.
+
+        The latest ones come first. This matters when all running mailings are candidates, as after
+        a full read of the running mailings.
+        """
+        count = min(MAX_FINISH_CHECKS, len(self._finish_candidates))
+        return [self._finish_candidates.popitem()[0] for _ in range(count)]
+
+    def _pause_before_next(self, pending: pending_work.PendingWork) -> float:
+        """Return the seconds until the next iteration, after one that changed nothing."""
         if pending.has_work:  # others are doing it, or the pause after a large chunk is not over
-            seconds_until_next = self._next_large_at - elapsed()
+            pause = self._next_large_at - elapsed()
         elif pending.seconds_until_next is None:
-            seconds_until_next = MAX_LIFECYCLE_POLL_INTERVAL
+            pause = MAX_LIFECYCLE_POLL_INTERVAL
         else:
-            seconds_until_next = pending.seconds_until_next
-        return min(
-            MAX_LIFECYCLE_POLL_INTERVAL, max(MIN_LIFECYCLE_POLL_INTERVAL, seconds_until_next)
-        )
+            pause = pending.seconds_until_next
+        return min(MAX_LIFECYCLE_POLL_INTERVAL, max(MIN_LIFECYCLE_POLL_INTERVAL, pause))
 
     async def _start_due(self) -> bool:
         """Start mailings whose start has come. Return whether there were any."""
@@ -165,13 +172,16 @@ class Lifecycle:
         return bool(small or large)
 
     async def _enqueue_large(self) -> bool:
-        """Enqueue the next chunk of one audience. Return whether there was one."""
+        """Enqueue the next chunk of one audience. Return whether there was one.
+
+        During the pause after a large chunk, only the first chunk of an audience is enqueued.
+        """
         started = elapsed()
-        must_pause = started < self._next_large_at
-        order = "newest" if must_pause else next(self._enqueue_orders)
+        is_pause = started < self._next_large_at
+        order = "newest" if is_pause else next(self._enqueue_orders)
         chunk = await self._enqueue_chunk(order)
-        if chunk is None and order != "lowest_cursor" and not must_pause:
-            chunk = await self._enqueue_chunk("lowest_cursor")
+        if chunk is None and order != "lowest_cursor" and not is_pause:
+            chunk = await self._enqueue_chunk("lowest_cursor")  # considers every mailing
         if chunk is None:
             return False
         if chunk.is_large and self._is_sending():
@@ -183,12 +193,13 @@ class Lifecycle:
         return True
 
     async def _enqueue_chunk(self, order: enqueuing.EnqueueOrder) -> enqueuing.EnqueuedChunk | None:
+        """Enqueue the next chunk of the mailing that `order` chooses; None when there is none."""
         return await self._run_step(
             partial(enqueuing.enqueue_chunk, order=order, skipped=self._skipped)
         )
 
     def _announce(self, chunks: list[enqueuing.EnqueuedChunk]) -> None:
-        """Report new messages, and log audiences that are enqueued to their end."""
+        """Pass mailings with new messages to the claimer; log audiences that are enqueued whole."""
         for chunk in chunks:
             if chunk.is_last:
                 self.check_finished([chunk.mailing_id])

@@ -36,8 +36,8 @@ LOOP_FAILURE_REASONS: dict[Loop, str] = {
 """Why a worker is not ready while a loop fails, as a sentence for users."""
 
 
-class Failing(NamedTuple):
-    """The failures of a loop since its last success: when the first and the last one happened.
+class FailurePeriod(NamedTuple):
+    """When the first and the last failure of a loop since its last success happened.
 
     Both are moments of `elapsed()`.
     """
@@ -50,7 +50,7 @@ class LoopFailures:
     """Tracks which loops are failing, and since when."""
 
     def __init__(self) -> None:
-        self._failing: dict[Loop, Failing] = {}
+        self._failing: dict[Loop, FailurePeriod] = {}
         for loop in LOOP_FAILURE_REASONS:
             metrics.watch_job(loop, partial(self._seconds_failing, loop))
 
@@ -59,8 +59,8 @@ class LoopFailures:
         if has_failed:
             metrics.job_failed(loop)
             now = elapsed()
-            first_at = now - self._seconds_failing(loop, now)
-            self._failing[loop] = Failing(first_at, last_at=now)
+            first_at = now - self._seconds_failing(loop, now)  # now, if it was idle or did not fail
+            self._failing[loop] = FailurePeriod(first_at, last_at=now)
         else:
             self._failing.pop(loop, None)
 
@@ -79,13 +79,15 @@ class LoopFailures:
         )
 
     def _seconds_failing(self, loop: Loop, now: float | None = None) -> float:
-        """Return the seconds since a loop's first failure without a success since; else 0.
+        """Return for how many seconds a loop has been failing; 0 when it works or is idle.
 
-        It is 0 also when the loop is idle.
+        `now` is a moment of `elapsed()`; None for the present one.
         """
         now = elapsed() if now is None else now
-        failing = self._failing.get(loop, Failing(now, now))
-        return now - failing.first_at if now - failing.last_at < IDLE_AFTER else 0.0
+        failing = self._failing.get(loop)
+        if failing is None or now - failing.last_at >= IDLE_AFTER:
+            return 0.0
+        return now - failing.first_at
 
 
 _logged_at: dict[str, float] = {}

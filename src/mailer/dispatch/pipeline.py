@@ -16,7 +16,7 @@ from mailer.dispatch.send_policy import release_untried
 from mailer.dispatch.sender import Sender
 
 RESULT_FLUSH_TIMEOUT = 3.0
-"""Seconds after the shutdown grace in which the last results may be recorded."""
+"""Seconds after the shutdown grace in which the last results may be recorded; others are lost."""
 
 
 class SendingPipeline:

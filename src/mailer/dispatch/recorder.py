@@ -122,14 +122,14 @@ class Recorder:
                 return True
 
     def _drop(self, results: list[MessageResult]) -> None:
-        """Drop results that cannot be written.
+        """Drop results that cannot be written. Their attempts are not refunded.
 
         The claims are kept until the messages are rescued. If this worker forgot them earlier, the
         messages would count as orphans, be released, and be sent twice.
         """
         claims = [result.claim for result in results]
         log.error("results_dropped", mailing_id=claims[0].mailing_id, messages=len(claims))
-        self._claims.record_dropped(claims)
+        self._claims.refunds.discard(claims)
         lease_left = max(claim.lease_expires_at for claim in claims) - database_clock.now()
         delay = max(0.0, lease_left.total_seconds()) + MAX_RESCUE_DELAY
         asyncio.get_running_loop().call_later(delay, self._claims.forget, results)

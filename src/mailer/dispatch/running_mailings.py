@@ -34,14 +34,14 @@ RECONNECT_DELAY = 0.5
 """Seconds between attempts to connect to the database again."""
 
 KEEPALIVES = {
-    "tcp_keepalives_idle": "15",
-    "tcp_keepalives_interval": "5",
-    "tcp_keepalives_count": "3",
-    "tcp_user_timeout": "30000",
+    "tcp_keepalives_idle": "15",  # seconds of silence before the first probe
+    "tcp_keepalives_interval": "5",  # seconds between probes
+    "tcp_keepalives_count": "3",  # unanswered probes
+    "tcp_user_timeout": "30000",  # milliseconds for which sent data may be unacknowledged
 }
-"""Settings with which the server ends the session 30 s after it last heard from this machine. By
-default it would wait for about two hours, and so would every stop of a mailing, because the session
-holds an old stop number.
+"""PostgreSQL's settings with which the server ends the session 30 s after it last heard from this
+machine. By default it would wait for about two hours, and so would every stop of a mailing, because
+the session holds an old stop number.
 
 A worker that only lost its network stops sending earlier: its statements time out after
 `STATEMENT_TIMEOUT`, and at most two statements follow each other. A suspended process keeps its
@@ -88,8 +88,10 @@ class RunningMailings:
         self._applied_stop: int | None = None
         """Number of the newest stop that this worker has applied; None without a connection."""
         self._snapshot: str | None = None
-        """PostgreSQL snapshot of the last read, which the next one continues from; None before."""
+        """PostgreSQL snapshot of the last read, from which the next read continues; None when the
+        next read must be a full one."""
         self._is_sending_allowed = False
+        """Whether the database allows sending, as read last; a restored one does not at first."""
         self._next_full_read_at = 0.0
         self._last_answer_at = float("-inf")
         """When the server last answered a statement, a moment of `elapsed()`."""
@@ -133,7 +135,6 @@ class RunningMailings:
             connection.add_termination_listener(lambda _: self._on_connection_lost())
             await connection.add_listener(MAILINGS_CHANGED, lambda *_: self._notified.set())
             await connection.add_listener(trying.TRY_NOW, lambda *_: self._on_try_now())
-            self._notified.set()
             while not connection.is_closed():
                 self._notified.clear()
                 changed_ids: Collection[int] = await self._refresh(connection)
@@ -179,7 +180,7 @@ class RunningMailings:
         """
         newest_stop = await stop_number.get_newest(connection)
         self._last_answer_at = elapsed()
-        if self._applied_stop is None:  # lock before the read: stops during it wait for this worker
+        if self._applied_stop is None:  # before the read: later stops then wait for this worker
             await self._mark_applied(connection, newest_stop)
         changed = await self._read(connection)
         self._apply(changed)
@@ -194,10 +195,8 @@ class RunningMailings:
         While it was not allowed, for example because the database was restored, claims returned no
         message. So the caller must check all running mailings again.
         """
-        was_allowed, self._is_sending_allowed = (
-            self._is_sending_allowed,
-            await origin.is_sending_allowed(connection),
-        )
+        was_allowed = self._is_sending_allowed
+        self._is_sending_allowed = await origin.is_sending_allowed(connection)
         return self._is_sending_allowed and not was_allowed
 
     async def _mark_applied(self, connection: asyncpg.Connection, number: int) -> None:
@@ -225,13 +224,14 @@ class RunningMailings:
 
     async def _compare_all(self, connection: asyncpg.Connection) -> tracking.MailingsById:
         """Read all running and paused mailings. Return those that differ from `_active`."""
+        # a mailing of `_active` that is not read again stays None
         mailings: tracking.MailingsById = dict.fromkeys(self._active)
-        after: int | None = 0
-        while after is not None:
-            batch = await tracking.read_active(connection, after)
+        last_id: int | None = 0
+        while last_id is not None:
+            batch = await tracking.read_active(connection, after=last_id)
             self._last_answer_at = elapsed()
             mailings |= batch
-            after = max(batch) if len(batch) == tracking.MAILINGS_PER_READ else None
+            last_id = max(batch) if len(batch) == tracking.MAILINGS_PER_READ else None
         return {
             mailing_id: mailing
             for mailing_id, mailing in mailings.items()

@@ -34,6 +34,7 @@ class Job(msgspec.Struct, frozen=True):
     """Work that is repeated every `interval` seconds."""
 
     name: str
+    """The name in metrics and logs."""
     interval: float
     run: Callable[[], Awaitable[object]]
 
@@ -96,6 +97,7 @@ def jobs(
 
 
 async def _rescue(engine: AsyncEngine, max_attempts: int) -> None:
+    """Rescue messages whose lease has expired."""
     async with engine.begin() as connection:
         rescued = await messages.rescue(connection, max_attempts, JOB_BATCH)
     if rescued:
@@ -103,11 +105,13 @@ async def _rescue(engine: AsyncEngine, max_attempts: int) -> None:
 
 
 async def _merge_deltas(connection: AsyncConnection) -> None:
+    """Add the stored changes of counters to the counters."""
     await counters.merge_deltas(connection, DELTA_BATCH)
     await segment_counts.merge_deltas(connection, DELTA_BATCH)
 
 
 async def _delete_expired_messages(engine: AsyncEngine, retention_days: int) -> None:
+    """Delete messages that have been kept for `retention_days`."""
     async with engine.begin() as connection:
         deleted = await purging.delete_expired_messages(connection, retention_days, RETENTION_BATCH)
     if deleted:

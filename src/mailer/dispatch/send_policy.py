@@ -16,7 +16,7 @@ from mailer.statuses import MessageStatus
 LEASE_MARGIN = timedelta(seconds=1)
 """Least time of a lease that must be left after the request's timeout, to store the result."""
 MAX_DOUBLINGS = 64
-"""Most doublings of a pause. It limits the exponent: any pause reaches any cap before."""
+"""Most doublings of a pause, so that its exponent stays small. Any pause reaches its cap before."""
 
 
 class RetryPolicy(msgspec.Struct, frozen=True):
@@ -98,7 +98,8 @@ def decide_before_send(
         return end_untried(claim, "cancelled", "expired")
     if result := _check_window(claim, mailing, now):
         return result
-    if claim.lease_expires_at - now < timedelta(0, timeout) + LEASE_MARGIN:
+    longest_request = timedelta(0, timeout)  # `seconds=` takes a microsecond more
+    if claim.lease_expires_at - now < longest_request + LEASE_MARGIN:
         return release_untried(claim)  # the response could come after the end of the lease
     return Send(mailing, claim.phone, min(timeout, seconds_left))
 
@@ -122,7 +123,7 @@ def _check_window(
     return MessageResult(claim, "scheduled", claim.attempts - 1, due_at=opening)
 
 
-def decide_after_send(  # noqa: PLR0911, PLR0913  # one return for each kind of outcome; all inputs of the decision
+def decide_after_send(  # noqa: PLR0911, PLR0913  # one return for each kind of outcome, and all inputs of the decision
     claim: ClaimedMessage,
     mailing: RunningMailing,
     outcome: Outcome,
@@ -136,7 +137,7 @@ def decide_after_send(  # noqa: PLR0911, PLR0913  # one return for each kind of 
     With `is_gateway_failure` a failure belongs to a gateway outage and costs no attempt. If it was
     the first attempt, the pause is as after a first attempt that counts.
     """
-    counted_attempts = claim.attempts - is_gateway_failure
+    counted_attempts = claim.attempts - 1 if is_gateway_failure else claim.attempts
     is_last_attempt = policy.is_exhausted(counted_attempts) and not is_gateway_failure
     match outcome:
         case Accepted():

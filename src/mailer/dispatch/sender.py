@@ -65,6 +65,7 @@ class Sender:
         self._breaker = channel.breaker
         self._timeout = channel.limits.timeout
         self._claims = claims
+        self._refunds = claims.refunds
         self._running_mailings = running_mailings
         self._recorder = recorder
         self._retry = retry
@@ -152,14 +153,11 @@ class Sender:
         """Return the check `Request.may_write`, to run right before the request is written.
 
         It checks the breaker and the sending window again, because connecting may have taken long.
-        A stop of the mailing needs no check of its own, because it aborts the request. But this is
-        certain only while the running mailings are current.
+        A stop of the mailing is not checked, because it aborts the request. But that is certain
+        only while the running mailings are current, so this is checked instead.
         """
-        window, zone, generation = (
-            ready.send.mailing.window,
-            ready.claim.time_zone,
-            ready.generation,
-        )
+        window, zone = ready.send.mailing.window, ready.claim.time_zone
+        generation = ready.generation
 
         def may_write(now: float) -> bool:
             if not (
@@ -194,11 +192,11 @@ class Sender:
         is_gateway_failure = self._breaker.record(ready.generation, outcome, now, at)
         match outcome:
             case Accepted() | Rejected():
-                self._claims.record_success(self._channel, ready.started_at)
+                self._refunds.record_success(self._channel, ready.started_at)
             case TemporaryFailure() | Unknown() if not is_gateway_failure:
-                self._claims.record_failed_attempt(self._channel, ready.claim, now)
+                self._refunds.record_failure(self._channel, ready.claim, now)
         if self._breaker.state != state_before:
-            # it has opened, or closed; when it has closed, no failed attempt waits for a refund
-            self._claims.confirm_outage(self._channel)
+            # It has opened or closed. When it has closed, there is no candidate for a refund.
+            self._refunds.confirm_outage(self._channel)
             self._channel.report_breaker(now)
         return is_gateway_failure

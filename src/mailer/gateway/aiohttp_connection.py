@@ -15,6 +15,7 @@ import aiohttp
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.http import SERVER_SOFTWARE
 from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.tracing import Trace
 from yarl import URL
 
 USER_AGENT = SERVER_SOFTWARE
@@ -91,7 +92,8 @@ class GatewayConnection(ResponseHandler):
                 response.first_bytes += data
             # Give the parser the head of a chunked response first, and the rest in a second call:
             # when a chunk is broken, a call returns nothing of its data, not even the head.
-            # (`find` is faster than `in`, which raises and drops a TypeError first.)
+            # `hunked` is in both `chunked` and `Chunked`. (`find` is faster than `in`, which raises
+            # and drops a TypeError first.)
             if data.find(b"hunked") >= 0 and (end := data.find(b"\r\n\r\n")) >= 0:
                 super().data_received(data[: end + 4])
                 data = data[end + 4 :]
@@ -132,7 +134,8 @@ class GatewayConnector(aiohttp.TCPConnector):
         self._factory = partial(GatewayConnection, loop=loop)  # type: ignore[assignment]  # of the base class
         target = aiohttp.ClientRequest("POST", url, loop=loop)
         timeout = aiohttp.ClientTimeout()  # no timeout: `Request.deadline` ends a request
-        self.acquire = partial(self.connect, target, [], timeout)
+        no_traces: list[Trace] = []
+        self.acquire = partial(self.connect, target, no_traces, timeout)
         """Wait for a kept connection or a new one. It is a partial and no method, to save one call
         for each message."""
 

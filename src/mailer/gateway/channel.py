@@ -51,8 +51,8 @@ class Channel:
     def __init__(self, gateway: Gateway, limits: ChannelLimits) -> None:
         self.gateway = gateway
         self.limits = limits
-        self.breaker = Breaker(limits.breaker_failures, limits.breaker_reset)
-        self.throughput = ThroughputEstimate(limits.concurrency, limits.rate)
+        self.breaker = Breaker(max_failures=limits.breaker_failures, reset=limits.breaker_reset)
+        self.throughput = ThroughputEstimate(limits.concurrency, limit=limits.rate)
         self.pacer = Pacer(limits.rate) if limits.rate else None
         """Spaces the requests evenly; None without a rate limit."""
         self._listeners: list[Callable[[], None]] = []

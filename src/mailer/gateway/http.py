@@ -1,4 +1,8 @@
-"""A gateway over HTTP: one POST for each message."""
+"""A gateway over HTTP: one POST for each message.
+
+The body is JSON: `{"id": 7, "phone": 79161234567, "text": "Hello"}`. The URL has the same id in it.
+The gateway accepts the message with status 200 and a JSON body in which `code` is 0.
+"""
 
 import asyncio
 import base64
@@ -151,10 +155,11 @@ class HttpGateway:
         # Let other tasks run first: then many tasks write in one iteration of the event loop, which
         # wakes the receiver once and not for each request.
         await asyncio.sleep(0)
-        # `should_close` is true also if data came before the request: it is no response to it
+        # `should_close` is true also if data came before this request, to which it cannot respond
         if protocol.should_close or not protocol.is_connected():
             return None
         if not request.mark_written():
+            # `send` then returns the outcome of the abort
             raise aiohttp.ClientConnectionError("the request is aborted")
         protocol.write(data, response)
         head, content = await protocol.read()

@@ -52,9 +52,9 @@ class Request:
     request was written decides its outcome.
 
     `deadline` is a moment of `elapsed()`, at which the dispatcher aborts the request. `may_write`
-    is called right before the write, with the moment of `elapsed()`; if it returns False, the
-    request is not written. It repeats checks that were made at the start, because connecting can
-    take long and a process can be suspended.
+    is called right before the write, with the present moment of `elapsed()`; if it returns False,
+    the request is not written. So checks that were made at the start can be made again: connecting
+    can take long, and a process can be suspended.
     """
 
     __slots__ = (

@@ -107,6 +107,7 @@ def decompress(body: bytes | None, encoding: str) -> bytes | None:
     """
     if body is None or not re.search(r"gzip|deflate", encoding, re.IGNORECASE):
         return body
+    # values of the parameter `wbits`: 32 detects the header, a negative value expects none
     gzip_or_zlib, deflate_without_header = zlib.MAX_WBITS | 32, -zlib.MAX_WBITS
     for window_bits in (gzip_or_zlib, deflate_without_header):
         with contextlib.suppress(zlib.error):
@@ -134,6 +135,7 @@ def parse_retry_after(
 
 
 def _parse_date(value: str | None) -> datetime | None:
+    """Parse the date of a header; None when it is missing or invalid. The default zone is UTC."""
     try:
         moment = parsedate_to_datetime(value or "")
     except (ValueError, OverflowError):

@@ -1,7 +1,7 @@
 """The sandbox gateway: a server that stands in for an SMS gateway and sends nothing.
 
-It speaks the same protocol as a real gateway, with latency and faults on request.
-It serves the demo, the tests, the measurements, and the command `mailer sandbox`.
+It speaks the gateway protocol (see `gateway/http.py`), with latency and faults on request. It
+serves the demo, the tests, the measurements, and the command `mailer sandbox`.
 """
 
 import asyncio
@@ -43,7 +43,7 @@ _NOT_POST = create_refusal("invalid", 405, "POST only", allow="POST")
 _TOO_LARGE = create_refusal("invalid", 413, "body too large")
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
-"""Value of the socket option SO_LINGER with which closing a socket sends RST instead of FIN."""
+"""Value of the socket option SO_LINGER: on, 0 s. Closing the socket then sends RST, not FIN."""
 
 
 class SandboxRequest(msgspec.Struct, frozen=True):
@@ -95,7 +95,7 @@ class SandboxCounts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _MessageBody(msgspec.Struct, forbid_unknown_fields=True):
-    """The body of a request by the gateway protocol; see `HttpGateway.send`."""
+    """The body of a request that follows the gateway protocol."""
 
     id: Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
     phone: Annotated[int, msgspec.Meta(ge=70_000_000_000, le=79_999_999_999)]
@@ -165,6 +165,7 @@ class SandboxGateway:
                 await asyncio.wait(self._handlers)
 
     async def _handle(self, request: web.BaseRequest) -> web.Response:
+        """Respond to any request, record it and count it."""
         try:
             id_or_refusal = self._check(request, await request.read())
         except web.HTTPRequestEntityTooLarge:
@@ -248,6 +249,7 @@ class SandboxGateway:
             await asyncio.sleep(self._faults.latency * (1.0 + deviation))
 
     def _record(self, record: SandboxRequest) -> None:
+        """Count a request, and pass its record to `on_request`."""
         self._counts[record.kind] += 1
         self._counts["repeats"] += record.repeat
         self._counts["overlaps"] += record.overlap
@@ -256,6 +258,7 @@ class SandboxGateway:
 
 
 async def _listen(site: web.TCPSite, host: str, port: int) -> None:
+    """Start to listen. Raises UnavailableError, which says why it cannot."""
     try:
         await site.start()
     except OSError as error:
@@ -264,6 +267,7 @@ async def _listen(site: web.TCPSite, host: str, port: int) -> None:
 
 
 def _to_http(response: SandboxResponse) -> web.Response:
+    """Convert a response for aiohttp."""
     return web.Response(status=response.status, body=response.body, headers=response.headers)
 
 
