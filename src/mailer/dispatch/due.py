@@ -134,7 +134,7 @@ class DueMailings:
         `due_since` maps each mailing to a moment, to check only messages that are due since then;
         or to None, to check all messages. A claimed message is not scheduled.
         """
-        for mailing_id, position, seconds_to_due in await store.first_waiting(
+        for mailing_id, position, seconds_to_due in await store.first_scheduled(
             connection, due_since
         ):
             if position <= self._cursors.get(mailing_id, store.FIRST_CURSOR):
