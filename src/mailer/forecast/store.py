@@ -13,7 +13,10 @@ from mailer.statuses import MESSAGE_STATUSES, OPEN
 
 
 class GatewayLoad(msgspec.Struct, frozen=True):
-    """The messages that all mailings still have to send, at one moment."""
+    """The messages that all mailings still have to send, at one moment.
+
+    The requested mailings are those whose ids `read_load` got.
+    """
 
     now: datetime
     waiting: Mapping[int, int]
@@ -58,7 +61,7 @@ SELECT_LOAD = text(f"""
 
 
 async def read_load(connection: AsyncConnection, mailing_ids: Sequence[int]) -> GatewayLoad:
-    """Return the load of all mailings; the mailings with `mailing_ids` are the requested ones."""
+    """Return the load of all mailings. `mailing_ids` are the ids of the requested ones."""
     row = (await connection.execute(SELECT_LOAD, {"ids": list(mailing_ids)})).one()
     return GatewayLoad(
         row.now,
