@@ -210,9 +210,9 @@ async def test_outcomes_are_counted_by_local_hour(engine: AsyncEngine) -> None:
     set_back_at = day_start + 3 * HOUR
     await add_messages(engine, mailing_id, clients[:1], "delivered", at=day_start - SECOND)
     await add_messages(engine, mailing_id, clients[1:2], "delivered", at=set_back_at - SECOND)
-    await add_messages(engine, mailing_id, clients[2:3], "unknown", "x", at=set_back_at)
+    await add_messages(engine, mailing_id, clients[2:3], "unknown", reason="x", at=set_back_at)
     await do(engine, lambda db: counters.merge_deltas(db, 5))  # merges a part of the deltas
-    await add_messages(engine, mailing_id, clients[3:4], "cancelled", "x", at=day_end)
+    await add_messages(engine, mailing_id, clients[3:4], "cancelled", reason="x", at=day_end)
     await add_messages(engine, mailing_id, clients[4:], "delivered", at=set_back_at)
 
     report = await daily_report(engine, date(2030, 10, 27), "Europe/Berlin")
@@ -302,7 +302,7 @@ async def test_the_longest_report_is_not_clipped_by_mail_programs(engine: AsyncE
     for _ in range(MAX_LISTED + 1):
         mailing_id = await add_mailing(engine, clients=1_000_000)
         for client, status in zip(clients, statuses, strict=True):
-            await add_messages(engine, mailing_id, [client], status, "x")
+            await add_messages(engine, mailing_id, [client], status, reason="x")
     report = await daily_report(engine, DAY, "UTC")
     [busy_hour] = report.busy_hours
     # as if every hour had been as busy

@@ -142,6 +142,7 @@ MERGE = f"""
     SELECT mailing_id, dimension, key, bucket_start, {SUMS}
     FROM delta WHERE dimension <> 'outcome'
     GROUP BY mailing_id, dimension, key, bucket_start {ADD_TO_COUNTERS}"""  # noqa: S608  # likewise
+# DELETE has no LIMIT, so the deltas are chosen by `ctid`, the physical address of a row.
 MERGE_SOME_DELTAS = text(
     MERGE.format(condition="ctid = ANY (ARRAY(SELECT ctid FROM message_count_delta LIMIT :chunk))")
 )
