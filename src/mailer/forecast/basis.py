@@ -28,7 +28,7 @@ class ForecastBasis(msgspec.Struct, frozen=True):
     at: datetime
     rate: float | None
     """Messages a second for all mailings together; None when it is not known."""
-    others: Sequence[int]
+    messages_of_others: Sequence[int]
     """Messages that each of the other running mailings still has to send."""
 
 
@@ -46,7 +46,7 @@ async def read_draft_basis(
     load = await read_load(connection, [])
     clients = await audience.count_by_zone(connection, draft.client_filter)
     rate = _total_rate(throughput, workers)
-    return ForecastBasis(draft, clients, load.now, rate, load.of_others(None))
+    return ForecastBasis(draft, clients, load.now, rate, load.messages_of_others(None))
 
 
 async def read_basis(
@@ -119,7 +119,7 @@ async def _read_with_load(
         clients = await _count_remaining(
             connection, mailing, is_enqueuing=mailing.id in load.enqueuing
         )
-    return ForecastBasis(mailing, clients, load.now, rate, load.of_others(mailing.id))
+    return ForecastBasis(mailing, clients, load.now, rate, load.messages_of_others(mailing.id))
 
 
 async def _count_remaining(

@@ -84,7 +84,7 @@ def forecast(  # noqa: PLR0913  # the plan of a mailing and its circumstances
     window: SendingWindow | None,
     at: datetime,
     rate: float | None = None,
-    others: Iterable[int] = (),
+    messages_of_others: Iterable[int] = (),
 ) -> Generator[None, None, Forecast]:
     """Return a forecast, from `at` on, of a mailing to `groups`.
 
@@ -93,8 +93,9 @@ def forecast(  # noqa: PLR0913  # the plan of a mailing and its circumstances
 
     `start`, `end` and `window` are those of the mailing. `rate` is in messages a second for all
     mailings together. If it is None, the rate is not known, and only sending windows matter.
-    `others` are the numbers of messages that each of the other running mailings has left to send.
-    They use their share of the rate until they are done, as if all of their messages were due.
+    `messages_of_others` has the number of messages that each of the other running mailings has left
+    to send. These mailings use their share of the rate until they are done, as if all of their
+    messages were due.
     """
     plan = MailingPlan(start.astimezone(UTC), end.astimezone(UTC), window, at.astimezone(UTC))
     groups = [group for group in groups if group.clients > 0]
@@ -103,7 +104,7 @@ def forecast(  # noqa: PLR0913  # the plan of a mailing and its circumstances
     if rate is None:
         last_seconds = send_at_once(cohorts)
     else:
-        last_seconds = yield from SharedCapacity(rate, others).simulate(list(cohorts))
+        last_seconds = yield from SharedCapacity(rate, messages_of_others).simulate(list(cohorts))
     shortfalls, waiting = yield from _count_unreached(cohorts, plan)
     missed = sum(shortfall.clients for shortfall in shortfalls)
     done_at = None

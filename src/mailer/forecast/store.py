@@ -27,7 +27,7 @@ class GatewayLoad(msgspec.Struct, frozen=True):
     enqueuing: frozenset[int]
     """Ids of the requested mailings whose audience is being enqueued."""
 
-    def of_others(self, mailing_id: int | None) -> list[int]:
+    def messages_of_others(self, mailing_id: int | None) -> list[int]:
         """Return how many messages each of the other running mailings has to send.
 
         `mailing_id` is None for a mailing that is not saved yet: all mailings are other ones.

@@ -68,12 +68,12 @@ def send_at_once(cohorts: Iterable[Cohort]) -> float:
 class SharedCapacity:
     """The gateway's rate in messages a second, shared equally by mailings with due messages.
 
-    `others` are the numbers of messages that each other mailing has left; they are all due.
+    `messages_of_others` has the number of messages that each other mailing has left; all are due.
     """
 
-    def __init__(self, rate: float, others: Iterable[int]) -> None:
+    def __init__(self, rate: float, messages_of_others: Iterable[int]) -> None:
         self._rate = rate
-        mailings_by_messages = Counter(messages for messages in others if messages > 0)
+        mailings_by_messages = Counter(messages for messages in messages_of_others if messages > 0)
         # unfinished ones; the last is the next to finish
         self._others = [
             EqualMailings(*counts) for counts in sorted(mailings_by_messages.items(), reverse=True)
@@ -89,6 +89,7 @@ class SharedCapacity:
 
         Yields after each step.
         """
+        # the next start or end of a slot of each cohort: the moment, and the cohort's index
         events = [(cohort.slot.start, index) for index, cohort in enumerate(cohorts) if cohort.slot]
         heapify(events)
         while events:
