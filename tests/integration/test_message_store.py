@@ -50,7 +50,7 @@ async def claimer(engine: AsyncEngine) -> AsyncIterator[asyncpg.Connection]:
 
 
 @pytest.fixture
-async def other(engine: AsyncEngine) -> AsyncIterator[asyncpg.Connection]:
+async def other_claimer(engine: AsyncEngine) -> AsyncIterator[asyncpg.Connection]:
     """The connection of another worker."""
     async with engine.connect() as pooled:
         yield await asyncpg_connection(pooled)
@@ -219,13 +219,13 @@ async def test_claims_and_results_read_no_counters_of_other_mailings(
 
 
 async def test_concurrent_claims_never_take_the_same_message(
-    engine: AsyncEngine, claimer: asyncpg.Connection, other: asyncpg.Connection
+    engine: AsyncEngine, claimer: asyncpg.Connection, other_claimer: asyncpg.Connection
 ) -> None:
     mailing_id = await add_due_messages(engine, 5)
     async with claimer.transaction():
         first = await claim(claimer, mailing_id, 3)
         # skips the three locked ones, claims two, and waits for the row of the counters
-        claiming = asyncio.create_task(claim(other, mailing_id, 3, owner=uuid4()))
+        claiming = asyncio.create_task(claim(other_claimer, mailing_id, 3, owner=uuid4()))
         await asyncio.wait({claiming}, timeout=0.2)
     second = await claiming
 
@@ -235,13 +235,13 @@ async def test_concurrent_claims_never_take_the_same_message(
 
 
 async def test_messages_being_claimed_are_skipped_without_waiting(
-    engine: AsyncEngine, claimer: asyncpg.Connection, other: asyncpg.Connection
+    engine: AsyncEngine, claimer: asyncpg.Connection, other_claimer: asyncpg.Connection
 ) -> None:
     mailing_id = await add_due_messages(engine, 2)
     async with claimer.transaction():
         await claim(claimer, mailing_id, 2)
         async with asyncio.timeout(EVENT_TIMEOUT):
-            assert await claim(other, mailing_id, 2, owner=uuid4()) == []
+            assert await claim(other_claimer, mailing_id, 2, owner=uuid4()) == []
 
 
 async def test_claims_and_results_change_the_counters(
