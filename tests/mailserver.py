@@ -69,7 +69,8 @@ async def mail_server(
     """Run a mail server on loopback; yield its port.
 
     With `tls`, connections are encrypted from their start. `options` are those of aiosmtpd's class
-    `SMTP`. With `tls_context` the server offers STARTTLS, and with `authenticator` a login.
+    `SMTP`. With `tls_context` the server offers STARTTLS, and with `authenticator` a login, without
+    encryption only if `auth_require_tls` is False.
     """
     loop = asyncio.get_running_loop()
     server = await loop.create_server(
