@@ -54,17 +54,24 @@ class Mailbox:
         return mail
 
 
-def knows(_server: SMTP, _session: Session, _envelope: Envelope, _mechanism: str, data: Any) -> Any:
+def check_login(
+    _server: SMTP, _session: Session, _envelope: Envelope, _mechanism: str, data: Any
+) -> Any:
     """Accept only the login ops@example.org with the password p@ss/word."""
     is_valid = data == LoginPassword(b"ops@example.org", b"p@ss/word")
-    return AuthResult(success=is_valid, handled=False)
+    return AuthResult(success=is_valid, handled=False)  # aiosmtpd itself sends the reply
 
 
 @asynccontextmanager
 async def mail_server(
     mailbox: Mailbox, tls: ssl.SSLContext | None = None, **options: Any
 ) -> AsyncIterator[int]:
-    """Run a mail server on loopback; yield its port."""
+    """Run a mail server on loopback; yield its port.
+
+    With `tls`, connections are encrypted from their start. `options` are those of aiosmtpd's class
+    `SMTP`. With `tls_context` the server offers STARTTLS, and with `authenticator` a login, without
+    encryption only if `auth_require_tls` is False.
+    """
     loop = asyncio.get_running_loop()
     server = await loop.create_server(
         lambda: SMTP(mailbox, hostname="localhost", loop=loop, **options), "127.0.0.1", 0, ssl=tls

@@ -23,8 +23,8 @@ from mailer.admin.live import LiveUpdates
 from mailer.admin.render import load_templates
 from mailer.app import CONNECTION_LIMITS, create_app
 from mailer.client.model import known_zones
-from mailer.daily_report.mail import SmtpConfig, read_smtp_config
 from mailer.daily_report.schedule import DailyMail
+from mailer.daily_report.smtp_config import SmtpConfig, read_smtp_config
 from mailer.db import database_info
 from mailer.db.engine import STATEMENT_TIMEOUT, create_engine, pool_usage
 from mailer.db.requirements import WaitReason

@@ -39,9 +39,8 @@ async def test_the_statistics_of_a_mailing_have_every_breakdown(
     clients = await add_clients(engine, 2, "912", "Asia/Tokyo")
     mailing_id = await add_mailing(engine, clients=2)
     await add_messages(engine, mailing_id, clients[:1], "delivered")
-    await add_messages(
-        engine, mailing_id, clients[1:], "undelivered", "timeout", NOON + timedelta(hours=1)
-    )
+    an_hour_later = NOON + timedelta(hours=1)
+    await add_messages(engine, mailing_id, clients[1:], "undelivered", "timeout", at=an_hour_later)
 
     counts = dict.fromkeys(MESSAGE_STATUSES, 0) | {"delivered": 1, "undelivered": 1}
     no_outcomes = dict.fromkeys(OUTCOMES, 0)

@@ -1,29 +1,20 @@
-"""The daily report: its figures, its texts, and sending it by mail."""
+"""The daily report: its figures and its texts."""
 
 import re
-import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
 from datetime import UTC, date, datetime, timedelta
 from itertools import islice
-from pathlib import Path
-from typing import Any
 from zoneinfo import ZoneInfo
 
 import msgspec
 import pytest
-import trustme
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.factories import HOUR, NOON, add_clients, add_mailing, add_messages, do, execute
-from tests.mailserver import Mailbox, knows, mail_server
 
-from mailer.daily_report.mail import MailNotSentError, MailResult, read_smtp_config, send_report
 from mailer.daily_report.render import render_html, render_text
 from mailer.daily_report.report import MAX_LISTED, DailyReport, daily_report, day_bounds
-from mailer.errors import InvalidError, StartError
+from mailer.errors import InvalidError
 from mailer.message import counters
-from mailer.settings import Settings
 from mailer.statistics.model import ReasonCount
 from mailer.statuses import (
     MESSAGE_STATUSES,
@@ -37,22 +28,19 @@ from mailer.statuses import (
 DAY = date(2020, 1, 15)
 """The day of `NOON`, when sample messages are sent by default."""
 SECOND = timedelta(seconds=1)
-REMOTE_SMTP_URL = "smtp://report%40example.org:secret@mail.example.org"
-VALID_LOGIN = "ops%40example.org:p%40ss%2Fword@"
-"""The part of a mail server's URL with the login that `knows` accepts."""
-StartMailServer = Callable[..., Awaitable[int]]
 
 
 async def sample_report(engine: AsyncEngine) -> DailyReport:
-    """Return a report with one delivered and two undelivered messages, all at 13:00."""
+    """Return a report with one delivered and two undelivered messages, all at 13:00.
+
+    The reason of the undelivered ones has characters that are special in HTML.
+    """
     clients = await add_clients(engine, 3)
     mailing_id = await add_mailing(engine, clients=3)
-    await add_messages(engine, mailing_id, clients[:1], "delivered", at=NOON + HOUR)
-    await add_messages(engine, mailing_id, clients[1:], "undelivered", "<b>&", NOON + HOUR)
+    at = NOON + HOUR
+    await add_messages(engine, mailing_id, clients[:1], "delivered", at=at)
+    await add_messages(engine, mailing_id, clients[1:], "undelivered", reason="<b>&", at=at)
     return await daily_report(engine, DAY, "UTC")
-
-
-# ---- content ---------------------------------------------------------------------------------
 
 
 async def test_the_report_counts_outcomes_of_the_local_day(engine: AsyncEngine) -> None:
@@ -206,9 +194,9 @@ async def test_outcomes_are_counted_by_local_hour(engine: AsyncEngine) -> None:
     set_back_at = day_start + 3 * HOUR
     await add_messages(engine, mailing_id, clients[:1], "delivered", at=day_start - SECOND)
     await add_messages(engine, mailing_id, clients[1:2], "delivered", at=set_back_at - SECOND)
-    await add_messages(engine, mailing_id, clients[2:3], "unknown", "x", at=set_back_at)
+    await add_messages(engine, mailing_id, clients[2:3], "unknown", reason="x", at=set_back_at)
     await do(engine, lambda db: counters.merge_deltas(db, 5))  # merges a part of the deltas
-    await add_messages(engine, mailing_id, clients[3:4], "cancelled", "x", at=day_end)
+    await add_messages(engine, mailing_id, clients[3:4], "cancelled", reason="x", at=day_end)
     await add_messages(engine, mailing_id, clients[4:], "delivered", at=set_back_at)
 
     report = await daily_report(engine, date(2030, 10, 27), "Europe/Berlin")
@@ -225,7 +213,7 @@ async def test_outcomes_are_counted_by_local_hour(engine: AsyncEngine) -> None:
         ["from", *(STATUSES[name].label for name in OUTCOMES)],
         ["02:00", *(first_hour.get(name, "0") for name in OUTCOMES)],
         ["02:00 again", *(second_hour.get(name, "0") for name in OUTCOMES)],
-        [""],
+        [""],  # an empty line after the last hour
     ]
 
 
@@ -298,7 +286,7 @@ async def test_the_longest_report_is_not_clipped_by_mail_programs(engine: AsyncE
     for _ in range(MAX_LISTED + 1):
         mailing_id = await add_mailing(engine, clients=1_000_000)
         for client, status in zip(clients, statuses, strict=True):
-            await add_messages(engine, mailing_id, [client], status, "x")
+            await add_messages(engine, mailing_id, [client], status, reason="x")
     report = await daily_report(engine, DAY, "UTC")
     [busy_hour] = report.busy_hours
     # as if every hour had been as busy
@@ -317,286 +305,3 @@ async def test_the_report_contains_no_texts_or_phones(engine: AsyncEngine) -> No
 async def test_reasons_are_escaped_in_html(engine: AsyncEngine) -> None:
     assert "<b>&" in render_text(await sample_report(engine))
     assert "&lt;b&gt;&amp;" in render_html(await sample_report(engine))
-
-
-# ---- sending ---------------------------------------------------------------------------------
-
-
-@pytest.fixture
-async def start_mail_server() -> AsyncIterator[StartMailServer]:
-    """A function that starts a mail server for a mailbox and returns its port."""
-    async with AsyncExitStack() as stack:
-
-        async def start(mailbox: Mailbox, **options: Any) -> int:
-            return await stack.enter_async_context(mail_server(mailbox, **options))
-
-        yield start
-
-
-@pytest.fixture
-def certificate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ssl.SSLContext:
-    """TLS context of a mail server whose certificate this process trusts."""
-    authority = trustme.CA()
-    authority.cert_pem.write_to_path(tmp_path / "authority.pem")
-    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("127.0.0.1", "localhost").configure_cert(context)
-    return context
-
-
-def settings_for(port: int, *, scheme: str = "smtp", login: str = "") -> Settings:
-    """Return settings with a mail server on this machine and two recipients."""
-    return Settings(
-        smtp_url=f"{scheme}://{login}127.0.0.1:{port}",
-        report_recipients="boss@example.org, ops@example.org",
-    )
-
-
-async def test_the_mail_has_text_and_html(
-    engine: AsyncEngine, start_mail_server: StartMailServer
-) -> None:
-    mailbox = Mailbox()
-    report = await sample_report(engine)
-    await send_report(report, read_smtp_config(settings_for(await start_mail_server(mailbox))))
-
-    assert mailbox.envelopes[0].rcpt_tos == ["boss@example.org", "ops@example.org"]
-    mail = mailbox.mail()
-    assert mail["Subject"] == "mailer, 2020-01-15: 1 delivered, 2 not"
-    assert mail["From"] == "mailer <mailer@127.0.0.1>"
-    assert mail["To"] == "boss@example.org, ops@example.org"
-    assert mail["Message-ID"]
-    assert mail["Date"].datetime == report.as_of.replace(microsecond=0)
-    assert mail.get_content_type() == "multipart/alternative"
-    text_part, html = mail.iter_parts()
-    assert text_part.get_content_type() == "text/plain"
-    assert text_part.get_content().splitlines() == render_text(report).splitlines()
-    assert html.get_content_type() == "text/html"
-    assert html.get_content().splitlines() == render_html(report).splitlines()
-
-
-async def test_a_login_is_encrypted_if_the_server_supports_it(
-    engine: AsyncEngine, start_mail_server: StartMailServer, certificate: ssl.SSLContext
-) -> None:
-    mailbox = Mailbox()
-    port = await start_mail_server(
-        mailbox, tls_context=certificate, authenticator=knows, auth_required=True
-    )
-    await send_report(
-        await sample_report(engine), read_smtp_config(settings_for(port, login=VALID_LOGIN))
-    )
-
-    assert mailbox.was_encrypted == [True]
-    assert mailbox.mail()["From"] == "mailer <ops@example.org>"
-
-
-async def test_a_login_without_encryption_is_allowed_only_for_loopback(
-    engine: AsyncEngine, start_mail_server: StartMailServer
-) -> None:
-    mailbox = Mailbox()
-    port = await start_mail_server(mailbox, authenticator=knows, auth_require_tls=False)
-    await send_report(
-        await sample_report(engine), read_smtp_config(settings_for(port, login=VALID_LOGIN))
-    )
-
-    assert mailbox.was_encrypted == [False]
-    remote = msgspec.structs.replace(
-        settings_for(port, login=VALID_LOGIN), smtp_url=REMOTE_SMTP_URL
-    )
-    assert read_smtp_config(remote).starts_tls is True
-
-
-async def test_smtps_is_encrypted_from_the_start(
-    engine: AsyncEngine, start_mail_server: StartMailServer, certificate: ssl.SSLContext
-) -> None:
-    mailbox = Mailbox()
-    port = await start_mail_server(
-        mailbox, tls=certificate, authenticator=knows, auth_require_tls=False
-    )
-    settings = settings_for(port, scheme="smtps", login=VALID_LOGIN)
-    await send_report(await sample_report(engine), read_smtp_config(settings))
-
-    assert len(mailbox.envelopes) == 1
-
-
-async def get_failure(engine: AsyncEngine, settings: Settings) -> str:
-    """Return the error message when the report cannot be sent."""
-    with pytest.raises(MailNotSentError) as error:
-        await send_report(await sample_report(engine), read_smtp_config(settings))
-    assert "\n" not in str(error.value)
-    return str(error.value)
-
-
-async def test_a_wrong_password_is_reported_in_one_line(
-    engine: AsyncEngine, start_mail_server: StartMailServer
-) -> None:
-    mailbox = Mailbox()
-    port = await start_mail_server(mailbox, authenticator=knows, auth_require_tls=False)
-    failure = await get_failure(engine, settings_for(port, login="ops%40example.org:secret@"))
-
-    assert failure.startswith(f"the mail server 127.0.0.1:{port} did not accept the report: 535")
-    assert "secret" not in failure
-    assert not mailbox.envelopes
-
-
-async def test_an_untrusted_certificate_is_refused(
-    engine: AsyncEngine,
-    start_mail_server: StartMailServer,
-    certificate: ssl.SSLContext,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.delenv("SSL_CERT_FILE")
-    mailbox = Mailbox()
-    for scheme, options in (
-        ("smtp", {"tls_context": certificate, "authenticator": knows}),  # offers STARTTLS
-        ("smtps", {"tls": certificate}),
-    ):
-        port = await start_mail_server(mailbox, **options)
-        settings = settings_for(port, scheme=scheme, login=VALID_LOGIN)
-        assert "CERTIFICATE_VERIFY_FAILED" in await get_failure(engine, settings)
-    assert not mailbox.envelopes
-
-
-async def test_an_unreachable_server_is_reported_in_one_line(engine: AsyncEngine) -> None:
-    assert "127.0.0.1:1 did not accept the report" in await get_failure(engine, settings_for(1))
-
-
-async def test_a_refused_recipient_does_not_stop_the_others(
-    engine: AsyncEngine, start_mail_server: StartMailServer
-) -> None:
-    mailbox = Mailbox(refusing="boss@example.org")
-    await send_report(
-        await sample_report(engine),
-        read_smtp_config(settings_for(await start_mail_server(mailbox))),
-    )
-    assert mailbox.envelopes[0].rcpt_tos == ["ops@example.org"]
-
-
-async def test_the_result_of_each_recipient_is_returned(
-    engine: AsyncEngine, start_mail_server: StartMailServer
-) -> None:
-    mailbox = Mailbox(refusing="boss@example.org")
-    port = await start_mail_server(mailbox)
-    report, smtp_config = await sample_report(engine), read_smtp_config(settings_for(port))
-    assert await send_report(report, smtp_config) == MailResult(
-        accepted=["ops@example.org"], deferred={}, refused={"boss@example.org": 550}
-    )
-
-    mailbox.answers |= {"ops@example.org": "450 4.2.0 greylisted"}
-    assert await send_report(report, smtp_config) == MailResult(
-        accepted=[], deferred={"ops@example.org": 450}, refused={"boss@example.org": 550}
-    )
-
-
-async def test_recipients_in_server_errors_are_masked(
-    engine: AsyncEngine, start_mail_server: StartMailServer
-) -> None:
-    mailbox = Mailbox()
-    mailbox.data_answer = "554 5.7.1 <boss@example.org>: not for boss@example.org, sorry"
-    failure = await get_failure(engine, settings_for(await start_mail_server(mailbox)))
-    assert failure.endswith("554 5.7.1 <***>: not for ***, sorry")
-
-
-async def test_without_a_login_mail_is_encrypted_whatever_the_certificate(
-    engine: AsyncEngine,
-    start_mail_server: StartMailServer,
-    certificate: ssl.SSLContext,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """An untrusted certificate is better than clear text."""
-    monkeypatch.delenv("SSL_CERT_FILE")
-    mailbox = Mailbox()
-    port = await start_mail_server(mailbox, tls_context=certificate)
-    await send_report(await sample_report(engine), read_smtp_config(settings_for(port)))
-    assert mailbox.was_encrypted == [True]
-
-
-async def test_without_a_login_mail_is_sent_unencrypted_if_tls_fails(
-    engine: AsyncEngine, start_mail_server: StartMailServer
-) -> None:
-    mailbox = Mailbox()
-    without_certificate = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)  # every TLS handshake fails
-    port = await start_mail_server(mailbox, tls_context=without_certificate, authenticator=knows)
-    await get_failure(engine, settings_for(port, login=VALID_LOGIN))
-    assert not mailbox.envelopes
-
-    await send_report(await sample_report(engine), read_smtp_config(settings_for(port)))
-    assert mailbox.was_encrypted == [False]
-
-
-async def test_the_mail_consists_of_short_ascii_lines(
-    engine: AsyncEngine, start_mail_server: StartMailServer
-) -> None:
-    mailbox = Mailbox()
-    await send_report(
-        await sample_report(engine),
-        read_smtp_config(settings_for(await start_mail_server(mailbox))),
-    )
-    content = mailbox.envelopes[0].content
-    assert isinstance(content, bytes)
-    assert content.isascii()
-    assert max(map(len, content.splitlines())) <= 100
-
-
-@pytest.mark.parametrize(
-    ("smtp_url", "smtp_from", "sender"),
-    [
-        ("smtp://mail.example.org", None, "mailer@mail.example.org"),
-        ("smtp://apikey:x@mail.example.org", None, "mailer@mail.example.org"),
-        ("smtp://me%40example.org:x@mail.example.org", None, "me@example.org"),
-        ("smtp://me%40example.org:x@mail.example.org", "sms@example.org", "sms@example.org"),
-        ("smtp://mail.example.org", " sms@пример.рф ", "sms@xn--e1afmkfd.xn--p1ai"),
-        ("smtp://127.0.0.1", None, "mailer@127.0.0.1"),
-        ("smtp://[::1]", None, "mailer@localhost"),
-    ],
-)
-def test_the_sender_is_the_setting_or_the_login_or_mailer(
-    smtp_url: str, smtp_from: str | None, sender: str
-) -> None:
-    settings = Settings(smtp_url=smtp_url, smtp_from=smtp_from, report_recipients="a@b.org")
-    assert read_smtp_config(settings).sender == sender
-
-
-@pytest.mark.parametrize("wrong", ["boss", "a@b.org, c@d.org", "a@", "x <a@b.org>", "a@b..org"])
-def test_an_invalid_sender_is_a_start_error(wrong: str) -> None:
-    with pytest.raises(StartError, match="MAILER_SMTP_FROM"):
-        read_smtp_config(
-            Settings(smtp_url="smtp://h", smtp_from=wrong, report_recipients="a@b.org")
-        )
-
-
-@pytest.mark.parametrize(
-    ("url", "recipients", "message"),
-    [
-        (None, "a@b.org", "MAILER_SMTP_URL is not set"),
-        ("smtp://h", None, "MAILER_REPORT_RECIPIENTS is not set"),
-        ("smtp://h", " , ", "MAILER_REPORT_RECIPIENTS is not set"),
-        ("smtp://h", "a@b.org, boss", "MAILER_REPORT_RECIPIENTS: 'boss' is not a mail address"),
-        ("smtp://h", "a@b.org\nBcc: c@d.org", "is not a mail address"),
-        ("smtp://", "a@b.org", "MAILER_SMTP_URL: must be"),
-        ("smtp://h:secret", "a@b.org", "MAILER_SMTP_URL: must be"),
-        ("smtp://u:se/cret@h", "a@b.org", "MAILER_SMTP_URL: must be"),
-        ("smtp://h/path", "a@b.org", "MAILER_SMTP_URL: must be"),
-    ],
-)
-def test_an_invalid_setting_is_a_start_error_in_one_line(
-    url: str | None, recipients: str | None, message: str
-) -> None:
-    with pytest.raises(StartError, match=message) as error:
-        read_smtp_config(Settings(smtp_url=url, report_recipients=recipients))
-    assert "\n" not in str(error.value)
-    assert "cret" not in str(error.value)  # a part of the passwords above
-
-
-@pytest.mark.parametrize(
-    ("url", "port"),
-    [
-        ("smtp://mail.example.org", 25),
-        ("smtp://user:secret@mail.example.org", 587),
-        ("smtps://user:secret@mail.example.org/", 465),
-        ("smtp://mail.example.org:2525", 2525),
-    ],
-)
-def test_the_default_port_depends_on_scheme_and_login(url: str, port: int) -> None:
-    smtp_config = read_smtp_config(Settings(smtp_url=url, report_recipients="a@b.org"))
-    assert smtp_config.port == port
-    assert "secret" not in repr(smtp_config)

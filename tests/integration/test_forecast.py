@@ -110,6 +110,7 @@ async def test_other_running_mailings_use_a_part_of_the_capacity(engine: AsyncEn
 
     expected = await forecast.of_draft(engine, create_draft(), ONE_A_SECOND)
 
+    # 600 messages of the draft and 200 of the other mailing, at one a second
     assert is_after(expected.done_at, 600 + 200, now)
 
 
@@ -124,6 +125,7 @@ async def test_clients_of_another_mailing_that_are_not_enqueued_yet_are_included
 
     expected = await forecast.of_draft(engine, create_draft(), ONE_A_SECOND)
 
+    # as many messages of the draft as of the other mailing, at one a second
     assert is_after(expected.done_at, 300 + 300, now)
 
 

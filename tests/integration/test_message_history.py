@@ -46,7 +46,10 @@ async def claim_one(engine: AsyncEngine, mailing_id: int) -> ClaimedMessage:
 async def fail_attempt(
     engine: AsyncEngine, mailing_id: int, reason: str, *, is_refunded: bool = False
 ) -> None:
-    """Claim a message and fail the attempt; the message waits for the next one."""
+    """Claim a message and fail the attempt; the message waits for the next one.
+
+    With `is_refunded` the attempt does not count, as in an outage.
+    """
     claimed = await claim_one(engine, mailing_id)
     result = MessageResult(
         claimed,

@@ -50,7 +50,7 @@ async def claimer(engine: AsyncEngine) -> AsyncIterator[asyncpg.Connection]:
 
 
 @pytest.fixture
-async def other(engine: AsyncEngine) -> AsyncIterator[asyncpg.Connection]:
+async def other_claimer(engine: AsyncEngine) -> AsyncIterator[asyncpg.Connection]:
     """The connection of another worker."""
     async with engine.connect() as pooled:
         yield await asyncpg_connection(pooled)
@@ -221,13 +221,13 @@ async def test_claims_and_results_read_no_counters_of_other_mailings(
 
 
 async def test_concurrent_claims_never_take_the_same_message(
-    engine: AsyncEngine, claimer: asyncpg.Connection, other: asyncpg.Connection
+    engine: AsyncEngine, claimer: asyncpg.Connection, other_claimer: asyncpg.Connection
 ) -> None:
     mailing_id = await add_due_messages(engine, 5)
     async with claimer.transaction():
         first = await claim(claimer, mailing_id, 3)
         # skips the three locked ones, claims two, and waits for the row of the counters
-        claiming = asyncio.create_task(claim(other, mailing_id, 3, owner=uuid4()))
+        claiming = asyncio.create_task(claim(other_claimer, mailing_id, 3, owner=uuid4()))
         await asyncio.wait({claiming}, timeout=0.2)
     second = await claiming
 
@@ -237,13 +237,13 @@ async def test_concurrent_claims_never_take_the_same_message(
 
 
 async def test_messages_being_claimed_are_skipped_without_waiting(
-    engine: AsyncEngine, claimer: asyncpg.Connection, other: asyncpg.Connection
+    engine: AsyncEngine, claimer: asyncpg.Connection, other_claimer: asyncpg.Connection
 ) -> None:
     mailing_id = await add_due_messages(engine, 2)
     async with claimer.transaction():
         await claim(claimer, mailing_id, 2)
         async with asyncio.timeout(EVENT_TIMEOUT):
-            assert await claim(other, mailing_id, 2, owner=uuid4()) == []
+            assert await claim(other_claimer, mailing_id, 2, owner=uuid4()) == []
 
 
 async def test_claims_and_results_change_the_counters(
@@ -412,7 +412,7 @@ async def test_each_failed_attempt_of_a_message_is_refunded(
     second = await claim_again(claimer, first)
     await record_failure(claimer, second, "http_500")
 
-    # one claim twice: a retry starts the numbers of attempts again, so two claims may look equal
+    # `second` twice, as after a user's retry, which starts the numbers of attempts again at 1
     await store.refund_attempts(claimer, [second, first, second])
 
     assert await state(engine, first.id) == ("scheduled", "http_500", 0)
@@ -454,7 +454,7 @@ async def test_the_attempt_of_a_message_being_sent_is_not_refunded(
     assert await state(engine, claimed.id) == ("sending", None, 1)
 
 
-async def test_the_first_waiting_message_is_returned_with_cursor_and_seconds_until_due(
+async def test_the_first_scheduled_message_is_returned_with_due_time_and_seconds_until_then(
     engine: AsyncEngine, claimer: asyncpg.Connection
 ) -> None:
     later, earlier = await add_due_messages(engine, 0), await add_due_messages(engine, 0)
@@ -465,18 +465,15 @@ async def test_the_first_waiting_message_is_returned_with_cursor_and_seconds_unt
     await add_messages(engine, earlier, clients[:2], "scheduled", at=now - HOUR)
     await add_messages(engine, earlier, clients[2:], "scheduled", at=now + HOUR / 2)
 
-    due_ats, seconds_until_due = {}, {}
-    for mailing_id, (due_at, _), seconds in await store.first_waiting(
-        claimer, {later: None, earlier: None}
-    ):
-        due_ats[mailing_id] = due_at
-        seconds_until_due[mailing_id] = seconds
+    found = await store.first_scheduled(claimer, {later: None, earlier: None})
 
+    due_ats = {first.mailing_id: first.position[0] for first in found}
     assert due_ats == {later: now + HOUR, earlier: now - HOUR}
-    assert seconds_until_due == pytest.approx({later: 3600, earlier: -3600}, abs=60)
+    seconds_to_due = {first.mailing_id: first.seconds_to_due for first in found}
+    assert seconds_to_due == pytest.approx({later: 3600, earlier: -3600}, abs=60)
 
 
-async def test_messages_due_before_a_given_moment_are_not_the_first_waiting_ones(
+async def test_messages_due_before_a_given_moment_are_not_the_first_scheduled_ones(
     engine: AsyncEngine, claimer: asyncpg.Connection
 ) -> None:
     mailing_id = await add_due_messages(engine, 0)
@@ -485,18 +482,19 @@ async def test_messages_due_before_a_given_moment_are_not_the_first_waiting_ones
     await add_messages(engine, mailing_id, clients[:1], "scheduled", at=now - HOUR)
     await add_messages(engine, mailing_id, clients[1:], "scheduled", at=now + HOUR)
 
-    [(_, (due_at, _), _)] = await store.first_waiting(claimer, {mailing_id: now})
+    [first] = await store.first_scheduled(claimer, {mailing_id: now})
 
+    due_at, _id = first.position
     assert due_at == now + HOUR
 
 
-async def test_a_mailing_without_a_scheduled_message_has_no_first_waiting_one(
+async def test_a_mailing_without_a_scheduled_message_has_no_first_one(
     engine: AsyncEngine, claimer: asyncpg.Connection
 ) -> None:
     mailing_id = await add_due_messages(engine, 0)
     await add_messages(engine, mailing_id, await add_clients(engine, 1), "delivered")
 
-    assert await store.first_waiting(claimer, {mailing_id: None}) == []
+    assert await store.first_scheduled(claimer, {mailing_id: None}) == []
 
 
 async def test_claims_continue_from_a_cursor_and_reach_every_message_once(

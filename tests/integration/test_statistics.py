@@ -154,7 +154,7 @@ async def test_outcomes_are_in_buckets_without_gaps(engine: AsyncEngine) -> None
     clients = await add_clients(engine, 5)
     mailing_id = await add_mailing(engine)
     await add_messages(engine, mailing_id, clients[:2], "delivered", at=NOON + MINUTE * 1.5)
-    await add_messages(engine, mailing_id, [clients[2]], "cancelled", "expired", NOON + MINUTE)
+    await add_messages(engine, mailing_id, [clients[2]], "cancelled", "expired", at=NOON + MINUTE)
     await add_messages(engine, mailing_id, [clients[3]], "delivered", at=NOON + 4 * MINUTE)
     await add_messages(engine, mailing_id, [clients[4]], "scheduled", at=NOON - MINUTE)
 

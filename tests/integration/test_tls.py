@@ -13,11 +13,12 @@ import pytest
 import trustme
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.fault_servers import OK, Talk, http_response, read_request, served
-from tests.mailserver import Mailbox, knows, mail_server
+from tests.mailserver import Mailbox, check_login, mail_server
 
 import mailer
-from mailer.daily_report.mail import MailNotSentError, read_smtp_config, send_report
+from mailer.daily_report.mail import MailNotSentError, send_report
 from mailer.daily_report.report import daily_report
+from mailer.daily_report.smtp_config import read_smtp_config
 from mailer.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -148,7 +149,7 @@ SCHEMES = ["smtps", "smtp"]
 async def smtp_config_with(scheme: str, tls: ssl.SSLContext, mailbox: Mailbox) -> Any:
     """Run a mail server that requires encryption and a login; yield the settings to use it."""
     options = {"tls": tls} if scheme == "smtps" else {"tls_context": tls}
-    login: dict[str, Any] = {"authenticator": knows, "auth_require_tls": scheme == "smtp"}
+    login: dict[str, Any] = {"authenticator": check_login, "auth_require_tls": scheme == "smtp"}
     async with mail_server(mailbox, **options, **login) as port:
         yield read_smtp_config(
             Settings(

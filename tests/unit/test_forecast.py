@@ -113,7 +113,7 @@ def test_group_due_later_is_reached_later() -> None:
 
 
 def test_other_mailings_share_the_rate_equally_until_they_are_done() -> None:
-    result = forecast_mailing(RecipientGroup("UTC", 1800), others=[600, 1200], rate=3)
+    result = forecast_mailing(RecipientGroup("UTC", 1800), messages_of_others=[600, 1200], rate=3)
     # 600 messages at one a second, until the first other mailing is done; then 600 at 1.5 a second,
     # until the second is done; then 600 at 3 a second
     assert result.done_at == NOON + timedelta(seconds=600 + 400 + 200)
@@ -121,7 +121,9 @@ def test_other_mailings_share_the_rate_equally_until_they_are_done() -> None:
 
 def test_other_mailings_continue_while_the_mailing_waits() -> None:
     # the other mailing is done when this one starts, one hour later
-    result = forecast_mailing(RecipientGroup("UTC", 60), start=NOON + HOUR, others=[3600], rate=1)
+    result = forecast_mailing(
+        RecipientGroup("UTC", 60), start=NOON + HOUR, messages_of_others=[3600], rate=1
+    )
     assert result.done_at == NOON + HOUR + timedelta(seconds=60)
 
 
@@ -189,7 +191,7 @@ class Case(msgspec.Struct, frozen=True):
     window: SendingWindow | None
     at: datetime
     rate: float | None
-    others: list[int]
+    messages_of_others: list[int]
 
     def forecast(self, **changes: Any) -> Forecast:
         """Return the forecast with these arguments; `changes` replace some of them."""
@@ -215,7 +217,7 @@ def cases(draw: st.DrawFn) -> Case:
         window=draw(st.none() | windows),
         at=at,
         rate=draw(st.none() | rates),
-        others=draw(st.lists(st.integers(0, 50_000), max_size=4)),
+        messages_of_others=draw(st.lists(st.integers(0, 50_000), max_size=4)),
     )
 
 
@@ -304,7 +306,8 @@ def test_later_end_never_misses_more(case: Case, later: timedelta) -> None:
 @thorough
 @given(cases(), st.integers(1, 10_000))
 def test_another_mailing_never_improves_the_forecast(case: Case, waiting: int) -> None:
-    alone, with_other = case.forecast(), case.forecast(others=[*case.others, waiting])
+    alone = case.forecast()
+    with_other = case.forecast(messages_of_others=[*case.messages_of_others, waiting])
     assert with_other.reached <= alone.reached
     if with_other.done_at is not None:
         assert alone.done_at is not None
@@ -371,7 +374,7 @@ def test_forecast_agrees_with_sending_message_by_message(
         window=window,
         at=start,
         rate=rate,
-        others=[],
+        messages_of_others=[],
     )
     expected = simulate_missed(case, rate)
     result = missed_by_zone(case.forecast())

@@ -1,4 +1,7 @@
-"""Send the daily report by mail."""
+"""Send the daily report by mail, encrypted if possible.
+
+`send_report` sends one mail, for the schedule; `report_command` is the command `mailer report`.
+"""
 
 import asyncio
 import contextlib
@@ -8,7 +11,6 @@ from email.headerregistry import Address
 from email.message import EmailMessage
 from email.utils import format_datetime, make_msgid
 from functools import partial
-from urllib.parse import unquote, urlsplit
 
 import aiosmtplib
 import msgspec
@@ -16,11 +18,11 @@ import structlog
 
 from mailer.daily_report.render import render_html, render_text
 from mailer.daily_report.report import DailyReport, daily_report
+from mailer.daily_report.smtp_config import SmtpConfig, read_smtp_config
 from mailer.db.startup import DatabaseSource, run_on_database
-from mailer.errors import StartError, UnavailableError
+from mailer.errors import UnavailableError
 from mailer.settings import Settings
 from mailer.statuses import FAILURES
-from mailer.urls import is_loopback
 
 log = structlog.get_logger()
 
@@ -35,61 +37,18 @@ FIRST_PERMANENT_CODE = 500
 """Reply codes from this one on are permanent failures (RFC 5321, section 4.2.1)."""
 TRANSFER_ENCODING = "quoted-printable"
 """Short ASCII lines, which every mail server accepts."""
-ADDRESS_PATTERN = re.compile(
-    r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@[A-Za-z0-9](?:[A-Za-z0-9.-]{0,253})"
-)
-"""Mail addresses as in HTML input fields. It excludes characters that could break a header."""
 REDACTED_ADDRESS = re.compile(r"[^\s<>:;,\"'()]+@[^\s<>:;,\"'()]+")
 """Anything like a mail address in an answer of a mail server, which is replaced by ***."""
-ERRORS_WITHOUT_TLS = (
+NON_TLS_ERRORS = (
     aiosmtplib.SMTPConnectError,
     aiosmtplib.SMTPHeloError,
     aiosmtplib.SMTPAuthenticationError,
 )
-"""Errors of connecting that encryption does not cause. They would happen without it, too."""
+"""Errors of connecting that encryption does not cause: they would happen without it, too."""
 
 
 class MailNotSentError(UnavailableError):
     """The mail server did not accept the report."""
-
-
-class SmtpConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """The mail server to use, the sender and the recipients."""
-
-    host: str
-    port: int
-    is_tls: bool
-    """Whether the connection is encrypted from its start (smtps)."""
-    user: str | None
-    """None when the server needs no login."""
-    password: str | None
-    sender: str
-    """The sender's address."""
-    recipients: list[str]
-    """The recipients' addresses."""
-
-    def __repr__(self) -> str:
-        return f"SmtpConfig({self.host}:{self.port})"
-
-    @property
-    def starts_tls(self) -> bool | None:
-        """Whether encryption by STARTTLS is required (True), not used (False), or optional (None).
-
-        With a login it is required: otherwise an attacker who removes the server's offer of
-        STARTTLS would get the password. Connections to this machine do not need it.
-        """
-        if self.is_tls:
-            return False
-        return None if self.user is None or is_loopback(self.host) else True
-
-    @property
-    def validates_certificate(self) -> bool:
-        """Whether the server's certificate must be trusted and match its name.
-
-        Without a login, any certificate is accepted (opportunistic encryption, RFC 7435). If one
-        were refused, the mail would be sent in clear text, which is worse.
-        """
-        return self.is_tls or self.user is not None
 
 
 class MailResult(msgspec.Struct, frozen=True):
@@ -100,69 +59,6 @@ class MailResult(msgspec.Struct, frozen=True):
     """Temporarily refused recipients (4xx), with the reply code."""
     refused: dict[str, int]
     """Permanently refused recipients, with the reply code."""
-
-
-def read_smtp_config(settings: Settings) -> SmtpConfig:
-    """Return the mail configuration that the settings define.
-
-    Raises `StartError` for a missing or wrong setting. Default ports: 465 for smtps, 587 for smtp
-    with a login, 25 otherwise.
-    """
-    if settings.smtp_url is None:
-        raise StartError("MAILER_SMTP_URL is not set: sending mail needs a mail server")
-    parts = urlsplit(settings.smtp_url)
-    is_tls = parts.scheme == "smtps"
-    try:
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        host = port = None
-    if not host or parts.path not in ("", "/") or parts.query or parts.fragment:
-        raise StartError(
-            "MAILER_SMTP_URL: must be smtp[s]://[user:password@]host[:port], with every character"
-            " of user and password that is not a letter or a digit written as %XX"
-        )
-    user = unquote(parts.username) if parts.username else None
-    return SmtpConfig(
-        host=host,
-        port=port or (465 if is_tls else 587 if parts.username else 25),
-        is_tls=is_tls,
-        user=user,
-        password=unquote(parts.password or "") if parts.username else None,
-        sender=_sender(settings.smtp_from, user, host),
-        recipients=_recipients(settings.report_recipients),
-    )
-
-
-def _sender(smtp_from: str | None, user: str | None, host: str) -> str:
-    """Return the sender's address: from the setting, else the login, else mailer@host."""
-    if smtp_from is not None:
-        if (address := _normalize_address(smtp_from)) is None:
-            raise StartError("MAILER_SMTP_FROM: is not a mail address")
-        return address
-    if user is not None and ADDRESS_PATTERN.fullmatch(user):
-        return user
-    return _normalize_address(f"mailer@{host}") or "mailer@localhost"
-
-
-def _normalize_address(text: str) -> str | None:
-    """Return a mail address with its domain in ASCII (RFC 5890); None when it is not valid."""
-    local, _, domain = text.strip().rpartition("@")
-    try:
-        address = f"{local}@{domain.encode('idna').decode()}"
-    except UnicodeError:
-        return None
-    return address if ADDRESS_PATTERN.fullmatch(address) else None
-
-
-def _recipients(setting: str | None) -> list[str]:
-    """Return the addresses of the setting, which are separated by commas, without duplicates."""
-    entries = [entry for part in (setting or "").split(",") if (entry := part.strip())]
-    if not entries:
-        raise StartError("MAILER_REPORT_RECIPIENTS is not set: the report has no recipients")
-    addresses = {entry: _normalize_address(entry) for entry in entries}
-    if invalid := [entry for entry, address in addresses.items() if address is None]:
-        raise StartError(f"MAILER_REPORT_RECIPIENTS: {invalid[0]!r} is not a mail address")
-    return list(dict.fromkeys(address for address in addresses.values() if address))
 
 
 async def send_report(
@@ -187,9 +83,9 @@ async def send_report(
         async with asyncio.timeout(SEND_TIMEOUT):
             try:
                 await client.connect()
-            except ERRORS_WITHOUT_TLS:
+            except NON_TLS_ERRORS:
                 raise
-            except (aiosmtplib.SMTPException, OSError) as error:
+            except (aiosmtplib.SMTPException, OSError) as error:  # encrypting failed
                 if smtp.validates_certificate:
                     raise
                 log.warning("mail_not_encrypted", reason=_describe(error)[:MAX_REPLY_LENGTH])
@@ -218,6 +114,7 @@ def _log_result(day: date, result: MailResult) -> None:
 
 
 def _create_smtp_client(smtp: SmtpConfig, starts_tls: bool | None) -> aiosmtplib.SMTP:  # noqa: FBT001  # it has three values
+    """Return a client that is not connected yet; `starts_tls` as in `SmtpConfig`."""
     return aiosmtplib.SMTP(
         hostname=smtp.host,
         port=smtp.port,
@@ -244,21 +141,21 @@ async def _deliver(
     """Send a mail on an open connection; return which recipients the server accepted."""
     try:
         refusals, _ = await client.send_message(message, sender=sender, recipients=recipients)
-        codes = {recipient: refusal.code for recipient, refusal in refusals.items()}
+        failures = {recipient: refusal.code for recipient, refusal in refusals.items()}
     except aiosmtplib.SMTPRecipientsRefused as error:  # no recipient was accepted
-        codes = {refused.recipient: refused.code for refused in error.recipients}
+        failures = {refused.recipient: refused.code for refused in error.recipients}
     return MailResult(
-        accepted=[recipient for recipient in recipients if recipient not in codes],
-        deferred={name: code for name, code in codes.items() if code < FIRST_PERMANENT_CODE},
-        refused={name: code for name, code in codes.items() if code >= FIRST_PERMANENT_CODE},
+        accepted=[recipient for recipient in recipients if recipient not in failures],
+        deferred={name: code for name, code in failures.items() if code < FIRST_PERMANENT_CODE},
+        refused={name: code for name, code in failures.items() if code >= FIRST_PERMANENT_CODE},
     )
 
 
 def _create_mail(report: DailyReport, smtp: SmtpConfig, message_id: str | None) -> EmailMessage:
     message = EmailMessage()
-    outcomes = report.outcomes
-    failed = sum(getattr(outcomes, name) for name in FAILURES)
-    message["Subject"] = f"mailer, {report.day}: {outcomes.delivered:,} delivered, {failed:,} not"
+    delivered = report.outcomes.delivered
+    not_delivered = sum(getattr(report.outcomes, name) for name in FAILURES)
+    message["Subject"] = f"mailer, {report.day}: {delivered:,} delivered, {not_delivered:,} not"
     message["From"] = Address("mailer", addr_spec=smtp.sender)
     message["To"] = ", ".join(smtp.recipients)
     message["Date"] = format_datetime(report.as_of)

@@ -10,8 +10,9 @@ from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.daily_report import store
-from mailer.daily_report.mail import MailNotSentError, SmtpConfig, send_report
+from mailer.daily_report.mail import MailNotSentError, send_report
 from mailer.daily_report.report import daily_report
+from mailer.daily_report.smtp_config import SmtpConfig
 from mailer.daily_report.store import ReportLease
 
 log = structlog.get_logger()
@@ -35,7 +36,8 @@ def newest_due(now: datetime, at: time, zone: ZoneInfo) -> date:
     """
     local = now.astimezone(zone)
     is_due_today = datetime.combine(local.date(), at, zone).timestamp() <= now.timestamp()
-    # Python interprets a skipped time as a later one
+    # Python interprets a time that the clocks skip as a moment after the clock change. But the
+    # report is due at the change, when the local clock shows a later time than `at`.
     is_due_today = is_due_today or local.time() >= at
     return local.date() - timedelta(days=1 if is_due_today else 2)
 

@@ -134,7 +134,7 @@ class DueMailings:
         `due_since` maps each mailing to the earliest due time of the messages to check, or to None
         to check all messages. A claimed message is not scheduled, so it is never found.
         """
-        for mailing_id, position, seconds_to_due in await store.first_waiting(
+        for mailing_id, position, seconds_to_due in await store.first_scheduled(
             connection, due_since
         ):
             if position <= self._cursors.get(mailing_id, store.FIRST_CURSOR):

@@ -28,7 +28,7 @@ class ForecastBasis(msgspec.Struct, frozen=True):
     at: datetime
     rate: float | None
     """Messages a second for all mailings together; None when it is not known."""
-    others: Sequence[int]
+    messages_of_others: Sequence[int]
     """Messages that each of the other running mailings still has to send."""
 
 
@@ -46,7 +46,7 @@ async def read_draft_basis(
     load = await read_load(connection, [])
     clients = await audience.count_by_zone(connection, draft.client_filter)
     rate = _total_rate(throughput, workers)
-    return ForecastBasis(draft, clients, load.now, rate, load.of_others(None))
+    return ForecastBasis(draft, clients, load.now, rate, load.messages_of_others(None))
 
 
 async def read_basis(
@@ -119,7 +119,7 @@ async def _read_with_load(
         clients = await _count_remaining(
             connection, mailing, is_enqueuing=mailing.id in load.enqueuing
         )
-    return ForecastBasis(mailing, clients, load.now, rate, load.of_others(mailing.id))
+    return ForecastBasis(mailing, clients, load.now, rate, load.messages_of_others(mailing.id))
 
 
 async def _count_remaining(
@@ -127,8 +127,8 @@ async def _count_remaining(
 ) -> dict[str, int]:
     """Return how many clients are still to be reached, by time zone.
 
-    While the audience is being enqueued, these are all matching clients without an outcome. That
-    includes clients who join the directory meanwhile, because no count excludes them.
+    While the audience is being enqueued, these are all matching clients without an outcome. They
+    include clients who have joined the directory since the start: counters do not distinguish them.
     """
     counts_by_zone = await counters.get_by_zone(connection, mailing.id)
     remaining = {zone: counts.waiting for zone, counts in counts_by_zone.items()}
@@ -137,6 +137,7 @@ async def _count_remaining(
     matching = await audience.count_by_zone(connection, mailing.client_filter)
     for zone, clients in matching.items():
         counts = counts_by_zone.get(zone, counters.Counters())
+        # messages that wait are sent, even if their clients do not match any more
         remaining[zone] = max(counts.waiting, clients - counts.outcomes.total)
     return remaining
 
@@ -146,9 +147,10 @@ async def _count_remaining_after_replan(
 ) -> dict[str, int]:
     """Return how many clients are still to be reached after a replan, by time zone.
 
-    These are all matching clients minus all messages that have an outcome; cancelled messages do
-    not count as such, because a replan may schedule them again. No count excludes clients who
-    joined the directory since the start, or messages whose clients do not match any more.
+    These are all matching clients minus the messages that have an outcome. Cancelled messages are
+    not subtracted, because a replan may schedule them again. The number is an estimate: counters do
+    not distinguish clients who have joined the directory since the start, nor messages whose
+    clients do not match any more.
     """
     counts_by_zone = await counters.get_by_zone(connection, mailing.id)
     remaining = await audience.count_by_zone(connection, mailing.client_filter)

@@ -6,10 +6,10 @@ closes is due when the window opens again.
 """
 
 from collections import defaultdict
-from collections.abc import Generator, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from math import ceil, floor
-from typing import Literal, TypeVar
+from typing import Literal
 
 import msgspec
 
@@ -26,7 +26,8 @@ MAX_HORIZON = timedelta(days=60)
 """The longest time that a forecast simulates; longer times are not useful."""
 
 Reason = Literal["no_window", "no_time"]
-RoundedKey = TypeVar("RoundedKey", bound=Hashable)
+ZoneAndOpening = tuple[str, datetime | None]
+"""A time zone, and when the sending window opens there if that is too late, else None."""
 
 
 class RecipientGroup(msgspec.Struct, frozen=True):
@@ -44,8 +45,8 @@ class Shortfall(msgspec.Struct, frozen=True):
     time_zone: str
     clients: int
     reason: Reason
-    """`no_window`: the sending window opens at the mailing's end or later. `no_time`: the rate is
-    too low."""
+    """`no_window`: the sending window opens at the mailing's end or later. `no_time`: at this rate,
+    the time until the end is too short."""
     opens_at: datetime | None = None
     """When the sending window opens, for `no_window`; None for `no_time`."""
 
@@ -83,7 +84,7 @@ def forecast(  # noqa: PLR0913  # the plan of a mailing and its circumstances
     window: SendingWindow | None,
     at: datetime,
     rate: float | None = None,
-    others: Iterable[int] = (),
+    messages_of_others: Iterable[int] = (),
 ) -> Generator[None, None, Forecast]:
     """Return a forecast, from `at` on, of a mailing to `groups`.
 
@@ -92,20 +93,23 @@ def forecast(  # noqa: PLR0913  # the plan of a mailing and its circumstances
 
     `start`, `end` and `window` are those of the mailing. `rate` is in messages a second for all
     mailings together. If it is None, the rate is not known, and only sending windows matter.
-    `others` are the numbers of messages that each of the other running mailings has left to send.
-    They use their share of the rate until they are done, as if all of their messages were due.
+    `messages_of_others` has the number of messages that each of the other running mailings has left
+    to send. These mailings use their share of the rate until they are done, as if all of their
+    messages were due.
     """
     plan = MailingPlan(start.astimezone(UTC), end.astimezone(UTC), window, at.astimezone(UTC))
     groups = [group for group in groups if group.clients > 0]
     cohorts = yield from _cohorts(groups, plan)
+    # either simulation decreases `unreached` of the cohorts, which is counted afterwards
     if rate is None:
         last_seconds = send_at_once(cohorts)
     else:
-        last_seconds = yield from SharedCapacity(rate, others).simulate(list(cohorts))
+        last_seconds = yield from SharedCapacity(rate, messages_of_others).simulate(list(cohorts))
     shortfalls, waiting = yield from _count_unreached(cohorts, plan)
     missed = sum(shortfall.clients for shortfall in shortfalls)
     done_at = None
     if not missed and not waiting:
+        # without clients, `last_seconds` is 0, even before the start or after the end
         done_at = min(max(plan.since, plan.at + timedelta(seconds=last_seconds)), plan.end)
     return Forecast(
         clients=sum(group.clients for group in groups),
@@ -152,7 +156,10 @@ class MailingPlan(msgspec.Struct, frozen=True):
         return offsets_of(time_zone, earliest, self.until)
 
     def slots(self, offsets: Offsets, due_at: datetime | None) -> Iterator[SendSlot]:
-        """Yield, in order, when messages may be sent to clients with these UTC offsets."""
+        """Yield, in order, when messages may be sent to clients with these UTC offsets.
+
+        The messages of a slot may be due before its start: an open window has opened in the past.
+        """
         intervals: Iterable[tuple[datetime, datetime]] = [(self.start, self.until)]
         if self.window is not None:
             intervals = self.window.open_intervals(offsets, self.until)
@@ -169,7 +176,10 @@ class MailingPlan(msgspec.Struct, frozen=True):
         return (moment - self.at).total_seconds()
 
     def opens_too_late(self, group: RecipientGroup) -> datetime | None:
-        """Return when the window opens for a group if that is at the mailing's end or later."""
+        """Return when the window opens for a group if that is at the mailing's end or later.
+
+        Return None otherwise, and also after the mailing's end: then `no_time` is the reason.
+        """
         if self.window is None or self.since >= self.end:
             return None
         earliest = max(self.since, group.due_at or self.since)
@@ -206,38 +216,43 @@ def _count_unreached(
 
     Yields after each step, as `forecast` does.
     """
-    # by time zone, and by when the window opens if that is too late
-    unreached: dict[tuple[str, datetime | None], float] = defaultdict(float)
+    unreached: dict[ZoneAndOpening, float] = defaultdict(float)
     for cohort, groups in cohorts.items():
-        share = cohort.unreached / cohort.clients
-        for group in groups if share else ():
+        if not cohort.unreached:
+            continue
+        unreached_part = cohort.unreached / cohort.clients
+        for group in groups:
+            # a cohort with a slot has a window that opens in time
             opens_at = None if cohort.has_any_slot else plan.opens_too_late(group)
-            unreached[group.time_zone, opens_at] += group.clients * share
+            unreached[group.time_zone, opens_at] += group.clients * unreached_part
             yield
     shortfalls, waiting = [], 0
     for (time_zone, opens_at), clients in _round(unreached).items():
+        if not clients:  # a fraction that was rounded down
+            continue
         if opens_at is not None:
             shortfalls.append(Shortfall(time_zone, clients, "no_window", opens_at))
         elif plan.until < plan.end:
             waiting += clients
-        elif clients:
+        else:
             shortfalls.append(Shortfall(time_zone, clients, "no_time"))
-    return tuple(sorted(shortfalls, key=_by_size)), waiting
+    return tuple(sorted(shortfalls, key=_largest_first)), waiting
 
 
-def _by_size(shortfall: Shortfall) -> tuple[int, str, str]:
+def _largest_first(shortfall: Shortfall) -> tuple[int, str, str]:
+    """Return the sort key by number of clients; equal numbers by time zone and reason."""
     return -shortfall.clients, shortfall.time_zone, shortfall.reason
 
 
-def _round(unreached: Mapping[RoundedKey, float]) -> dict[RoundedKey, int]:
+def _round(unreached: Mapping[ZoneAndOpening, float]) -> dict[ZoneAndOpening, int]:
     """Return unreached clients as whole numbers, by the largest remainder method.
 
     Each number is rounded down, and then those with the largest fractions are increased by 1, until
     the sum is the original sum rounded up: a client who is reached in part is not reached.
     """
-    whole = {key: floor(clients) for key, clients in unreached.items()}
-    missing = ceil(sum(unreached.values()) - EPSILON) - sum(whole.values())
-    by_remainder = sorted(unreached, key=lambda key: whole[key] - unreached[key])
-    for key in by_remainder[: max(0, missing)]:
-        whole[key] += 1
-    return whole
+    rounded = {key: floor(clients) for key, clients in unreached.items()}
+    missing = ceil(sum(unreached.values()) - EPSILON) - sum(rounded.values())
+    largest_fraction_first = sorted(unreached, key=lambda key: rounded[key] - unreached[key])
+    for key in largest_fraction_first[: max(0, missing)]:
+        rounded[key] += 1
+    return rounded

@@ -29,7 +29,7 @@ class SendingCapacity(msgspec.Struct, frozen=True):
 
     workers: int
     """Number of active workers; 1 when there are none, because forecasts assume one."""
-    others: int
+    other_mailings: int
     """Number of other running mailings."""
     has_rate_limit: bool
     """Whether the rate is a limit from the settings rather than a measured rate."""
@@ -46,7 +46,7 @@ async def read_capacity(
     is_running = mailing is not None and mailing.status == "running"
     return SendingCapacity(
         workers=len(active) or 1,
-        others=running - is_running,
+        other_mailings=running - is_running,
         has_rate_limit=throughput is not None and throughput.is_limited,
     )
 
@@ -104,7 +104,7 @@ async def _compute(basis: ForecastBasis) -> Forecast:
                 window=window,
                 at=basis.at,
                 rate=basis.rate,
-                others=basis.others,
+                messages_of_others=basis.messages_of_others,
             )
         )
 

@@ -13,7 +13,10 @@ from mailer.statuses import MESSAGE_STATUSES, OPEN
 
 
 class GatewayLoad(msgspec.Struct, frozen=True):
-    """The messages that all mailings still have to send, at one moment."""
+    """The messages that all mailings still have to send, at one moment.
+
+    The requested mailings are those whose ids `read_load` got.
+    """
 
     now: datetime
     waiting: Mapping[int, int]
@@ -24,7 +27,7 @@ class GatewayLoad(msgspec.Struct, frozen=True):
     enqueuing: frozenset[int]
     """Ids of the requested mailings whose audience is being enqueued."""
 
-    def of_others(self, mailing_id: int | None) -> list[int]:
+    def messages_of_others(self, mailing_id: int | None) -> list[int]:
         """Return how many messages each of the other running mailings has to send.
 
         `mailing_id` is None for a mailing that is not saved yet: all mailings are other ones.
@@ -58,7 +61,7 @@ SELECT_LOAD = text(f"""
 
 
 async def read_load(connection: AsyncConnection, mailing_ids: Sequence[int]) -> GatewayLoad:
-    """Return the load of all mailings; the mailings with `mailing_ids` are the requested ones."""
+    """Return the load of all mailings. `mailing_ids` are the ids of the requested ones."""
     row = (await connection.execute(SELECT_LOAD, {"ids": list(mailing_ids)})).one()
     return GatewayLoad(
         row.now,

@@ -68,19 +68,19 @@ def send_at_once(cohorts: Iterable[Cohort]) -> float:
 class SharedCapacity:
     """The gateway's rate in messages a second, shared equally by mailings with due messages.
 
-    `others` are the numbers of messages that each other mailing has left; they are all due.
+    `messages_of_others` has the number of messages that each other mailing has left; all are due.
     """
 
-    def __init__(self, rate: float, others: Iterable[int]) -> None:
+    def __init__(self, rate: float, messages_of_others: Iterable[int]) -> None:
         self._rate = rate
-        mailings_by_messages = Counter(messages for messages in others if messages > 0)
-        # unfinished ones; the last is the next to finish
+        mailings_by_messages = Counter(messages for messages in messages_of_others if messages > 0)
+        # those that are not finished; the last ones have the fewest messages, and finish next
         self._others = [
             EqualMailings(*counts) for counts in sorted(mailings_by_messages.items(), reverse=True)
         ]
-        self._unfinished_others = mailings_by_messages.total()
-        self._sent_per_other = 0.0  # messages that each unfinished other mailing has sent
-        self._open: dict[float, list[Cohort]] = {}  # cohorts in a slot, by when they were due
+        self._others_count = mailings_by_messages.total()
+        self._sent_per_other = 0.0  # messages that each of them has sent
+        self._open_cohorts: dict[float, list[Cohort]] = {}  # by when their messages were due
         self._now = 0.0
         self._last_finish = 0.0
 
@@ -89,6 +89,7 @@ class SharedCapacity:
 
         Yields after each step.
         """
+        # the next start or end of a slot of each cohort: the moment, and the cohort's index
         events = [(cohort.slot.start, index) for index, cohort in enumerate(cohorts) if cohort.slot]
         heapify(events)
         while events:
@@ -99,7 +100,7 @@ class SharedCapacity:
                 self._close_slot(cohort)
             elif cohort.slot is not None:
                 cohort.is_open = True
-                self._open.setdefault(cohort.slot.due, []).append(cohort)
+                self._open_cohorts.setdefault(cohort.slot.due, []).append(cohort)
             if cohort.unreached and cohort.slot is not None:
                 next_event = cohort.slot.end if cohort.is_open else cohort.slot.start
                 heappush(events, (next_event, index))
@@ -107,10 +108,10 @@ class SharedCapacity:
 
     def _close_slot(self, cohort: Cohort) -> None:
         if cohort.unreached and cohort.slot is not None:  # finished cohorts are removed already
-            due_together = self._open[cohort.slot.due]
+            due_together = self._open_cohorts[cohort.slot.due]
             due_together.remove(cohort)
             if not due_together:
-                del self._open[cohort.slot.due]
+                del self._open_cohorts[cohort.slot.due]
         cohort.close()
 
     def _advance(self, moment: float) -> Iterator[None]:
@@ -121,16 +122,16 @@ class SharedCapacity:
         """
         while self._now < moment:
             yield
-            due_first = self._open[min(self._open)] if self._open else []
-            sharing_mailings = self._unfinished_others + bool(due_first)
+            due_first = self._open_cohorts[min(self._open_cohorts)] if self._open_cohorts else []
+            sharing_mailings = self._others_count + bool(due_first)
             if not sharing_mailings or not self._rate:
                 self._now = moment
                 return
-            rate = self._rate / sharing_mailings
-            remaining = moment - self._now
-            seconds = min(remaining, self._messages_until_finish(due_first) / rate)
-            self._now = moment if seconds >= remaining else self._now + seconds
-            self._send(due_first, seconds * rate)
+            rate_per_mailing = self._rate / sharing_mailings
+            seconds_left = moment - self._now
+            seconds = min(seconds_left, self._messages_until_finish(due_first) / rate_per_mailing)
+            self._now = moment if seconds >= seconds_left else self._now + seconds
+            self._send(due_first, seconds * rate_per_mailing)
 
     def _messages_until_finish(self, due_first: Iterable[Cohort]) -> float:
         """Return how many messages each mailing sends until the step ends, see `_advance`."""
@@ -140,19 +141,20 @@ class SharedCapacity:
         return min(left)
 
     def _send(self, due_first: Sequence[Cohort], messages: float) -> None:
-        """Send so many messages of each other mailing, and as many to the cohorts in `due_first`.
+        """Send `messages` of each other mailing, and as many to all of `due_first` together.
 
-        Each of these cohorts gets a part in proportion to its unreached clients.
+        Each cohort in `due_first` gets a part in proportion to its unreached clients.
         """
         self._sent_per_other += messages
         while self._others and self._others[-1].messages - self._sent_per_other < EPSILON:
-            self._unfinished_others -= self._others.pop().mailings
+            self._others_count -= self._others.pop().mailings
         if not due_first:
             return
-        left = sum(cohort.unreached for cohort in due_first)
-        is_finished = left - messages < EPSILON
+        unreached = sum(cohort.unreached for cohort in due_first)
+        is_finished = unreached - messages < EPSILON
+        unreached_part = 0.0 if is_finished else 1 - messages / unreached
         for cohort in due_first:
-            cohort.unreached *= 0 if is_finished else 1 - messages / left
+            cohort.unreached *= unreached_part
         if is_finished:
             self._last_finish = self._now
-            del self._open[min(self._open)]
+            del self._open_cohorts[min(self._open_cohorts)]

@@ -71,8 +71,7 @@ SELECT_BY_ZONE = text(f"""
     WHERE mailing_id = :mailing_id AND dimension = 'time_zone' GROUP BY key""")  # noqa: S608  # likewise
 SELECT_OF_REASON = text(f"""
     SELECT {SUMS} FROM all_message_counts
-    WHERE mailing_id = :mailing_id AND dimension = 'reason' AND key = :reason
-    HAVING count(*) > 0""")  # noqa: S608  # likewise
+    WHERE mailing_id = :mailing_id AND dimension = 'reason' AND key = :reason""")  # noqa: S608  # likewise
 SELECT_BY_REASON = text(f"""
     SELECT key, {SUMS} FROM all_message_counts
     WHERE mailing_id = :mailing_id AND dimension = 'reason'
@@ -103,8 +102,7 @@ async def get_by_zone(connection: AsyncConnection, mailing_id: int) -> dict[str,
 async def get_of_reason(connection: AsyncConnection, mailing_id: int, reason: str) -> Counters:
     """Return the counters of a mailing's messages with the given reason."""
     values = {"mailing_id": mailing_id, "reason": reason}
-    row = (await connection.execute(SELECT_OF_REASON, values)).one_or_none()
-    return Counters() if row is None else Counters.of_columns(*row)
+    return Counters.of_columns(*(await connection.execute(SELECT_OF_REASON, values)).one())
 
 
 async def get_by_reason(connection: AsyncConnection, mailing_id: int) -> dict[str, Counters]:
@@ -114,10 +112,10 @@ async def get_by_reason(connection: AsyncConnection, mailing_id: int) -> dict[st
 
 
 # Every change of merged counters holds this lock until its transaction ends, so that only one
-# worker makes one at a time. New deltas are written without it, and wait for the next merge.
+# worker changes them at a time. New deltas are written without the lock; the next merge adds them.
 COUNTER_LOCK = {"lock": COUNTER_MERGE_LOCK}
 LOCK_COUNTERS = text("SELECT pg_advisory_xact_lock(:lock)")
-# True when there are deltas and the lock was free. Without deltas the lock is not acquired.
+# Acquires the lock if there are deltas and it is free; returns whether it is acquired.
 HAS_COUNTER_DELTAS_AND_LOCK = text("""
     SELECT EXISTS (SELECT FROM message_count_delta) AND pg_try_advisory_xact_lock(:lock)""")
 ADD_TO_COUNTERS = f"""
@@ -130,7 +128,8 @@ ADD_TO_OUTCOMES = f"""
 """The same for `outcome_count`."""
 # Deletes the deltas that meet `condition`, and adds them to the counters in one statement, so that
 # every reader sees a delta or its effect, never both. Deltas of the dimension `outcome` are counted
-# over all mailings, in `outcome_count`; the others for each mailing.
+# over all mailings, in `outcome_count`; the others for each mailing. The two statements after this
+# template insert a condition.
 MERGE = f"""
     WITH delta AS (
         DELETE FROM message_count_delta WHERE {{condition}} RETURNING *
@@ -143,6 +142,7 @@ MERGE = f"""
     SELECT mailing_id, dimension, key, bucket_start, {SUMS}
     FROM delta WHERE dimension <> 'outcome'
     GROUP BY mailing_id, dimension, key, bucket_start {ADD_TO_COUNTERS}"""  # noqa: S608  # likewise
+# DELETE has no LIMIT, so the deltas are chosen by `ctid`, the physical address of a row.
 MERGE_SOME_DELTAS = text(
     MERGE.format(condition="ctid = ANY (ARRAY(SELECT ctid FROM message_count_delta LIMIT :chunk))")
 )
@@ -168,7 +168,7 @@ async def delete(connection: AsyncConnection, mailing_ids: list[int]) -> None:
 
     The counts in `outcome_count` stay.
     """
-    # a merge in progress would insert counters again
+    # a merge in progress could insert counters after the DELETE
     await lock_counters(connection)
     for statement in (MERGE_DELTAS_OF_MAILINGS, DELETE):
         await connection.execute(statement, {"mailing_ids": mailing_ids})

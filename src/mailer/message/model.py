@@ -62,8 +62,8 @@ class MessageHistory(Message, frozen=True):
     sent_at: datetime | None
     """When the gateway accepted the message, or may have; None when it has not."""
     claimed_at: datetime | None
-    """When the message was claimed for the current attempt, or else for the last one. A claim that
-    was released without an attempt does not count. None when there was no attempt."""
+    """When the message was claimed for the current attempt, or else for the last one; None when
+    there was no attempt. A claim that was released without an attempt does not count."""
     lease_expires_at: datetime | None
     """When another worker may rescue the message; None unless it is being sent."""
     failures: tuple[FailedAttempt, ...]
@@ -89,9 +89,9 @@ class ClaimedMessage(msgspec.Struct, frozen=True, gc=False):
 
     `attempts` includes the current attempt. `phone` is None when the client has been deleted.
 
-    The result is fenced: it is stored only if the message's attempts, lease owner and end of lease
-    are still those of the claim. `gc=False` because a worker creates thousands of claims, and they
-    are never part of a reference cycle.
+    The result is stored only if the message's attempts, lease owner and end of lease are still
+    those of the claim. `gc=False` because a worker creates thousands of claims, and they are never
+    part of a reference cycle.
     """
 
     id: int

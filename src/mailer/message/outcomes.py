@@ -48,11 +48,7 @@ async def count_by_hour(
 
 
 def _clamp(row: Row[Any], name: str) -> int:
-    """Return the count of an outcome in a row, at least 0.
-
-    A retry subtracts the outcome that it undoes. If that is in another bucket than the outcome, the
-    sum may be negative.
-    """
+    """Return the count of an outcome in a row, at least 0 even if counts are wrong."""
     return max(0, int(getattr(row, name)))
 
 

@@ -42,11 +42,12 @@ async def page(
         message.c.mailing_id == mailing_id,
         *(message.c[name] == value for name, value in filters.items()),
     )
-    # The indexes have the status before the id. So each status is read by a query of its own, in
-    # the order of ids. One query is enough with a filter by status. It is also enough with a filter
-    # by client, who has at most one message.
-    has_branches = filters.keys().isdisjoint(("status", "client_id"))
-    branches = [message.c.status == status for status in MESSAGE_STATUSES if has_branches]
+    # The indexes have the status before the id. So each status is read by a query of its own, a
+    # branch, in the order of ids. One query is enough with a filter by status, or by client (who
+    # has at most one message).
+    branches = []
+    if filters.keys().isdisjoint(("status", "client_id")):
+        branches = [message.c.status == status for status in MESSAGE_STATUSES]
     return await fetch_page(
         connection, rows, message.c.id, position, count=count, branches=branches
     )

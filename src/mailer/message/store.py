@@ -3,12 +3,14 @@
 The functions with a connection of asyncpg belong to the sending loop. Each of their statements is a
 transaction of its own. Triggers update the table `mailing_counts` in the same transactions.
 
-`CLAIM_DUE` and `RESCUE` also read the table `mailing`, although that package is a layer above: a
-claim is right only if the mailing may send at the moment of the claim, and so in one statement.
+`CLAIM_DUE` and `RESCUE` also read the table `mailing`, although the package `mailer.mailing` is a
+layer above this one. A claim is right only if the mailing may send at that moment, and the status
+after a rescue depends on the mailing's `on_unknown`. So both need the mailing in their statement.
 """
 
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import asyncpg
@@ -26,9 +28,9 @@ ClaimCursor = tuple[datetime, int]
 FIRST_CURSOR: ClaimCursor = (EARLIEST_DUE, 0)
 """The position before all messages."""
 
-# $1, $5 and $6 are the ids of mailings, and the due time and id of the last message that was
-# claimed of each ("last"). `due` are at most $2 messages of each mailing, oldest first, so that a
-# large mailing does not delay a small one.
+# $1, $5 and $6 are the ids of mailings and the claim cursor of each: due time and id of the `last`
+# claimed message. `due` are at most $2 messages of each mailing, oldest first, so that a large
+# mailing does not delay a small one.
 # The index holds scheduled messages only, and a claim starts after the mailing's cursor. So the
 # cost does not grow with the number of messages done, even while an old snapshot keeps claimed rows
 # in the index. Rows that another worker is claiming are skipped.
@@ -73,30 +75,41 @@ async def claim(
     `after` maps the id of each mailing to its claim cursor; only messages after the cursor are
     claimed. The cursor is `FIRST_CURSOR` or the position of the last message of an earlier claim.
     """
-    due_ats, ids = [last[0] for last in after.values()], [last[1] for last in after.values()]
+    due_ats = [due_at for due_at, _ in after.values()]
+    ids = [id_ for _, id_ in after.values()]
     rows = await connection.fetch(CLAIM_DUE, list(after), share, owner, lease, due_ats, ids)
     return [ClaimedMessage(*row) for row in rows]
 
 
-def add_failure(reason: str) -> str:
-    """Return an SQL expression for `failures` with a failure of the current attempt at the end.
+CLAIM_TIME = "message.updated_at"
+"""SQL for the time at which a message being sent was claimed: the claim was its last change."""
 
-    `reason` is an SQL expression. The last change of the message before this one was its claim, so
-    `updated_at` is the time of the claim. `failures - 0` is without the oldest failure.
+
+def add_failure(reason: str) -> str:
+    """Return SQL for the column `failures` with a failure of the current attempt at the end.
+
+    `reason` is an SQL expression. If `MAX_FAILURES` are stored already, the oldest one is removed:
+    `failures - 0` is the array without its first element.
     """
     return f"""
         CASE WHEN jsonb_array_length(failures) >= {MAX_FAILURES} THEN failures - 0
              ELSE coalesce(failures, '[]') END
-        || jsonb_build_object('attempt', message.attempts, 'claimed_at', message.updated_at,
+        || jsonb_build_object('attempt', message.attempts, 'claimed_at', {CLAIM_TIME},
             'ended_at', now(), 'reason', {reason})"""
 
 
-# Fenced: a result is stored only while the message has exactly the lease of its claim. Owner and
-# attempt are not enough: a message that was released and claimed again can have both as before.
-# A lease implies the status `sending`. The status is not in the condition, because it could make
-# the planner scan all messages that were ever in that status.
-# `claimed_at` is set only when the attempt was made: then it counts, or it has a failure. The last
-# change before this one was the claim, so `updated_at` is the time of the claim.
+ATTEMPT_WAS_MADE = "(result.attempts = result.claimed_attempts OR result.failure IS NOT NULL)"
+"""SQL for whether the claim led to an attempt: one that counts, or that failed in an outage."""
+# The columns to the right of `=` have the values from before this statement.
+# `reason`: the claim has set it to null. A message that is scheduled again without a new reason
+# gets back the reason that it had before the claim: its last failure.
+# `unknown_reason` becomes null with any other status: then the gateway has reported an outcome.
+# `sent_at` of a message that ends as unknown because of an earlier attempt is not in the result: it
+# is the claim of the last attempt before this one, or else this claim.
+# The WHERE fences the change: a result is stored only while the message has exactly the lease of
+# its claim. Owner and attempts are not enough, because a message that was released and claimed
+# again can have both as before. The status is not compared: a lease implies `sending`, and the
+# comparison could make the planner scan all messages that ever had that status.
 RECORD_RESULTS = f"""
     UPDATE message SET status = result.status, attempts = result.attempts,
         reason = CASE WHEN result.status = 'scheduled' THEN coalesce(result.reason, last_failure)
@@ -104,14 +117,14 @@ RECORD_RESULTS = f"""
         last_failure = coalesce(result.failure, last_failure),
         unknown_reason = CASE WHEN result.status IN ('scheduled', 'unknown')
                               THEN coalesce(result.unknown_reason, message.unknown_reason) END,
-        claimed_at = CASE WHEN result.attempts = result.claimed_attempts
-                            OR result.failure IS NOT NULL
-                          THEN message.updated_at ELSE message.claimed_at END,
+        claimed_at = CASE WHEN {ATTEMPT_WAS_MADE} THEN {CLAIM_TIME}
+                          ELSE message.claimed_at END,
         failures = CASE WHEN result.failure IS NULL THEN failures
                         ELSE {add_failure("result.failure")} END,
         due_at = coalesce(result.due_at, message.due_at), retry_at = result.retry_at,
-        sent_at = CASE WHEN result.status = 'unknown' THEN coalesce(result.sent_at, claimed_at,
-                       message.updated_at) ELSE result.sent_at END,
+        sent_at = CASE WHEN result.status = 'unknown'
+                       THEN coalesce(result.sent_at, message.claimed_at, {CLAIM_TIME})
+                       ELSE result.sent_at END,
         lease_owner = NULL, lease_expires_at = NULL, updated_at = now()
     FROM unnest($2::bigint[], $3::int[], $4::timestamptz[], $5::text[], $6::text[], $7::int[],
         $8::timestamptz[], $9::timestamptz[], $10::text[], $11::text[], $12::timestamptz[])
@@ -120,7 +133,7 @@ RECORD_RESULTS = f"""
     WHERE message.id = result.id AND message.lease_owner = $1
         AND message.attempts = result.claimed_attempts
         AND message.lease_expires_at = result.leased_until
-    RETURNING message.id"""  # noqa: S608  # inserts an expression from above
+    RETURNING message.id"""  # noqa: S608  # inserts expressions from above
 
 
 async def record_results(
@@ -131,23 +144,28 @@ async def record_results(
     A result is not stored when the lease of its claim is no longer valid.
     """
     ordered = sorted(results, key=lambda result: result.claim.id)  # one lock order for all writers
-    columns = zip(  # $2 to $12 of the statement
-        *(
-            (
-                *(result.claim.id, result.claim.attempts, result.claim.lease_expires_at),
-                *(result.status, result.reason, result.attempts, result.due_at, result.sent_at),
-                *(result.last_failure, result.unknown_reason, result.retry_at),
-            )
-            for result in ordered
-        ),
-        strict=True,
+    claims = [result.claim for result in ordered]
+    columns: tuple[list[Any], ...] = (  # $2 to $12 of the statement
+        [claim.id for claim in claims],
+        [claim.attempts for claim in claims],
+        [claim.lease_expires_at for claim in claims],
+        [result.status for result in ordered],
+        [result.reason for result in ordered],
+        [result.attempts for result in ordered],
+        [result.due_at for result in ordered],
+        [result.sent_at for result in ordered],
+        [result.last_failure for result in ordered],
+        [result.unknown_reason for result in ordered],
+        [result.retry_at for result in ordered],
     )
     # A column of nulls only is sent as an empty array, because sending each value costs time;
     # unnest() fills the shorter arrays with nulls.
-    arrays = [() if column.count(None) == len(column) else column for column in columns]
+    arrays = [[] if column.count(None) == len(column) else column for column in columns]
     return {row[0] for row in await connection.fetch(RECORD_RESULTS, owner, *arrays)}
 
 
+# Like a result that releases a message: the attempt does not count, and the reason is the last
+# failure again.
 RELEASE_ORPHANED = """
     UPDATE message SET status = 'scheduled', reason = last_failure, attempts = attempts - 1,
         lease_owner = NULL, lease_expires_at = NULL, updated_at = now()
@@ -167,7 +185,8 @@ async def release_orphaned(
 
 # `failed` has one row for each message: the attempts of its newest failed claim, and the number of
 # its failed attempts (`times`). A message with another number of attempts, or another status, was
-# claimed again since; it gets no refund.
+# claimed again since; it gets no refund. DISTINCT: after a user's retry the attempts start again at
+# 1, so two claims may have the same number. Only the newer one is in `message.attempts`.
 REFUND_ATTEMPTS = """
     UPDATE message SET attempts = message.attempts - failed.times, updated_at = now()
     FROM (SELECT id, max(attempts) AS attempts, count(DISTINCT attempts) AS times
@@ -185,11 +204,11 @@ async def refund_attempts(connection: asyncpg.Connection, failed: Sequence[Claim
     await connection.execute(REFUND_ATTEMPTS, [claim.id for claim in failed], attempts)
 
 
-# The delivery of a message whose lease has expired is unknown. It ends as unknown if the mailing
-# says `hold` or the attempt was the last one; else it is scheduled again. After a restart or
-# promotion of the database nothing is rescued for five seconds: the owners may have results that
-# they could not write before. A restart or promotion makes the row of `origin` out of date, until
-# it is written again.
+# The delivery of a message whose lease has expired is unknown. It ends as unknown if its mailing's
+# `on_unknown` is `hold` or the attempt was the last one; else it is scheduled again.
+# The conditions on `origin` rescue nothing until five seconds after a restart or promotion of the
+# database: in that time the workers can write the results that they could not write before.
+# (A restart or promotion makes the row of `origin` out of date; a worker then writes it again.)
 RESCUE = text(f"""
     WITH expired AS MATERIALIZED (
         SELECT message.id, on_unknown = 'hold' OR attempts >= :max_attempts AS ended
@@ -201,13 +220,13 @@ RESCUE = text(f"""
     )
     UPDATE message SET
         last_failure = 'lease_expired', unknown_reason = 'lease_expired',
-        reason = 'lease_expired', retry_at = NULL, claimed_at = message.updated_at,
+        reason = 'lease_expired', retry_at = NULL, claimed_at = {CLAIM_TIME},
         failures = {add_failure("'lease_expired'")},
-        sent_at = CASE WHEN ended THEN message.updated_at END,
+        sent_at = CASE WHEN ended THEN {CLAIM_TIME} END,
         status = CASE WHEN ended THEN 'unknown' ELSE 'scheduled' END,
         lease_owner = NULL, lease_expires_at = NULL, updated_at = now()
     FROM expired
-    WHERE message.id = expired.id""")  # noqa: S608  # inserts an expression from above
+    WHERE message.id = expired.id""")  # noqa: S608  # inserts expressions from above
 
 
 async def rescue(connection: AsyncConnection, max_attempts: int, chunk: int) -> int:
@@ -219,7 +238,16 @@ async def rescue(connection: AsyncConnection, max_attempts: int, chunk: int) -> 
     return rescued.rowcount
 
 
-FIRST_WAITING = """
+class FirstScheduled(NamedTuple):
+    """The scheduled message of a mailing that is claimed next."""
+
+    mailing_id: int
+    position: ClaimCursor
+    seconds_to_due: float
+    """Seconds until the message is due; negative when it is due already."""
+
+
+SELECT_FIRST_SCHEDULED = """
     SELECT asked.mailing_id, first.due_at, first.id,
         extract(epoch FROM first.due_at - clock_timestamp())::float8
     FROM unnest($1::bigint[], $2::timestamptz[]) AS asked (mailing_id, since) CROSS JOIN LATERAL (
@@ -229,16 +257,18 @@ FIRST_WAITING = """
     WHERE (SELECT sending_is_allowed())"""
 
 
-async def first_waiting(
+async def first_scheduled(
     connection: asyncpg.Connection, since: Mapping[int, datetime | None]
-) -> list[tuple[int, ClaimCursor, float]]:
-    """Return the first scheduled message of each mailing, in the order of claims.
+) -> list[FirstScheduled]:
+    """Return the first scheduled message of each mailing, which says when to claim from it next.
 
     `since` maps the id of each mailing to a moment; messages due before that moment are ignored.
-    None stands for no such moment. Each entry of the result is the mailing's id, the message's
-    position, and the seconds until the message is due (negative when it is due already). Mailings
-    without such a message are left out. The result is empty while this database may not send.
+    None stands for no such moment. Mailings without such a message are left out. The result is
+    empty while this database may not send.
     """
     moments = [moment or EARLIEST_DUE for moment in since.values()]
-    rows = await connection.fetch(FIRST_WAITING, list(since), moments)
-    return [(mailing_id, (due_at, id_), seconds) for mailing_id, due_at, id_, seconds in rows]
+    rows = await connection.fetch(SELECT_FIRST_SCHEDULED, list(since), moments)
+    return [
+        FirstScheduled(mailing_id, (due_at, id_), seconds)
+        for mailing_id, due_at, id_, seconds in rows
+    ]

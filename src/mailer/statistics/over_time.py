@@ -12,6 +12,7 @@ from mailer.statistics.model import Bucket, Series
 from mailer.statuses import OUTCOMES, OutcomeCounts
 
 MAX_BUCKETS = 500
+"""Most buckets of a series."""
 DAY_SECONDS = 86_400
 BUCKET_SIZES = (
     1,
@@ -38,10 +39,11 @@ BUCKET_SIZES = (
 def outcomes_over_time(
     counts_by_second: Mapping[datetime, Counters], requested: int | None, max_buckets: int
 ) -> Series:
-    """Return all buckets from the first to the last outcome.
+    """Return the outcomes in all buckets from the first to the last outcome.
 
-    `requested` is the length of a bucket in seconds; None for the shortest suitable length. Raises
-    `InvalidError` as `bucket_seconds` does.
+    `counts_by_second` has counts by the start of their second, or of a longer time if they are
+    downsampled. `requested` is the length of a bucket in seconds; None for the shortest suitable
+    length. Raises `InvalidError` as `bucket_seconds` does.
     """
     if not counts_by_second:
         return Series(requested or BUCKET_SIZES[0], [])
@@ -54,8 +56,8 @@ def outcomes_over_time(
         for name in OUTCOMES:
             sums[name] += getattr(counts.outcomes, name)
     starts = range(first // bucket * bucket, last + 1, bucket)
-    # A retry subtracts the outcome that it undoes. The outcome may have been downsampled to another
-    # bucket, and then the sum is negative.
+    # A retry subtracts the outcome that it undoes. If downsampling has moved the outcome to another
+    # bucket since, the sum is negative.
     clamped = ({name: max(0, count) for name, count in sums_by_start[at].items()} for at in starts)
     return Series(
         bucket,
@@ -75,13 +77,15 @@ def bucket_seconds(span: float, requested: int | None, max_buckets: int = MAX_BU
     """
     # outcomes may begin in the middle of a bucket, and then touch one bucket more
     shortest = max(1, ceil(span / (max_buckets - 1)))
-    step = resolution(span)
+    counter_seconds = resolution(span)
     if requested is None:
-        suitable = (size for size in BUCKET_SIZES if size >= shortest and size % step == 0)
+        suitable = (
+            size for size in BUCKET_SIZES if size >= shortest and size % counter_seconds == 0
+        )
         return next(suitable, ceil(shortest / DAY_SECONDS) * DAY_SECONDS)
-    if requested < shortest or requested % step:
+    if requested < shortest or requested % counter_seconds:
         message = f"must be at least {shortest} (at most {max_buckets} buckets)"
-        if step > 1:
-            message += f" and a multiple of {step} (the resolution of these counts)"
+        if counter_seconds > 1:
+            message += f" and a multiple of {counter_seconds} (the resolution of these counts)"
         raise InvalidError([FieldError("bucket", message)])
     return requested

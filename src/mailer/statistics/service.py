@@ -47,6 +47,7 @@ async def general(engine: AsyncEngine) -> GeneralStatistics:
         unsettled = await store.sum_unsettled(connection)
         deleted = await store.sum_deleted(connection)
         settled = await store.get_settled_totals(connection)
+    # `update` of a Counter adds the numbers
     mailings_by_status = Counter[str]({totals.status: totals.mailings for totals in unsettled})
     mailings_by_status.update(finished=settled.finished, cancelled=settled.cancelled)
     messages_by_status = Counter[str](msgspec.structs.asdict(settled.outcomes))

@@ -20,9 +20,9 @@ class TopN(msgspec.Struct, frozen=True):
 
     shown: list[NamedCounts]
     """The largest counts, largest first."""
-    others: int
-    """Number of counts that are not shown."""
-    rest: NamedCounts
+    others_number: int
+    """How many counts are not shown."""
+    others: NamedCounts
     """Sum of the counts that are not shown."""
 
 

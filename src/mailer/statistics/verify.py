@@ -34,7 +34,7 @@ class Difference(msgspec.Struct, frozen=True):
         return f"{scope}: {self.quantity}: {self.found}, expected {self.expected}"
 
 
-# The largest mailing id of the next chunk; null when no mailing is left.
+# The largest id of the next chunk of mailings after `:after`; null when no mailing is left.
 CHUNK_END = text("""
     SELECT max(id) FROM (
         SELECT id FROM mailing WHERE id > :after ORDER BY id LIMIT :chunk) AS chunk""")
@@ -46,22 +46,20 @@ async def find_differences(engine: AsyncEngine, chunk: int = MAILINGS_BATCH) -> 
     A statement counts the messages of `chunk` mailings at most. No locks delay other statements,
     and only the differences are in memory.
     """
-    found: list[Difference] = []
+    differences: list[Difference] = []
     async with snapshot(engine) as connection:
         after = 0
         while True:
-            bounds = {"after": after, "chunk": chunk}
-            upper = (await connection.execute(CHUNK_END, bounds)).scalar_one()
+            values = {"after": after, "chunk": chunk}
+            upper = (await connection.execute(CHUNK_END, values)).scalar_one()
             if upper is None:
                 break
-            found += await _fetch(connection, COMPARE_COUNTS, after=after, upper=upper)
-            found += await _fetch(connection, COMPARE_COUNTERS, after=after, upper=upper)
+            for comparison in (COMPARE_COUNTS, COMPARE_COUNTERS):
+                differences += await _fetch(connection, comparison, after=after, upper=upper)
             after = upper
-        found += await _fetch(connection, DANGLING_MESSAGES)
-        found += await _fetch(connection, COMPARE_SETTLED)
-        found += await _fetch(connection, COMPARE_OUTCOMES)
-        found += await _fetch(connection, COMPARE_SEGMENTS)
-    return found
+        for comparison in (DANGLING_MESSAGES, COMPARE_SETTLED, COMPARE_OUTCOMES, COMPARE_SEGMENTS):
+            differences += await _fetch(connection, comparison)
+    return differences
 
 
 async def _fetch(
@@ -70,11 +68,13 @@ async def _fetch(
     return [Difference(*row) for row in await connection.execute(statement, bounds)]
 
 
+# Templates such as this one are for `values_of`, which makes a row for each status: the name of the
+# count, the stored count, the actual count. `{name!r}` is the status as an SQL string.
 COUNT_OF_MAILING = "'count of ' || {name!r} || ' messages', mailing_counts.{name}, counted.{name}"
 # Counts of mailings in `mailing_counts` and `mailing.clients_count`, against the messages.
 # Excludes deleted mailings and those past their retention, because their messages are deleted in
-# chunks. A null is not compared: `found` is null for a mailing without a row of counts, and where
-# the rule does not apply.
+# chunks. A comparison with null is never true, so it returns no row. `found` is null for a mailing
+# without a row of counts, and where the rule does not apply.
 COMPARE_COUNTS = text(f"""
     WITH counted AS (
         SELECT mailing.id, mailing.clients_count, mailing.audience_until IS NOT NULL AS is_started,
