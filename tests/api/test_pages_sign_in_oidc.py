@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 from tests.api.browser_session import BROWSER
 from tests.asgi_client import inside
 from tests.factories import execute, value
-from tests.oidc_mitm import DISCOVERY, TOKEN, ProviderProxy, between
+from tests.oidc_mitm import DISCOVERY, TOKEN, ProviderProxy, running_proxy
 from tests.provider import OpenIdProvider, sign_in
 
 from mailer.admin.users import sign_in_oidc
@@ -46,7 +46,7 @@ async def create_browser(
 @pytest.fixture
 async def proxy(openid: OpenIdProvider) -> AsyncIterator[ProviderProxy]:
     """The proxy before the provider; it changes nothing until a test says so."""
-    async with between(openid) as proxy:
+    async with running_proxy(openid) as proxy:
         yield proxy
 
 
