@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from tests.acceptance.test_main_job import send_short_mailing
+from tests.fault_servers import listener_with_full_backlog
 from tests.processes import Gateways, LoopLag, MailerProcess, Mailers, until, until_true
 
 from mailer.sample_data import new_mailing
@@ -85,24 +86,17 @@ async def test_no_request_starts_after_the_response_although_others_are_in_fligh
 async def test_request_that_waits_for_its_connection_is_aborted(
     start_mailer: Mailers, call: str
 ) -> None:
-    # The gateway's queue of new connections is full, so connecting does not end.
-    with contextlib.ExitStack() as sockets:
-        full = sockets.enter_context(socket.socket())
-        full.bind(("127.0.0.1", 0))
-        full.listen(0)
-        for _ in range(3):  # connections that the kernel accepts before the backlog is full
-            filler = sockets.enter_context(socket.socket())
-            filler.setblocking(False)  # noqa: FBT003  # the signature of the socket module
-            filler.connect_ex(full.getsockname())
-        url = f"http://127.0.0.1:{full.getsockname()[1]}/send/"
+    """The gateway accepts no connection, because its backlog is full."""
+    with listener_with_full_backlog() as gateway:
+        url = f"http://127.0.0.1:{gateway.getsockname()[1]}/send/"
         mailer = await start_mailer(gateway_url=url, gateway_concurrency="3")
         await mailer.create_clients(10)
         created = await mailer.call("POST", "/mailings", new_mailing(), 201)
 
-        async def is_sending() -> bool:
+        async def are_sending() -> bool:
             return bool((await mailer.mailing(created["id"]))["sending_messages"] >= 3)
 
-        await until_true(is_sending)
+        await until_true(are_sending)
 
         await stop_mailing(mailer, call, created["id"])
 
@@ -111,10 +105,16 @@ async def test_request_that_waits_for_its_connection_is_aborted(
 
         await until_true(are_released)
         assert await mailer.query("SELECT coalesce(max(attempts), 0) FROM message") == 0
-        full.settimeout(0.5)
-        with contextlib.suppress(TimeoutError):
-            while True:  # connections accepted now must not carry a request
-                connection = sockets.enter_context(full.accept()[0])
+        assert_no_request_arrives(gateway)
+
+
+def assert_no_request_arrives(listener: socket.socket) -> None:
+    """Accept all connections that are waiting, and assert that none carries a request."""
+    listener.settimeout(0.5)
+    with contextlib.suppress(TimeoutError):
+        while True:
+            connection, _ = listener.accept()
+            with connection:
                 connection.settimeout(0.2)
                 with contextlib.suppress(TimeoutError, ConnectionError):
                     assert connection.recv(1) == b""
