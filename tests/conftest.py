@@ -43,10 +43,10 @@ EMPTY = (
                 daily_report, session, oidc_sign_in, api_key, app_user, login_throttle,
                 known_network, idempotency, origin, audit, message_count, message_count_delta,
                 outcome_count, segment_count, segment_count_delta}';
-            one text;
+            table_name text;
             has_rows boolean;
         BEGIN
-            LOOP -- a process that still runs may lock tables in another order: wait until it has
+            LOOP -- until no process of an earlier test, which may still run, locks a table
                 BEGIN
                     SET LOCAL lock_timeout = '200ms';
                     EXECUTE 'LOCK TABLE ' || array_to_string(tables, ', ');
@@ -54,19 +54,20 @@ EMPTY = (
                 EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
                 END;
             END LOOP;
-            FOREACH one IN ARRAY tables LOOP
-                EXECUTE format('SELECT EXISTS (SELECT FROM %I)', one) INTO has_rows;
+            FOREACH table_name IN ARRAY tables LOOP
+                EXECUTE format('SELECT EXISTS (SELECT FROM %I)', table_name) INTO has_rows;
                 CONTINUE WHEN NOT has_rows;
-                IF one = 'audit' THEN
+                IF table_name = 'audit' THEN
                     ALTER TABLE audit DISABLE TRIGGER refuse_change;
                     DELETE FROM audit;
                     ALTER TABLE audit ENABLE TRIGGER refuse_change;
-                ELSIF pg_table_size(one::regclass) > 1000000 THEN
-                    EXECUTE format('TRUNCATE %I CASCADE', one);
+                ELSIF pg_table_size(table_name::regclass) > 1000000 THEN -- bytes
+                    EXECUTE format('TRUNCATE %I CASCADE', table_name);
                 ELSE
-                    EXECUTE format('DELETE FROM %I', one);
+                    EXECUTE format('DELETE FROM %I', table_name);
                 END IF;
             END LOOP;
+            -- ids start at 1 again
             PERFORM setval(seqrelid, seqstart, false)
             FROM pg_sequence JOIN pg_depend ON objid = seqrelid AND deptype = 'i';
         END $$"""),
@@ -76,7 +77,7 @@ EMPTY = (
 )
 """Statements that empty a database, and let it look like one that has not restarted lately.
 
-Deleting takes up to ten times less time than a TRUNCATE of all tables.
+Deleting the rows of small tables takes up to ten times less time than a TRUNCATE of all tables.
 """
 _database_numbers = count(1)
 

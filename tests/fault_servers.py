@@ -58,17 +58,27 @@ async def served(talk: Talk, tls: ssl.SSLContext | None = None) -> AsyncIterator
 
 
 @contextlib.contextmanager
-def server_with_full_backlog() -> Iterator[str]:
-    """Run a server with a full backlog, on which connecting neither succeeds nor fails."""
+def listener_with_full_backlog() -> Iterator[socket.socket]:
+    """Yield a socket that listens with a full backlog: connecting neither succeeds nor fails.
+
+    The backlog is the kernel's queue of connections that the server has not accepted yet.
+    """
     with contextlib.ExitStack() as sockets:
-        full = sockets.enter_context(socket.socket())
-        full.bind(("127.0.0.1", 0))
-        full.listen(0)
+        listener = sockets.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
         for _ in range(3):  # connections that the kernel accepts before the backlog is full
             filler = sockets.enter_context(socket.socket())
             filler.setblocking(False)  # noqa: FBT003  # the signature of the socket module
-            filler.connect_ex(full.getsockname())
-        yield f"http://127.0.0.1:{full.getsockname()[1]}/send/"
+            filler.connect_ex(listener.getsockname())
+        yield listener
+
+
+@contextlib.contextmanager
+def server_with_full_backlog() -> Iterator[str]:
+    """Run a server with a full backlog; yield its URL for a gateway."""
+    with listener_with_full_backlog() as listener:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/send/"
 
 
 def http_response(status: int, body: bytes = b"", *headers: str) -> bytes:

@@ -135,7 +135,7 @@ class Clock:
 
 
 @contextlib.asynccontextmanager
-async def between(openid: OpenIdProvider) -> AsyncIterator[ProviderProxy]:
+async def running_proxy(openid: OpenIdProvider) -> AsyncIterator[ProviderProxy]:
     """Run a proxy in front of a provider."""
     async with aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as session:
         proxy = ProviderProxy(openid, session)

@@ -70,7 +70,8 @@ class MailerProcess:
         The default event comes when the process listens, whether its database is available or not.
         By default the process is forked by `tests.prefork`, with the code that the test imports.
         With `python_path` it is a new Python with the code there. With `prefix`, a command such as
-        `nohup` runs a new Python with the code that the test imports.
+        `nohup` runs a new Python with the code that the test imports. A new Python starts in the
+        folder `cwd`, with the standard input `stdin`.
         """
         if prefix and python_path is None:
             python_path = str(Path(mailer.__file__).parents[1])
@@ -111,11 +112,11 @@ class MailerProcess:
     async def event(self, name: str) -> dict[str, Any]:
         """Wait until the log contains an event with this name, and return the first one."""
 
-        async def find() -> dict[str, Any] | None:
+        async def find_event() -> dict[str, Any] | None:
             assert self.process.returncode is None, self.events[-20:]
             return next((event for event in self.events if event["event"] == name), None)
 
-        return await until(find)
+        return await until(find_event)
 
     async def stop(self, number: int = signal.SIGTERM) -> int:
         """Send a signal and return the exit status."""
@@ -125,6 +126,15 @@ class MailerProcess:
         await self._log_task
         await self.session.close()
         return status
+
+    async def until_ready(self) -> None:
+        """Wait until the readiness probe succeeds, so that the database is available."""
+
+        async def is_ready() -> bool:
+            async with self.session.get("/health/ready") as response:
+                return response.status == 200
+
+        await until_true(is_ready)
 
     async def call(self, method: str, path: str, body: object = None, status: int = 200) -> Any:
         """Call the API, expect a status, and return the JSON of the response."""
@@ -139,14 +149,14 @@ class MailerProcess:
         mailing: dict[str, Any] = await self.call("GET", f"/mailings/{mailing_id}")
         return mailing
 
-    async def finished(self, mailing_id: int, patience: float = EVENT_TIMEOUT) -> dict[str, Any]:
-        """Wait until a mailing is finished, at most `patience` seconds, and return it."""
+    async def finished(self, mailing_id: int, within: float = EVENT_TIMEOUT) -> dict[str, Any]:
+        """Wait until a mailing is finished, at most `within` seconds, and return it."""
 
-        async def find() -> dict[str, Any] | None:
+        async def find_finished() -> dict[str, Any] | None:
             mailing = await self.mailing(mailing_id)
             return mailing if mailing["status"] == "finished" else None
 
-        return await until(find, patience)
+        return await until(find_finished, within)
 
     async def create_clients(self, count: int, **attributes: Sequence[str]) -> list[int]:
         """Create clients in its database; `attributes` as of `sample_data.create_clients`."""
@@ -166,18 +176,18 @@ class MailerProcess:
 
 
 async def until(
-    probe: Callable[[], Awaitable[Value | None]], patience: float = EVENT_TIMEOUT
+    probe: Callable[[], Awaitable[Value | None]], within: float = EVENT_TIMEOUT
 ) -> Value:
     """Call `probe` until it returns a value other than None, and return the value.
 
-    Raises `TimeoutError` after `patience` seconds. Calls use processor time, so the pauses between
+    Raises `TimeoutError` after `within` seconds. Calls use processor time, so the pauses between
     them become longer, up to 0.2 s.
     """
     loop = asyncio.get_running_loop()
-    began = loop.time()
-    async with asyncio.timeout(patience):
+    started_at = loop.time()
+    async with asyncio.timeout(within):
         while (value := await probe()) is None:
-            await asyncio.sleep(min(0.02 + (loop.time() - began) / 10, 0.2))
+            await asyncio.sleep(min(0.02 + (loop.time() - started_at) / 10, 0.2))
         return value
 
 
@@ -204,9 +214,9 @@ class LoopLag:
         """Measure until cancelled."""
         loop = asyncio.get_running_loop()
         while True:
-            began = loop.time()
+            started_at = loop.time()
             await asyncio.sleep(0.005)
-            self.longest = max(self.longest, loop.time() - began)
+            self.longest = max(self.longest, loop.time() - started_at)
 
 
 class Gateway:
@@ -220,10 +230,10 @@ class Gateway:
     async def until_received(self, count: int) -> None:
         """Wait until `count` requests have arrived."""
 
-        async def probe() -> bool | None:
-            return len(self.received) >= count or None
+        async def have_arrived() -> bool:
+            return len(self.received) >= count
 
-        await until(probe)
+        await until_true(have_arrived)
 
     @property
     def ids(self) -> list[int]:
@@ -279,9 +289,9 @@ async def mailers(database_url: str) -> AsyncIterator[Mailers]:
     await engine.dispose()
 
 
-def run(*arguments: str, given: str = "", **settings: str) -> subprocess.CompletedProcess[str]:
-    """Run a command of mailer to its end; `given` is its standard input."""
+def run(*arguments: str, stdin: str = "", **settings: str) -> subprocess.CompletedProcess[str]:
+    """Run a command of mailer to its end; `stdin` is the text of its standard input."""
     environ = {name: value for name, value in os.environ.items() if "MAILER" not in name}
     environ |= {f"MAILER_{name.upper()}": value for name, value in settings.items()}
     path = Path(mailer.__file__).parents[1]
-    return prefork.run(arguments, environ, path, given, within=EVENT_TIMEOUT)
+    return prefork.run(arguments, environ, path, stdin, within=EVENT_TIMEOUT)

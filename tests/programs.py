@@ -10,12 +10,12 @@ NOT_INSTALLED = "is not installed"
 """The end of the reason of every test that is skipped for lack of a program."""
 
 
-def needed(name: str) -> str:
+def find_program(name: str) -> str:
     """Return the path of a program; if it is missing, skip the test, or fail it in CI."""
-    return shutil.which(name) or missing(name)
+    return shutil.which(name) or skip_or_fail(name)
 
 
-def missing(name: str) -> NoReturn:
+def skip_or_fail(name: str) -> NoReturn:
     """Skip the test because a program is not installed, or fail it in CI."""
     if "CI" in os.environ:
         pytest.fail(f"{name} {NOT_INSTALLED}")

@@ -19,7 +19,7 @@ import httpx
 import msgspec
 from joserfc.jwk import ECKey, Key, OKPKey, RSAKey
 
-from tests.programs import missing
+from tests.programs import skip_or_fail
 
 PINNED = Path(__file__).with_name("openid")
 FOLDER = Path(__file__).parents[1] / ".venv" / "openid"
@@ -136,7 +136,7 @@ async def sign_in(url: str, login: str, password: str = PASSWORD) -> str:
 def running_provider() -> Iterator[OpenIdProvider]:
     """Run the provider; if it is not installed, skip the test, or fail it in CI."""
     if not _is_installed():
-        missing("oidc-provider")
+        skip_or_fail("oidc-provider")
     process = subprocess.Popen(  # noqa: S603  # all arguments are constants
         [NODE, "server.js"],
         cwd=FOLDER,

@@ -72,7 +72,7 @@ class RawProblem(NamedTuple):
     detail: str
 
 
-class Talk:
+class RawConnection:
     """A connection to the server, on which a test sends any bytes and reads the responses."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -120,7 +120,7 @@ class Talk:
 @contextlib.asynccontextmanager
 async def talks(
     port: int, count: int = 1, *, takes_little: bool = False
-) -> AsyncIterator[list[Talk]]:
+) -> AsyncIterator[list[RawConnection]]:
     """Open `count` connections to the server, and abort them after the block.
 
     With `takes_little` their receive buffers are small: the server cannot send much that the test
@@ -136,7 +136,9 @@ async def talks(
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             await loop.sock_connect(connection, ("127.0.0.1", port))
             limit = 1 if takes_little else 2**16
-            opened.append(Talk(*await asyncio.open_connection(sock=connection, limit=limit)))
+            opened.append(
+                RawConnection(*await asyncio.open_connection(sock=connection, limit=limit))
+            )
         yield opened
     finally:
         for talk in opened:
@@ -145,7 +147,7 @@ async def talks(
 
 
 @contextlib.asynccontextmanager
-async def talk(port: int, *, takes_little: bool = False) -> AsyncIterator[Talk]:
+async def talk(port: int, *, takes_little: bool = False) -> AsyncIterator[RawConnection]:
     """Open one connection, as `talks` does."""
     async with talks(port, 1, takes_little=takes_little) as [only]:
         yield only

@@ -49,7 +49,7 @@ class Programs:
         )
         return run(self.folder / name, *arguments, **user)
 
-    def own(self, folder: Path) -> None:
+    def chown(self, folder: Path) -> None:
         """Make this user the owner of a folder and of everything in it."""
         if self.system_user is not None:
             for path in (folder, *folder.rglob("*")):
@@ -93,18 +93,21 @@ class Server:
             *("--encoding=UTF8", "--locale=C"),
         )
 
-    def copy(self, source: "Server", name: str = "") -> None:
-        """Copy the data folder of a running server; with the name `standby`, as its standby."""
+    def copy(self, source: "Server", *, as_standby: bool = False) -> None:
+        """Copy the data folder of a running server.
+
+        With `as_standby`, this server will repeat the later changes of the other one.
+        """
         self.programs.run(
             *("pg_basebackup", "-D", self.data, "-h", "127.0.0.1", "-p", str(source.port)),
             *("-U", "mailer", "--checkpoint=fast", "--no-sync", "--wal-method=stream"),
-            *(("--write-recovery-conf",) if name == "standby" else ()),
+            *(("--write-recovery-conf",) if as_standby else ()),
         )
 
     def copy_folder(self, source: "Server") -> None:
         """Copy the data folder of a stopped server."""
         shutil.copytree(source.data, self.data)
-        self.programs.own(self.data)
+        self.programs.chown(self.data)
 
     def set(self, **parameters: str) -> None:
         """Set configuration parameters for the next start."""

@@ -33,11 +33,11 @@ from mailer.validation import Input, rule_texts
 from mailer.web.startup_gate import STARTING_DETAIL
 
 SOURCE = Path(admin.__file__).parents[1]
-METHODS = [("admin/**.py", "python"), ("admin/templates/**.html", "jinja2")]
+PAGE_FILES = [("admin/**.py", "python"), ("admin/templates/**.html", "jinja2")]
 """The files that contain texts of pages, and how Babel reads them."""
-OWN = {"_": None, "gettext": None, "gettext_noop": None, "ngettext": (1, 2)}
+PAGE_TEXT_FUNCTIONS = {"_": None, "gettext": None, "gettext_noop": None, "ngettext": (1, 2)}
 """Functions that mark texts of pages, and the positions of the texts, from 1; None: the first."""
-OPTIONS = {"trimmed": "true", "silent": "false", "newstyle_gettext": "true"}
+TEMPLATE_OPTIONS = {"trimmed": "true", "silent": "false", "newstyle_gettext": "true"}
 """How Babel reads templates: blanks around texts do not count, and invalid templates are errors."""
 
 
@@ -48,7 +48,9 @@ def http_errors(family: type[HTTPException] = HTTPException) -> Iterator[type[HT
         yield from http_errors(subclass)
 
 
-API = {"FieldError": (2,), "_response": (2,)} | {kind.__name__: (1,) for kind in http_errors()}
+SHARED_TEXT_FUNCTIONS = {"FieldError": (2,), "_response": (2,)} | {
+    kind.__name__: (1,) for kind in http_errors()
+}
 """Functions with a text that API and pages show, and the position of this argument, from 1."""
 
 
@@ -56,14 +58,16 @@ def texts() -> Catalog:
     """Return a catalogue of every text that a page may show."""
     catalogue = Catalog(project="mailer", fuzzy=False)
     for file, _, text, comments, context in extract_from_dir(
-        SOURCE, METHODS, {"**.html": OPTIONS}, OWN
+        SOURCE, PAGE_FILES, {"**.html": TEMPLATE_OPTIONS}, PAGE_TEXT_FUNCTIONS
     ):
         catalogue.add(text, None, [(f"src/mailer/{file}", 0)], (), comments, context=context)
-    for file, _, text, _, _ in extract_from_dir(SOURCE, [("**.py", "python")], {}, API):
+    for file, _, text, _, _ in extract_from_dir(
+        SOURCE, [("**.py", "python")], {}, SHARED_TEXT_FUNCTIONS
+    ):
         if isinstance(text, str):
             catalogue.add(text, None, [(f"src/mailer/{file}", 0)])
     own_details = {kind.detail for kind in http_errors() if kind.__module__.startswith("mailer.")}
-    for text in (*_rules(Input), *_errors(MailerError), *_composed(), *own_details):
+    for text in (*_rules(Input), *_errors(MailerError), *_unmarked(), *own_details):
         catalogue.add(text)
     return catalogue
 
@@ -85,8 +89,8 @@ def _errors(family: type[MailerError]) -> Iterator[str]:
             yield from _errors(subclass)
 
 
-def _composed() -> Iterable[str]:
-    """Return the texts that no call marks; composed ones have `{}` in place of numbers."""
+def _unmarked() -> Iterable[str]:
+    """Return the texts that no call marks; those with numbers have `{}` in place of them."""
     for name in ("send_interval_time_start", "send_interval_time_end"):
         yield from (error.message for error in missing_window_bound({name: "09:00"}))
     yield f"is not one of the columns {', '.join(CSV_COLUMNS)}"

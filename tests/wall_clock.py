@@ -6,7 +6,7 @@ durations, stay right.
 
 from pathlib import Path
 
-from tests.programs import needed
+from tests.programs import find_program
 
 
 class WallClock:
@@ -17,7 +17,7 @@ class WallClock:
     """
 
     def __init__(self, folder: Path) -> None:
-        program = Path(needed("faketime"))
+        program = Path(find_program("faketime"))
         library = next(program.parents[1].glob("lib/**/faketime/libfaketime.so.1"))
         self.loader = (
             ("LD_PRELOAD", str(library)),

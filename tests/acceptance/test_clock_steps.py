@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from tests.acceptance.test_users import HEADERS, PASSWORD, sign_in_status
 from tests.event_timeout import EVENT_TIMEOUT
-from tests.processes import Gateways, LoopLag, MailerProcess, Mailers, run, until
+from tests.processes import Gateways, LoopLag, MailerProcess, Mailers, run, until, until_true
 from tests.wall_clock import WallClock
 
 from mailer.sample_data import new_mailing
@@ -112,15 +112,15 @@ async def test_periodic_jobs_continue_after_a_clock_step(
 ) -> None:
     mailer = await start_mailer(wall_clock)
 
-    async def is_purged() -> bool | None:
-        return not await mailer.query("SELECT count(*) FROM mailing") or None
+    async def is_purged() -> bool:
+        return not await mailer.query("SELECT count(*) FROM mailing")
 
     for step_count, offset in enumerate((HOUR, -HOUR), 1):
         created = await mailer.call("POST", "/mailings", new_mailing(starts_in=HOUR), 201)
         wall_clock.set(offset)
         await steps_logged(mailer, step_count)
         await mailer.call("DELETE", f"/mailings/{created['id']}", status=204)
-        await until(is_purged)
+        await until_true(is_purged)
         ages = await success_ages(mailer)
         assert {"rescue_messages", "purge_mailings", "merge_counters"} <= ages.keys()
         assert {"downsample_counters", "delete_expired"} <= ages.keys()
@@ -185,7 +185,7 @@ async def test_sessions_and_throttles_do_not_depend_on_the_wall_clock(
     start_mailer: Mailers, database_url: str, wall_clock: WallClock
 ) -> None:
     arguments = ("users", "create", "ann", "--role", "admin")
-    assert run(*arguments, given=f"{PASSWORD}\n", database_url=database_url).returncode == 0
+    assert run(*arguments, stdin=f"{PASSWORD}\n", database_url=database_url).returncode == 0
     mailer = await start_mailer(wall_clock, auth="required")
     form = {"name": "ann", "password": PASSWORD}
     sign_in = mailer.session.post("/login", data=form, headers=HEADERS, allow_redirects=False)

@@ -14,6 +14,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.processes import Gateways, MailerProcess, Mailers, run
 
+from mailer.cli.runner import EXIT_CANNOT_START
 from mailer.db.engine import create_engine
 from mailer.sample_data import new_mailing
 
@@ -112,7 +113,7 @@ async def test_report_command_prints_the_report_of_a_day(
     assert "delivered 3 undelivered 0" in " ".join(report.stdout.split())
 
     not_sent = run("report", "--date", today, "--send", database_url=mailer.database_url)
-    assert not_sent.returncode == 78  # a wrong setting
+    assert not_sent.returncode == EXIT_CANNOT_START
     assert "MAILER_SMTP_URL is not set" in not_sent.stderr
 
 
@@ -142,8 +143,10 @@ async def test_migrate_brings_an_empty_database_to_the_newest_schema(data_dir: P
         assert run("migrate", data_dir=str(data_dir)).returncode == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_sandbox_gateway_prints_its_address_and_its_counts(number: signal.Signals) -> None:
+@pytest.mark.parametrize("stop_signal", [signal.SIGTERM, signal.SIGINT])
+async def test_sandbox_gateway_prints_its_address_and_its_counts(
+    stop_signal: signal.Signals,
+) -> None:
     gateway = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "mailer", "sandbox", "--port", "0", "--latency", "0.01"),
         env={name: value for name, value in os.environ.items() if "MAILER" not in name},
@@ -152,7 +155,7 @@ async def test_sandbox_gateway_prints_its_address_and_its_counts(number: signal.
     assert gateway.stdout is not None
     address = await gateway.stdout.readline()
     assert address.startswith(b"http://127.0.0.1:")
-    gateway.send_signal(number)
+    gateway.send_signal(stop_signal)
     output, _ = await gateway.communicate()
-    assert b"none" in output  # no requests
+    assert b"none" in output  # the count of requests
     assert gateway.returncode == 0

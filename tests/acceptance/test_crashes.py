@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from tests.event_timeout import EVENT_TIMEOUT
-from tests.processes import Gateways, MailerProcess, Mailers, until
+from tests.processes import Gateways, MailerProcess, Mailers
 from tests.servers import CLOSE_CONNECTIONS
 
 from mailer.embedded_postgres.cluster import embedded_postgres
@@ -99,13 +99,8 @@ async def test_database_outage_while_sending_loses_and_repeats_no_message(
     assert len(gateway.received) < 1_500
 
     async with embedded_postgres(data_dir):
-
-        async def is_ready() -> bool | None:
-            async with mailer.session.get("/health/ready") as response:
-                return response.status == 200 or None
-
-        await until(is_ready)
-        mailing = await mailer.finished(created["id"], EVENT_TIMEOUT + OUTAGE)
+        await mailer.until_ready()
+        mailing = await mailer.finished(created["id"], within=EVENT_TIMEOUT + OUTAGE)
         assert mailing["delivered_messages"] == 1_500
         assert len(gateway.ids) == 1_500
         assert await mailer.stop() == 0

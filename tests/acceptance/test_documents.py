@@ -15,7 +15,7 @@ import aiohttp
 import pytest
 from tests.compose import RequiredVariableError, environment_of
 from tests.event_timeout import EVENT_TIMEOUT
-from tests.processes import Gateways, MailerProcess, Mailers, until
+from tests.processes import Gateways, MailerProcess, Mailers, until_true
 
 from mailer.errors import StartError
 from mailer.settings import Settings, read_settings
@@ -151,13 +151,13 @@ async def test_demo_delivers_messages_and_removes_its_files_at_the_end() -> None
             line = (await demo.stdout.readline()).decode()
         address = line.split()[-1]
 
-        async def some_delivered() -> bool | None:
+        async def some_delivered() -> bool:
             url = f"{address}api/v1/mailings?status=running"
             async with aiohttp.request("GET", url) as response:
                 mailings = (await response.json())["results"]
-                return any(mailing["delivered_messages"] >= 50 for mailing in mailings) or None
+                return any(mailing["delivered_messages"] >= 50 for mailing in mailings)
 
-        await until(some_delivered)
+        await until_true(some_delivered)
         assert list(Path(temporary).iterdir())
         demo.send_signal(signal.SIGINT)
         assert await demo.wait() == 0

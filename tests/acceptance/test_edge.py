@@ -40,7 +40,7 @@ async def test_by_default_proxies_are_not_trusted_and_unknown_hosts_and_long_hea
         """Send a request and return the status of the response."""
         async with talk(port_of(mailer)) as client:
             await client.say(request)
-            return (await client.answer())[0]
+            return (await client.answer()).status
 
     assert await status(b"GET / HTTP/1.1\r\nHost: evil.example\r\n\r\n") == 421
     assert await status(b"GET /health/live HTTP/1.0\r\n\r\n") == 200

@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
-from tests.processes import Gateway, Gateways, MailerProcess, mailers, run, until
+from tests.processes import Gateway, Gateways, MailerProcess, mailers, run, until_true
 from tests.servers import Programs, Server
 
 from mailer.db.engine import connect
@@ -35,7 +35,7 @@ async def new_server(data_dir: Path) -> AsyncIterator[Servers]:
         servers.append(Server(programs, name))
         return servers[-1]
 
-    programs.own(data_dir)
+    programs.chown(data_dir)
     yield create
     for server in servers:
         await server.stop()
@@ -46,14 +46,17 @@ async def primary(new_server: Servers) -> Server:
     """A running server with an empty database."""
     server = new_server("primary")
     server.create()
-    await server.start("postgres")
+    await server.start(database="postgres")  # which every new server has
     await server.create_database()
     return server
 
 
 @asynccontextmanager
 async def mailer_on(server: Server, **settings: str) -> AsyncIterator[MailerProcess]:
-    """Run a mailer process on a server's database; at the end its counts must equal the rows."""
+    """Run a mailer process on a server's database.
+
+    At the end all counts in this database must equal the rows.
+    """
     async with AsyncExitStack() as stack:
         start: Callable[..., Awaitable[MailerProcess]] = await stack.enter_async_context(
             mailers(server.url)
@@ -72,7 +75,7 @@ async def send_mailing(mailer: MailerProcess) -> set[int]:
 
 @asynccontextmanager
 async def mailer_that_has_sent(server: Server, gateway: Gateway) -> AsyncIterator[MailerProcess]:
-    """Run a mailer process on a server's database; before, send a mailing to a hundred clients."""
+    """Run a mailer process on a server's database, which first sends a mailing to 100 clients."""
     async with mailer_on(server, **gateway.settings) as mailer:
         await mailer.create_clients(100)
         await send_mailing(mailer)
@@ -80,9 +83,9 @@ async def mailer_that_has_sent(server: Server, gateway: Gateway) -> AsyncIterato
 
 
 async def stopped_standby(primary: Server, new_server: Servers) -> Server:
-    """Return a standby with the present data, stopped so that it gets no later changes."""
+    """Return a standby that has repeated the changes until now, and gets no later ones."""
     standby = new_server("standby")
-    standby.copy(primary, "standby")
+    standby.copy(primary, as_standby=True)
     await standby.start()
     await standby.stop()
     return standby
@@ -102,7 +105,7 @@ async def test_on_a_promoted_standby_that_lost_changes_mailer_sends_with_unused_
     await standby.promote()
 
     async with mailer_on(standby, **gateway.settings) as mailer:
-        assert await mailer.query("SELECT count(*) FROM mailing") == 1  # the second is lost
+        assert await mailer.query("SELECT count(*) FROM mailing") == 1  # the second one is lost
         new_ids = await send_mailing(mailer)
         assert len(new_ids) == 100
         assert new_ids.isdisjoint(ids_before)
@@ -124,12 +127,7 @@ async def test_process_that_runs_during_a_promotion_continues_by_itself(
         await standby.start()
         await mailer.event("database_unavailable")
         await standby.promote()
-
-        async def is_ready() -> bool | None:
-            async with mailer.session.get("/health/ready") as response:
-                return response.status == 200 or None
-
-        await until(is_ready)
+        await mailer.until_ready()
         new_ids = await send_mailing(mailer)
         assert new_ids.isdisjoint(ids_before)
         assert max(new_ids) <= MAX_ID
@@ -151,13 +149,13 @@ async def test_on_a_restored_base_backup_sending_is_held_until_it_is_confirmed(
         recovery_target="immediate", recovery_target_action="promote", restore_command="false"
     )
     (restored.data / "recovery.signal").touch()
-    restored.programs.own(restored.data)
+    restored.programs.chown(restored.data)
     await restored.start()
 
-    async def is_writable() -> bool | None:
-        return not await restored.query("SELECT pg_is_in_recovery()") or None
+    async def is_writable() -> bool:
+        return not await restored.query("SELECT pg_is_in_recovery()")
 
-    await until(is_writable)
+    await until_true(is_writable)
     async with mailer_on(restored, **gateway.settings) as mailer:
         await mailer.event("sending_held")
         process = run("resume-after-restore", "--yes", database_url=restored.url)

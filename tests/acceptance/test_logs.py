@@ -17,6 +17,7 @@ EVENTS = {
     ),
     *("message_claimed", "message_delivered", "message_rejected", "message_retry_scheduled"),
 }
+"""Events that the log contains when a mailing is created, changed and sent."""
 
 
 async def test_every_step_is_logged_and_no_line_contains_a_phone_text_or_token(

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from tests.processes import Gateways, LoopLag, MailerProcess, Mailers, until
+from tests.processes import Gateways, LoopLag, MailerProcess, Mailers, until, until_true
 
 from mailer.sample_data import new_mailing
 
@@ -200,10 +200,10 @@ async def test_deleted_mailing_starts_no_request_after_the_answer(
     await second.call("DELETE", f"/mailings/{created['id']}", status=204)
     answered_at = datetime.now(UTC).timestamp()
 
-    async def is_purged() -> bool | None:
-        return await first.query("SELECT count(*) FROM message") == 0 or None
+    async def is_purged() -> bool:
+        return not await first.query("SELECT count(*) FROM message")
 
-    await until(is_purged)  # results of the requests in flight are recorded before that
+    await until_true(is_purged)  # results of the requests in flight are recorded before that
     assert len(gateway.received) < 300
     last_arrival = max(request.arrived for request in gateway.received)  # microseconds
     assert last_arrival <= (answered_at + lag.longest) * 1e6

@@ -8,25 +8,26 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 
 from tests.fault_servers import OK, Talk, http_response, read_request, served
-from tests.processes import MailerProcess, Mailers, until
+from tests.processes import MailerProcess, Mailers, until, until_true
 
 from mailer.sample_data import new_mailing
 
 PAUSE_OF_A_YEAR = "Retry-After: 31536000"
 
 
-def reject_first(status: int, count: int) -> Talk:
-    """Return a gateway that requests a pause of a year at its first `count` requests.
+def requests_pause(status: int, *, at_first: int) -> Talk:
+    """Return a gateway that requests a pause of a year in its first `at_first` responses.
 
-    It answers these requests with `status`, and accepts all later ones.
+    These have the status `status`. All later messages are accepted.
     """
-    request_lines: list[str] = []
+    requests = 0
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal requests
         while True:
-            request_line, _, _ = await read_request(reader)
-            request_lines.append(request_line)
-            if len(request_lines) <= count:
+            await read_request(reader)
+            requests += 1
+            if requests <= at_first:
                 writer.write(http_response(status, b"", PAUSE_OF_A_YEAR))
             else:
                 writer.write(http_response(200, OK))
@@ -38,10 +39,10 @@ async def until_waiting(mailer: MailerProcess, mailing_id: int, count: int) -> N
     """Wait until `count` messages of a mailing are scheduled again after a 500."""
     path = f"/mailings/{mailing_id}/messages?status=scheduled&reason=http_500"
 
-    async def are_waiting() -> bool | None:
-        return (await mailer.call("GET", path))["count"] == count or None
+    async def are_waiting() -> bool:
+        return bool((await mailer.call("GET", path))["count"] == count)
 
-    await until(are_waiting)
+    await until_true(are_waiting)
 
 
 async def try_now(mailer: MailerProcess) -> None:
@@ -57,7 +58,7 @@ async def try_now(mailer: MailerProcess) -> None:
 async def test_pause_of_the_whole_gateway_is_shown_and_ended_by_try_now(
     start_mailer: Mailers,
 ) -> None:
-    async with served(reject_first(503, count=1)) as url:
+    async with served(requests_pause(503, at_first=1)) as url:
         processes = [
             await start_mailer(gateway_url=url, gateway_concurrency="1", retry_after_cap="600")
             for _ in range(2)
@@ -73,8 +74,8 @@ async def test_pause_of_the_whole_gateway_is_shown_and_ended_by_try_now(
 
         paused = await until(find_paused)
         assert (await paused.mailing(created["id"]))["held"]["reason"] == "http_503"
-        gateway = await paused.call("GET", "/gateway")
-        remaining = datetime.fromisoformat(gateway["retry_at"]) - datetime.now(UTC)
+        gateway_status = await paused.call("GET", "/gateway")
+        remaining = datetime.fromisoformat(gateway_status["retry_at"]) - datetime.now(UTC)
         assert remaining <= timedelta(seconds=600)  # retry_after_cap, instead of a year
         for path in ("/", "/system", f"/mailings/{created['id']}"):
             async with paused.session.get(path) as page:
@@ -87,13 +88,13 @@ async def test_pause_of_the_whole_gateway_is_shown_and_ended_by_try_now(
 async def test_message_with_a_pause_past_the_end_is_sent_after_try_now(
     start_mailer: Mailers,
 ) -> None:
-    async with served(reject_first(500, count=4)) as url:
+    async with served(requests_pause(500, at_first=4)) as url:
         mailer = await start_mailer(gateway_url=url, gateway_concurrency="4")
         await mailer.create_clients(4)
         end = datetime.now(UTC) + timedelta(seconds=300)
-        soon = new_mailing() | {"datetime_end": end.isoformat()}
-        created = await mailer.call("POST", "/mailings", soon, 201)
-        await until_waiting(mailer, created["id"], 4)
+        body = new_mailing() | {"datetime_end": end.isoformat()}
+        created = await mailer.call("POST", "/mailings", body, 201)
+        await until_waiting(mailer, created["id"], count=4)
         mailing = await mailer.mailing(created["id"])
         assert (mailing["status"], mailing["scheduled_messages"]) == ("running", 4)
         are_due_after_end = await mailer.query("SELECT min(due_at) > $1 FROM message", end)

@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 import pytest
-from tests.processes import Gateways, MailerProcess, Mailers, run, until
+from tests.processes import Gateways, MailerProcess, Mailers, run
 
 from mailer.cli.runner import EXIT_CANNOT_START, EXIT_TEMPORARY_FAILURE
 from mailer.embedded_postgres.cluster import embedded_postgres
@@ -20,9 +20,9 @@ from mailer.sample_data import new_mailing
     ("settings", "expected"),
     [
         ({"auth": "none", "host": "0.0.0.0"}, "loopback"),  # noqa: S104  # rejected
-        ({"prot": "8000"}, "MAILER_PROT"),
+        ({"prot": "8000"}, "MAILER_PROT"),  # there is no such setting
         ({"port": "x"}, "MAILER_PORT"),
-        ({"auth": "none", "data_dir": "/proc/nowhere"}, "MAILER_DATA_DIR"),
+        ({"auth": "none", "data_dir": "/proc/nowhere"}, "MAILER_DATA_DIR"),  # cannot be created
     ],
 )
 def test_wrong_setting_stops_the_start_with_one_line(
@@ -98,12 +98,7 @@ async def test_without_the_database_calls_answer_503_and_work_continues_when_it_
 
     async with embedded_postgres(data_dir) as same_url:
         assert same_url == url
-
-        async def is_ready() -> bool | None:
-            async with mailer.session.get("/health/ready") as response:
-                return response.status == 200 or None
-
-        await until(is_ready)
+        await mailer.until_ready()
         mailing = await mailer.finished(created["id"])
         assert mailing["delivered_messages"] == 100
         assert await mailer.stop() == 0

@@ -9,7 +9,7 @@ from typing import Any
 import aiohttp
 import asyncpg
 import pytest
-from tests.processes import MailerProcess, Mailers, until
+from tests.processes import MailerProcess, Mailers, until, until_true
 from tests.servers import CLOSE_CONNECTIONS
 
 from mailer.db.engine import connect
@@ -27,8 +27,8 @@ CREATE_WAIT = f"""
         PERFORM pg_advisory_xact_lock_shared({LOCK});
         RETURN NULL;
     END $$"""
-IS_WAITING = "SELECT count(*) > 0 OR NULL FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
-"""Returns true if a session waits for the lock, else null."""
+IS_WAITING = "SELECT count(*) > 0 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+"""Returns whether a session waits for the lock."""
 
 
 async def post(mailer: MailerProcess, path: str, body: object) -> tuple[int, bytes, bool]:
@@ -82,7 +82,7 @@ async def test_kill_before_or_after_the_commit_leaves_one_mailing_and_one_respon
     body = new_mailing(starts_in=3600)
     async with blocked_writes(mailer, column):
         request = asyncio.create_task(post(mailer, "/mailings", body))
-        await until(lambda: mailer.query(IS_WAITING))
+        await until_true(lambda: mailer.query(IS_WAITING))
         assert await mailer.query(COUNT_MAILINGS) == int(is_done)
         await mailer.stop(signal.SIGKILL)
         with pytest.raises(aiohttp.ClientError):
@@ -114,7 +114,7 @@ async def test_file_is_imported_once_and_completely_despite_a_kill(
 
     async with blocked_writes(mailer, "body"):
         request = asyncio.create_task(send(mailer))
-        await until(lambda: mailer.query(IS_WAITING))
+        await until_true(lambda: mailer.query(IS_WAITING))
         await mailer.stop(signal.SIGKILL)
         with pytest.raises(aiohttp.ClientError):
             await request
@@ -146,7 +146,7 @@ async def test_process_frozen_for_longer_than_its_lease_does_nothing_twice(
     body = new_mailing(starts_in=3600)
     async with blocked_writes(frozen, "result") as database:
         late_request = asyncio.create_task(post(frozen, "/mailings", body))
-        await until(lambda: frozen.query(IS_WAITING))
+        await until_true(lambda: frozen.query(IS_WAITING))
         frozen.process.send_signal(signal.SIGSTOP)
         await database.execute(CLOSE_CONNECTIONS)  # as a firewall or a server timeout would do
     status, content, is_replay = await post_until_done(other, "/mailings", body)

@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import pytest
-from tests.processes import Gateway, Gateways, MailerProcess, Mailers, run, until
+from tests.processes import Gateway, Gateways, MailerProcess, Mailers, run, until_true
 from tests.servers import dump, restore
 
 from mailer.db.engine import connect
@@ -24,6 +24,7 @@ QUICK = {"lease": "8", "gateway_timeout": "4"}
 SLOW = QUICK | {"gateway_concurrency": "2", "gateway_rate": "40"}
 """Settings under which a mailing is still being sent while the database is dumped."""
 SELECT_IDS = "SELECT coalesce(array_agg(id ORDER BY id), '{}') FROM message WHERE mailing_id = $1"
+# with `client backend`, so that no autovacuum worker is ended
 END_SESSIONS = """
     SELECT pg_terminate_backend(pid) FROM pg_stat_activity
     WHERE datname = $1 AND usename = current_user AND backend_type = 'client backend'"""
@@ -31,7 +32,7 @@ END_SESSIONS = """
 
 @pytest.fixture
 def programs() -> Path:
-    """The folder with pg_dump and pg_restore."""
+    """The folder with the programs pg_dump and pg_restore."""
     return find_binaries()[0].folder
 
 
@@ -78,11 +79,11 @@ async def expect_held(mailer: MailerProcess) -> None:
     """Assert that a process enqueues a new mailing, but sends nothing of it; then cancel it."""
     created = await mailer.call("POST", "/mailings", new_mailing(text="Later."), 201)
 
-    async def is_enqueued() -> bool | None:
+    async def is_enqueued() -> bool:
         mailing = await mailer.mailing(created["id"])
-        return mailing["created_messages"] == mailing["clients_count"] or None
+        return bool(mailing["created_messages"] == mailing["clients_count"])
 
-    await until(is_enqueued)
+    await until_true(is_enqueued)
     held = await mailer.mailing(created["id"])
     assert held["held"]["reason"] == "restored"
     assert held["scheduled_messages"] == held["clients_count"] > 0
@@ -112,12 +113,12 @@ async def test_restored_dump_sends_nothing_until_confirmed_and_then_under_the_sa
     assert (await restored.call("GET", "/health/ready"))["status"] == "ok"
     assert run("verify", database_url=copy_url).returncode == 0
 
-    waiting = await restored.query(
+    open_messages = await restored.query(
         "SELECT count(*) FROM message WHERE status IN ('scheduled', 'sending')"
     )
     unconfirmed = resume(copy_url)
     assert unconfirmed.returncode == 1
-    assert f"{waiting} messages of 1 mailings" in unconfirmed.stdout
+    assert f"{open_messages} messages of 1 mailings" in unconfirmed.stdout
     assert "--yes" in unconfirmed.stderr
     assert len(gateway.ids) == requests_before  # nothing has been sent
 
@@ -129,7 +130,7 @@ async def test_restored_dump_sends_nothing_until_confirmed_and_then_under_the_sa
     assert mailing["held"] is None
     resumed_ids = set(gateway.ids[requests_before:])
     assert resumed_ids <= set(await restored.query(SELECT_IDS, created["id"]))
-    assert len(resumed_ids) == waiting
+    assert len(resumed_ids) == open_messages
 
     new = await restored.call("POST", "/mailings", new_mailing(), 201)
     await restored.finished(new["id"])

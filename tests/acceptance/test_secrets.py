@@ -7,7 +7,7 @@ import asyncio
 from datetime import UTC, datetime
 
 from tests.fault_servers import http_response, read_request, served
-from tests.processes import MailerProcess, Mailers, until
+from tests.processes import MailerProcess, Mailers, until_true
 
 from mailer.sample_data import new_mailing
 
@@ -36,11 +36,11 @@ async def assert_no_secret_is_shown(mailer: MailerProcess, reason: str) -> None:
     await mailer.create_clients(5)
     await mailer.call("POST", "/mailings", new_mailing(), 201)
 
-    async def have_failed() -> bool | None:
+    async def have_failed() -> bool:
         page = await mailer.call("GET", "/mailings/1/messages")
-        return any(message["reason"] == reason for message in page["results"]) or None
+        return any(message["reason"] == reason for message in page["results"])
 
-    await until(have_failed)
+    await until_true(have_failed)
     text = await read_all(mailer)
     assert await mailer.stop() == 0
     for secret in SECRETS:

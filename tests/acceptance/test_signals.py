@@ -5,7 +5,7 @@ import signal
 import sys
 
 import pytest
-from tests.processes import Gateways, MailerProcess, Mailers, until
+from tests.processes import Gateways, MailerProcess, Mailers, until_true
 
 from mailer.sample_data import new_mailing
 
@@ -50,11 +50,11 @@ async def test_signal_without_a_meaning_for_mailer_is_logged_and_ignored(
     for name in IGNORED_SIGNALS:
         mailer.process.send_signal(signal.Signals[name])
 
-    async def are_logged() -> bool | None:
+    async def are_logged() -> bool:
         events = [event for event in mailer.events if event["event"] == "signal_ignored"]
-        return {event["signal"] for event in events} == set(IGNORED_SIGNALS) or None
+        return {event["signal"] for event in events} == set(IGNORED_SIGNALS)
 
-    await until(are_logged)
+    await until_true(are_logged)
     assert (await mailer.finished(mailing_id))["delivered_messages"] == 200
     assert await mailer.stop() == 0
 

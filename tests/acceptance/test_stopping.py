@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 from tests.acceptance.test_main_job import send_short_mailing
-from tests.processes import Gateways, LoopLag, MailerProcess, Mailers, until
+from tests.fault_servers import listener_with_full_backlog
+from tests.processes import Gateways, LoopLag, MailerProcess, Mailers, until, until_true
 
 from mailer.sample_data import new_mailing
 
@@ -48,8 +49,8 @@ async def silent() -> AsyncIterator[SilentGateway]:
     server.close()
 
 
-async def act(mailer: MailerProcess, call: str, mailing_id: int) -> float:
-    """Pause, cancel or delete a mailing; return the time of the response, as Unix time."""
+async def stop_mailing(mailer: MailerProcess, call: str, mailing_id: int) -> float:
+    """Pause, cancel or delete a mailing; return when the response arrived, as Unix time."""
     if call == "delete":
         await mailer.call("DELETE", f"/mailings/{mailing_id}", status=204)
     else:
@@ -68,12 +69,12 @@ async def test_no_request_starts_after_the_response_although_others_are_in_fligh
     await first.create_clients(40)
     created = await first.call("POST", "/mailings", new_mailing(), 201)
 
-    async def are_all_in_flight() -> bool | None:
-        return len(silent.opened) == 2 * 5 or None  # the concurrency of both processes
+    async def are_all_in_flight() -> bool:
+        return len(silent.opened) == 2 * 5  # the concurrency of both processes
 
-    await until(are_all_in_flight)
+    await until_true(are_all_in_flight)
 
-    answered_at = await act(second, call, created["id"])
+    answered_at = await stop_mailing(second, call, created["id"])
 
     await asyncio.sleep(0.5)
     assert len(silent.opened) == 10
@@ -85,37 +86,35 @@ async def test_no_request_starts_after_the_response_although_others_are_in_fligh
 async def test_request_that_waits_for_its_connection_is_aborted(
     start_mailer: Mailers, call: str
 ) -> None:
-    # The gateway's queue of new connections is full, so connecting does not end.
-    with contextlib.ExitStack() as sockets:
-        full = sockets.enter_context(socket.socket())
-        full.bind(("127.0.0.1", 0))
-        full.listen(0)
-        for _ in range(3):  # connections that the kernel accepts before the backlog is full
-            filler = sockets.enter_context(socket.socket())
-            filler.setblocking(False)  # noqa: FBT003  # the signature of the socket module
-            filler.connect_ex(full.getsockname())
-        url = f"http://127.0.0.1:{full.getsockname()[1]}/send/"
+    """The gateway accepts no connection, because its backlog is full."""
+    with listener_with_full_backlog() as gateway:
+        url = f"http://127.0.0.1:{gateway.getsockname()[1]}/send/"
         mailer = await start_mailer(gateway_url=url, gateway_concurrency="3")
         await mailer.create_clients(10)
         created = await mailer.call("POST", "/mailings", new_mailing(), 201)
 
-        async def is_sending() -> bool | None:
-            return (await mailer.mailing(created["id"]))["sending_messages"] >= 3 or None
+        async def are_sending() -> bool:
+            return bool((await mailer.mailing(created["id"]))["sending_messages"] >= 3)
 
-        await until(is_sending)
+        await until_true(are_sending)
 
-        await act(mailer, call, created["id"])
+        await stop_mailing(mailer, call, created["id"])
 
-        async def are_released() -> bool | None:
-            query = "SELECT count(*) FROM message WHERE status = 'sending'"
-            return await mailer.query(query) == 0 or None
+        async def are_released() -> bool:
+            return not await mailer.query("SELECT count(*) FROM message WHERE status = 'sending'")
 
-        await until(are_released)
+        await until_true(are_released)
         assert await mailer.query("SELECT coalesce(max(attempts), 0) FROM message") == 0
-        full.settimeout(0.5)
-        with contextlib.suppress(TimeoutError):
-            while True:  # connections accepted now must not carry a request
-                connection = sockets.enter_context(full.accept()[0])
+        assert_no_request_arrives(gateway)
+
+
+def assert_no_request_arrives(listener: socket.socket) -> None:
+    """Accept all connections that are waiting, and assert that none carries a request."""
+    listener.settimeout(0.5)
+    with contextlib.suppress(TimeoutError):
+        while True:
+            connection, _ = listener.accept()
+            with connection:
                 connection.settimeout(0.2)
                 with contextlib.suppress(TimeoutError, ConnectionError):
                     assert connection.recv(1) == b""
@@ -130,7 +129,7 @@ async def test_resumed_mailing_continues_where_it_was_paused(
     created = await mailer.call("POST", "/mailings", new_mailing(), 201)
     await gateway.until_received(50)
 
-    paused_at = await act(mailer, "pause", created["id"])
+    paused_at = await stop_mailing(mailer, "pause", created["id"])
 
     async def find_without_requests() -> dict[str, Any] | None:
         mailing = await mailer.mailing(created["id"])
@@ -157,7 +156,7 @@ async def test_cancelled_mailing_delivers_nothing_more_and_its_counts_add_up(
     await mailer.create_clients(300)
     created = await mailer.call("POST", "/mailings", new_mailing(), 201)
     await gateway.until_received(50)
-    await act(mailer, "cancel", created["id"])
+    await stop_mailing(mailer, "cancel", created["id"])
 
     async def find_closed() -> dict[str, Any] | None:
         mailing = await mailer.mailing(created["id"])
@@ -225,10 +224,10 @@ async def test_earlier_end_aborts_requests_in_flight(
     await mailer.create_clients(15)
     created = await mailer.call("POST", "/mailings", new_mailing(), 201)
 
-    async def are_all_in_flight() -> bool | None:
-        return len(silent.opened) == 15 or None
+    async def are_all_in_flight() -> bool:
+        return len(silent.opened) == 15
 
-    await until(are_all_in_flight)
+    await until_true(are_all_in_flight)
     end = datetime.now(UTC) + timedelta(seconds=1.5)
     change = {"datetime_end": end.isoformat()}
     await mailer.call("PATCH", f"/mailings/{created['id']}", change)
@@ -278,10 +277,10 @@ async def test_internal_error_for_one_message_does_not_stop_others(
     created = await mailer.call("POST", "/mailings", body, 201)
     await mailer.call("POST", f"/mailings/{created['id']}/pause")
 
-    async def is_enqueued() -> bool | None:
-        return await mailer.query("SELECT count(*) FROM message") == 20 or None
+    async def is_enqueued() -> bool:
+        return bool(await mailer.query("SELECT count(*) FROM message") == 20)
 
-    await until(is_enqueued)
+    await until_true(is_enqueued)
     unknown_to_python = "UPDATE client SET time_zone = 'XYZ-3' WHERE id = 1 RETURNING id"
     await mailer.query(unknown_to_python)
     await mailer.call("POST", f"/mailings/{created['id']}/resume")

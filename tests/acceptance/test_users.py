@@ -16,11 +16,8 @@ from tests.processes import MailerProcess, Mailers, run
 from mailer.db.engine import connect
 
 PASSWORD = "correct horse battery"  # noqa: S105  # of a test
-HEADERS = {
-    "Sec-Fetch-Site": "same-origin",
-    "Connection": "close",  # during a slow command the server would close an idle connection
-}
-"""Headers of a browser, without which sign-ins are refused."""
+HEADERS = {"Sec-Fetch-Site": "same-origin"}
+"""Header of a browser that sends a form of a page of mailer; without it a form is refused."""
 SIGNED_IN, REFUSED = 303, 400
 """Statuses of a successful and of a refused sign-in."""
 
@@ -40,8 +37,8 @@ async def test_first_start_logs_once_how_to_create_the_first_user(start_mailer: 
     assert event["first_run"] == "mailer users create NAME --role admin"
     assert event["then_open"] == f"{mailer.address}/login"
     assert event["level"] == "warning"
-    arguments = [word.replace("NAME", "ann") for word in event["first_run"].split()[1:]]
-    process = run(*arguments, given=f"{PASSWORD}\n", database_url=mailer.database_url)
+    _, *arguments = event["first_run"].replace("NAME", "ann").split()
+    process = run(*arguments, stdin=f"{PASSWORD}\n", database_url=mailer.database_url)
     assert process.returncode == 0, process.stderr
     assert await sign_in_status(mailer, "ann") == SIGNED_IN
     await mailer.stop()
@@ -65,7 +62,7 @@ async def test_start_logs_the_hint_while_no_user_can_sign_in_even_if_there_are_k
         ("users", "create", "ann", "--role", "admin"),
         ("users", "disable", "ann"),
     ):
-        assert run(*arguments, given=f"{PASSWORD}\n", database_url=database_url).returncode == 0
+        assert run(*arguments, stdin=f"{PASSWORD}\n", database_url=database_url).returncode == 0
     mailer = await start_mailer(auth="required")
     await mailer.stop()
     assert has_hint(mailer)
@@ -85,9 +82,9 @@ async def test_start_without_authentication_logs_no_hint(start_mailer: Mailers) 
 def user_commands(database_url: str) -> Callable[..., str]:
     """Return a function that runs a command of `mailer users`, and returns its output."""
 
-    def run_command(*arguments: str, given: str = "", status: int = 0) -> str:
-        """Run a command with the standard input `given`; it must exit with `status`."""
-        process = run("users", *arguments, given=given, database_url=database_url)
+    def run_command(*arguments: str, stdin: str = "", status: int = 0) -> str:
+        """Run a command with the standard input `stdin`; it must exit with `status`."""
+        process = run("users", *arguments, stdin=stdin, database_url=database_url)
         assert process.returncode == status, process.stderr
         return process.stdout + process.stderr
 
@@ -98,7 +95,7 @@ async def test_commands_for_users_take_effect_at_once(start_mailer: Mailers) -> 
     mailer = await start_mailer(auth="required")
     users = user_commands(mailer.database_url)
 
-    output = users("create", "Ann", "--role", "viewer", given=PASSWORD)
+    output = users("create", "Ann", "--role", "viewer", stdin=PASSWORD)
     assert output == "Ann can sign in now, at /login.\n"
     assert await sign_in_status(mailer, "ann") == SIGNED_IN
 
@@ -110,7 +107,7 @@ async def test_commands_for_users_take_effect_at_once(start_mailer: Mailers) -> 
     assert await sign_in_status(mailer, "ann") == REFUSED
     users("enable", "ann")
 
-    users("set-password", "ann", given="another long one\n")
+    users("set-password", "ann", stdin="another long one\n")
     assert await sign_in_status(mailer, "ann", PASSWORD) == REFUSED
     assert await sign_in_status(mailer, "ann", "another long one") == SIGNED_IN
 
@@ -123,15 +120,15 @@ async def test_commands_for_users_take_effect_at_once(start_mailer: Mailers) -> 
 
 def test_invalid_commands_for_users_fail_and_say_why(database_url: str) -> None:
     users = user_commands(database_url)
-    users("create", "Ann", "--role", "viewer", given=PASSWORD)
+    users("create", "Ann", "--role", "viewer", stdin=PASSWORD)
 
-    for given in (PASSWORD, ""):  # the name is checked before the password is read
-        output = users("create", "ann", "--role", "viewer", given=given, status=1)
+    for stdin in (PASSWORD, ""):  # the name is checked before the password is read
+        output = users("create", "ann", "--role", "viewer", stdin=stdin, status=1)
         assert output == "mailer: Another user has this name.\n"
     output = users("create", " ", "--role", "viewer", status=1)
     assert output.startswith("mailer: name: must be 1 to 64 characters on one line")
     assert "password" not in output
-    output = users("create", "bob", "--role", "viewer", given="short", status=1)
+    output = users("create", "bob", "--role", "viewer", stdin="short", status=1)
     assert "must be 12 to 1024 characters" in output
     assert users("create", "bob", "--role", "root", status=2)
 
@@ -140,7 +137,6 @@ def test_invalid_commands_for_users_fail_and_say_why(database_url: str) -> None:
 
 
 async def test_password_is_read_twice_from_a_terminal_and_not_shown(database_url: str) -> None:
-    run("migrate", database_url=database_url)
     terminal_window, terminal = pty.openpty()
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "mailer", "users", "create", "ann", "--role", "admin"),
@@ -148,7 +144,7 @@ async def test_password_is_read_twice_from_a_terminal_and_not_shown(database_url
         stdin=terminal,
         stdout=terminal,
         stderr=terminal,
-        start_new_session=True,
+        start_new_session=True,  # else it would read the password from the tests' own terminal
     )
     os.close(terminal)  # only the process still has it open
     shown = b""

@@ -13,7 +13,7 @@ from tests.browser.page_errors import PageErrors, collecting_errors
 from tests.browser.page_states import DESK, PageState
 from tests.event_timeout import EVENT_TIMEOUT
 from tests.processes import Gateway, MailerProcess, gateways, mailers
-from tests.programs import needed
+from tests.programs import find_program
 
 BROWSER_ARGUMENTS = [
     "--no-sandbox",  # not available for root
@@ -25,7 +25,7 @@ BROWSER_ARGUMENTS = [
 @pytest.fixture(scope="session")
 async def browser() -> AsyncIterator[Browser]:
     """The browser of all tests; without it the tests are skipped."""
-    program = needed("chromium")
+    program = find_program("chromium")
     expect.set_options(timeout=EVENT_TIMEOUT * 1_000)
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=program, args=BROWSER_ARGUMENTS)

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 
 import pytest
-from tests.oidc_mitm import ProviderProxy, between
+from tests.oidc_mitm import ProviderProxy, running_proxy
 from tests.provider import OpenIdProvider
 
 from mailer.oidc.provider import Provider
@@ -12,7 +12,7 @@ from mailer.oidc.provider import Provider
 @pytest.fixture
 async def proxy(openid: OpenIdProvider) -> AsyncIterator[ProviderProxy]:
     """The proxy in front of the provider; for mailer it is the provider."""
-    async with between(openid) as proxy:
+    async with running_proxy(openid) as proxy:
         yield proxy
 
 

@@ -10,7 +10,7 @@ import pytest
 from litestar.routes import HTTPRoute
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.factories import OPEN, add_clients, add_mailing
-from tests.served import Talk, listening, talk
+from tests.served import RawConnection, listening, talk
 
 from mailer.access import keys, service, users
 from mailer.access.model import COMMAND_LINE
@@ -47,7 +47,7 @@ CREATE_CLIENT = Call("POST", "/api/v1/clients", JSON)
 
 
 @pytest.fixture
-async def client(engine: AsyncEngine) -> AsyncIterator[Talk]:
+async def client(engine: AsyncEngine) -> AsyncIterator[RawConnection]:
     """A connection to an application without authentication."""
     async with listening(create_app(engine, settings=OPEN)) as port, talk(port) as client:
         yield client
@@ -80,7 +80,7 @@ async def create_objects(engine: AsyncEngine) -> list[str]:
     return [f"Authorization: Bearer {key}", f"Cookie: {SESSION_COOKIE}={session}"]
 
 
-async def send_head(client: Talk, call: Call, *headers: str) -> None:
+async def send_head(client: RawConnection, call: Call, *headers: str) -> None:
     """Send the first line and the headers of a request, without a body."""
     lines = [
         f"{call.method} {call.path} HTTP/1.1",
@@ -132,13 +132,15 @@ async def test_a_chunked_body_that_grows_too_large_is_413_on_every_route(
     ],
     ids=" ".join,
 )
-async def test_an_invalid_length_is_400(client: Talk, headers: tuple[str, ...]) -> None:
+async def test_an_invalid_length_is_400(client: RawConnection, headers: tuple[str, ...]) -> None:
     await send_head(client, CREATE_CLIENT, *headers)
     assert (await client.problem()).status == 400
     await client.ended()
 
 
-async def test_bytes_after_the_content_length_do_not_belong_to_the_body(client: Talk) -> None:
+async def test_bytes_after_the_content_length_do_not_belong_to_the_body(
+    client: RawConnection,
+) -> None:
     await send_head(client, CREATE_CLIENT, "Content-Length: 2")
     await client.say(b'{}"phone": "79161234567"}\r\n\r\n')
     assert (await client.answer()).status == 400  # the body is {}: the phone is missing
@@ -146,12 +148,14 @@ async def test_bytes_after_the_content_length_do_not_belong_to_the_body(client: 
 
 
 @pytest.mark.parametrize("path", ["/api/v1/clients/import", "/clients/import"])
-async def test_an_import_with_a_too_large_content_length_is_413(client: Talk, path: str) -> None:
+async def test_an_import_with_a_too_large_content_length_is_413(
+    client: RawConnection, path: str
+) -> None:
     await send_head(client, Call("POST", path, CSV), f"Content-Length: {MAX_IMPORT_BYTES + 1}")
     assert (await client.answer()).status == 413
 
 
-async def test_a_body_without_a_detectable_end_closes_the_connection(client: Talk) -> None:
+async def test_a_body_without_a_detectable_end_closes_the_connection(client: RawConnection) -> None:
     await send_head(client, CREATE_CLIENT, "Transfer-Encoding: gzip")
     await client.ended()
 
@@ -164,12 +168,14 @@ async def test_a_body_without_a_detectable_end_closes_the_connection(client: Tal
         ("/clients/new", MAX_FORM_BYTES),
     ],
 )
-async def test_a_form_over_its_size_limit_is_413(client: Talk, path: str, limit: int) -> None:
+async def test_a_form_over_its_size_limit_is_413(
+    client: RawConnection, path: str, limit: int
+) -> None:
     await send_head(client, Call("POST", path, FORM), f"Content-Length: {limit + 1}")
     assert (await client.problem()).status == 413
 
 
-async def test_a_form_with_too_many_fields_is_400(client: Talk) -> None:
+async def test_a_form_with_too_many_fields_is_400(client: RawConnection) -> None:
     for count, status in ((MAX_FIELDS, 303), (MAX_FIELDS + 1, 400)):
         body = b"&".join([b"%41=%41"] * count)  # the field A with the value A, percent-encoded
         call = Call("POST", "/preferences", FORM)

@@ -13,7 +13,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from tests.event_timeout import EVENT_TIMEOUT
-from tests.programs import needed
+from tests.programs import find_program
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 ALERTS = DEPLOY / "prometheus" / "alerts.yaml"
@@ -28,7 +28,7 @@ VARIABLES = {"$__rate_interval": "1m", "$job": ".*", "$instance": ".*"}
 
 def promtool(*arguments: str | Path, stdin: str = "") -> str:
     """Run promtool and return its output; it must find no errors."""
-    program = needed("promtool")
+    program = find_program("promtool")
     result = subprocess.run(  # noqa: S603  # a program found by `needed`
         [program, *arguments],
         input=stdin,

@@ -110,7 +110,7 @@ async def test_a_token_with_a_wrong_claim_is_refused(
 @pytest.mark.parametrize(
     "change",
     [
-        setting(),
+        setting(),  # nothing
         at_time(exp=-30),
         at_time(iat=30, nbf=30),
         setting(sub="v" * 255),

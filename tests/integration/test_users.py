@@ -3,11 +3,13 @@
 import asyncio
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from argon2 import PasswordHasher
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from tests.event_timeout import EVENT_TIMEOUT
@@ -26,7 +28,7 @@ PASSWORD = "correct horse battery"  # noqa: S105  # used in tests alone
 """The password of every user that `create_user` creates."""
 ANOTHER = NewPassword(password="another long one")  # noqa: S106  # used in tests alone
 THIRD = NewPassword(password="the third long one")  # noqa: S106  # used in tests alone
-BLOCKED_COUNT = """
+COUNT_BLOCKED_SESSIONS = """
     SELECT count(*) FROM pg_stat_activity
     WHERE datname = current_database() AND wait_event_type = 'Lock'"""
 AUDIT = text("SELECT action, actor_kind, target_id, before, after FROM audit ORDER BY id")
@@ -64,7 +66,7 @@ async def get_actor(engine: AsyncEngine, secret: str) -> Actor | None:
 async def wait_until_blocked(engine: AsyncEngine) -> None:
     """Wait until some transaction waits for a lock."""
     async with asyncio.timeout(EVENT_TIMEOUT):
-        while not await value(engine, BLOCKED_COUNT):
+        while not await value(engine, COUNT_BLOCKED_SESSIONS):
             await asyncio.sleep(0.01)
 
 
@@ -183,6 +185,45 @@ async def test_an_attempt_that_waits_too_long_for_hashing_does_not_count_as_a_fa
     assert await sign_in(engine)
 
 
+class LimiterOfOneHash:
+    """A limiter with time for one hash; the second one is refused."""
+
+    def __init__(self) -> None:
+        self.is_used = False
+
+    @asynccontextmanager
+    async def slot(self) -> AsyncIterator[None]:
+        if self.is_used:
+            raise credentials.HashingBusyError
+        self.is_used = True
+        yield
+
+
+async def test_a_right_password_that_cannot_be_rehashed_does_not_count_as_a_failure(
+    engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await create_user(engine)
+    other_cost = PasswordHasher(time_cost=2, memory_cost=8, parallelism=1)
+    old_hash = other_cost.hash(PASSWORD)
+    await execute(engine, f"UPDATE app_user SET password_hash = '{old_hash}'")  # noqa: S608  # a hash
+    monkeypatch.setattr(credentials, "HASH_LIMITER", LimiterOfOneHash())
+    with pytest.raises(credentials.HashingBusyError):
+        await sign_in(engine)
+    assert await value(engine, "SELECT max(failures) FROM login_throttle") == 0
+
+
+async def test_a_right_current_password_does_not_count_as_a_failure_if_the_new_one_cannot_be_hashed(
+    engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await create_user(engine)
+    actor = await get_actor(engine, await sign_in(engine))
+    assert actor is not None
+    monkeypatch.setattr(credentials, "HASH_LIMITER", LimiterOfOneHash())
+    with pytest.raises(credentials.HashingBusyError):
+        await service.change_own_password(engine, actor, PASSWORD, ANOTHER)
+    assert await value(engine, "SELECT max(failures) FROM login_throttle") == 0
+
+
 async def test_disabling_a_user_ends_sessions_and_prevents_signing_in(engine: AsyncEngine) -> None:
     user = await create_user(engine)
     secret = await sign_in(engine)
@@ -222,8 +263,8 @@ async def test_a_new_password_ends_all_other_sessions(
     await service.set_password(engine, user.id, THIRD, COMMAND_LINE)
     assert await get_actor(engine, own_session) is None
     with pytest.raises(service.NotSignedInError):
-        await sign_in(engine, password="another long one")  # noqa: S106  # used in tests alone
-    assert await sign_in(engine, password="the third long one")  # noqa: S106  # used in tests alone
+        await sign_in(engine, password=ANOTHER.password)
+    assert await sign_in(engine, password=THIRD.password)
 
 
 async def test_changing_the_own_password_needs_the_current_one(engine: AsyncEngine) -> None:
@@ -251,7 +292,7 @@ async def test_every_change_is_recorded_without_secrets(engine: AsyncEngine) -> 
         await users.disable(connection, user.id, COMMAND_LINE)
         await users.enable(connection, user.id, COMMAND_LINE)
     await service.set_password(engine, user.id, ANOTHER, COMMAND_LINE)
-    await sign_in(engine, password="another long one")  # noqa: S106  # used in tests alone
+    await sign_in(engine, password=ANOTHER.password)
     async with engine.begin() as connection:
         await users.end_sessions(connection, user.id, COMMAND_LINE)
     assert await read_audit_log(engine) == [
@@ -352,9 +393,9 @@ async def test_commands_can_disable_a_provider_user_but_not_set_role_or_password
     engine: AsyncEngine,
 ) -> None:
     await execute(engine, INSERT_PROVIDER_USER.format(1))
-    await commands.disable_user(engine, "ann", None)
+    await commands.disable_user(engine, "ann", user_id=None)
     assert await value(engine, DISABLED_IDS) == [1]
-    await commands.enable_user(engine, "ANN", None)
+    await commands.enable_user(engine, "ANN", user_id=None)
     assert await value(engine, DISABLED_IDS) is None
     with pytest.raises(users.ExternalRoleError):
         await commands.set_user_role(engine, "ann", "admin")
@@ -366,13 +407,13 @@ async def test_commands_need_an_id_if_several_users_have_the_name(engine: AsyncE
     await execute(engine, INSERT_PROVIDER_USER.format(1), INSERT_PROVIDER_USER.format(2))
     for command in (commands.disable_user, commands.enable_user, commands.sign_out_user):
         with pytest.raises(commands.AmbiguousUserError) as refused:
-            await command(engine, "Ann", None)
+            await command(engine, "Ann", user_id=None)
         assert str(refused.value) == "Several users have this name; give --id with one of 1, 2."
         with pytest.raises(users.UserNotFoundError):
-            await command(engine, "Ann", 3)
+            await command(engine, "Ann", user_id=3)
         with pytest.raises(users.UserNotFoundError):
-            await command(engine, "Bob", 1)
-    await commands.disable_user(engine, "Ann", 2)
+            await command(engine, "Bob", user_id=1)
+    await commands.disable_user(engine, "Ann", user_id=2)
     assert await value(engine, DISABLED_IDS) == [2]
 
     lines = await commands.list_users(engine)

@@ -32,7 +32,8 @@ class AuditedActor(msgspec.Struct, frozen=True):
 class AuditEntry(msgspec.Struct, frozen=True):
     """An action, and fields of its target before and after it.
 
-    For a change only the changed fields are included. Phones, tags and secrets never are.
+    For a change only the changed fields are included. Of a phone only the last two digits are
+    shown (`***67`), and of a tag nothing (`***`). Secrets are never included.
     """
 
     EXAMPLE: ClassVar[dict[str, Any]] = {

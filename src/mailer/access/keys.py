@@ -114,9 +114,9 @@ async def get(connection: AsyncConnection, key_id: int) -> Key:
 
 
 async def find_by_name(connection: AsyncConnection, name: str) -> Key:
-    """Return the key with exactly this name, or else with its normalized form.
+    """Return the key with exactly this name, or else the one with its normalized form.
 
-    Raises `KeyNotFoundError` if neither exists or it is revoked.
+    Raises `KeyNotFoundError` if there is neither; revoked keys do not count.
     """
     try:
         return await _get_unrevoked(connection, api_key.c.name == name)

@@ -163,7 +163,7 @@ async def forget_attempts(connection: AsyncConnection, attempt: LoginAttempt) ->
 
 
 async def uncount_attempt(connection: AsyncConnection, attempt: LoginAttempt) -> None:
-    """Undo the counting of an attempt whose password could not be checked."""
+    """Undo the count of an attempt that ended for lack of capacity to hash passwords."""
     await _decrement(connection, attempt, sorted(attempt.blocked_until))
 
 
@@ -192,7 +192,8 @@ async def _seconds_blocked(connection: AsyncConnection, counters: Sequence[Throt
     )
     digests = [counter.digest for counter in counters]
     statement = select(remaining).where(login_throttle.c.digest.in_(digests))
-    return max(1, math.ceil((await connection.execute(statement)).scalar_one() or 0))
+    # at least one of the rows exists: the one that blocks, which INCREMENT has locked
+    return max(1, math.ceil((await connection.execute(statement)).scalar_one()))
 
 
 async def _fold_name(connection: AsyncConnection, name: str) -> str:
@@ -207,7 +208,7 @@ async def _fold_name(connection: AsyncConnection, name: str) -> str:
 
 
 def _counter(limit: ThrottleLimit, kind: str, *counted: str) -> ThrottleCounter:
-    """Return the counter for a name, a network or both (`counted`)."""
+    """Return a counter of a `kind`; `counted` is the name, the network, or both."""
     return ThrottleCounter(_digest(kind, *counted), limit, kind)
 
 

@@ -88,10 +88,10 @@ class AuthMiddleware(ASGIMiddleware):
         """
         options = request.route_handler.opt
         required = options.get(REQUIRED_SCOPE)
-        by_session = options.get(AUTH_METHOD) == "session"
+        uses_session = options.get(AUTH_METHOD) == "session"
         if request.method == "OPTIONS":  # only lists the methods of a path
             return None
-        check_same_origin(request, is_form=by_session)
+        check_same_origin(request, is_form=uses_session)
         if required == MONITORING:
             self._check_monitoring(request)
             return None
@@ -100,10 +100,10 @@ class AuthMiddleware(ASGIMiddleware):
                 raise NotFoundException
             return anonymous(request)
         if required == NOTHING:
-            return await self._session_actor(request) if by_session else None
+            return await self._session_actor(request) if uses_session else None
         if required not in SCOPES:  # the route declares nothing
             raise PermissionDeniedException("Nobody may do this.")
-        actor = await (self._session_actor(request) if by_session else self._key_actor(request))
+        actor = await (self._session_actor(request) if uses_session else self._key_actor(request))
         if actor is None:
             raise NotAuthorizedException("Sign in first.")
         if not actor.may(required):

@@ -25,7 +25,7 @@ Name = Annotated[
     str,
     Meta(
         max_length=64,
-        # no blank at the start or the end, where `$` would also match before a line feed
+        # no blank at either end; (?!\n) since `$` also matches before a final line feed
         pattern=rf"^(?!\s)[^{FORBIDDEN_CHARACTERS}]+(?<!\s)(?!\n)$",
         extra={"rule": "must be 1 to 64 characters on one line", "normalize": clean_name},
     ),

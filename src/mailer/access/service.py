@@ -1,5 +1,8 @@
 """Sign-in, sign-out and passwords: use cases of users and of admins who manage users."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.access import audit, credentials, login_throttle, sessions, users
@@ -26,10 +29,11 @@ async def sign_in(
         attempt = await login_throttle.count_attempt(connection, name, address)
     async with engine.connect() as connection:
         local_user = await users.find_local(connection, name) if is_storable(name) else None
-    is_right = await _verify_password(engine, attempt, local_user, password)
     new_hash = None
-    if local_user and is_right and credentials.needs_rehash(local_user.password_hash):
-        new_hash = await credentials.hash_password(password)
+    async with _uncounted_if_busy(engine, attempt):
+        is_right = await _is_right_password(local_user, password)
+        if local_user and is_right and credentials.needs_rehash(local_user.password_hash):
+            new_hash = await credentials.hash_password(password)
     async with engine.begin() as connection:
         if local_user and is_right:
             user, verified_hash = local_user.user, local_user.password_hash
@@ -64,7 +68,7 @@ async def sign_out(engine: AsyncEngine, by: Actor) -> None:
     if by.session is None or by.id is None:
         return
     async with engine.begin() as connection:
-        if await sessions.end(connection, by.id, by.session):
+        if await sessions.end(connection, by.id, only_digest=by.session):
             await audit.record(connection, by, "signed_out", audit.Target("user", by.id))
 
 
@@ -86,9 +90,10 @@ async def change_own_password(
     async with engine.begin() as connection:
         attempt = await login_throttle.count_attempt(connection, own.name, by.address)
         local_user = await users.find_local(connection, own.name)
-    if not await _verify_password(engine, attempt, local_user, current):
-        raise InvalidError([FieldError("current_password", "is not your password")])
-    new_hash = await credentials.hash_password(new.password)
+    async with _uncounted_if_busy(engine, attempt):
+        if not await _is_right_password(local_user, current):
+            raise InvalidError([FieldError("current_password", "is not your password")])
+        new_hash = await credentials.hash_password(new.password)
     async with engine.begin() as connection:
         await login_throttle.forget_attempts(connection, attempt)
         await users.set_password(connection, own.id, new_hash, by)
@@ -119,20 +124,25 @@ async def set_password(engine: AsyncEngine, user_id: int, new: NewPassword, by: 
         await users.set_password(connection, user_id, new_hash, by)
 
 
-async def _verify_password(
-    engine: AsyncEngine,
-    attempt: login_throttle.LoginAttempt,
-    local_user: LocalUser | None,
-    password: str,
-) -> bool:
-    """Return whether the password of a counted attempt is right; False for an unknown user.
+async def _is_right_password(local_user: LocalUser | None, password: str) -> bool:
+    """Return whether a password is the user's; False for an unknown user.
 
-    If the password cannot be checked for lack of capacity, undo the count and raise
-    `HashingBusyError`.
+    Raises `HashingBusyError`.
     """
     stored_hash = local_user.password_hash if local_user else None
+    return await credentials.verify_password(stored_hash, password)
+
+
+@asynccontextmanager
+async def _uncounted_if_busy(
+    engine: AsyncEngine, attempt: login_throttle.LoginAttempt
+) -> AsyncIterator[None]:
+    """Undo the count of an attempt if the block raises `HashingBusyError`, and pass the error on.
+
+    The block checks the password of the attempt, and may compute a new hash if it is right.
+    """
     try:
-        return await credentials.verify_password(stored_hash, password)
+        yield
     except credentials.HashingBusyError:
         async with engine.begin() as connection:
             await login_throttle.uncount_attempt(connection, attempt)

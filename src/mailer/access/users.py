@@ -236,7 +236,7 @@ async def end_sessions(
     Raises `UserNotFoundError`.
     """
     user = await get(connection, user_id, lock=True)
-    ended = await sessions.end(connection, user.id, session_digest)
+    ended = await sessions.end(connection, user.id, only_digest=session_digest)
     if ended:
         await audit.record(
             connection, by, "sessions_ended", _target(user), after={"sessions": ended}

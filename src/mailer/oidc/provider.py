@@ -135,7 +135,8 @@ class Provider:
         """
         metadata = await self._metadata.document()
         must_have_iss = metadata.authorization_response_iss_parameter_supported
-        if iss != self.issuer and (iss is not None or must_have_iss):
+        has_wrong_issuer = must_have_iss if iss is None else iss != self.issuer
+        if has_wrong_issuer:
             raise SignInError("wrong_issuer")
         tokens = await self._fetch_tokens(metadata, code, redirect_uri, verifier)
         token = Token(tokens.id_token, metadata.id_token_signing_alg_values_supported)
