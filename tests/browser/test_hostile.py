@@ -66,6 +66,7 @@ async def object_ids(mailer: MailerProcess) -> dict[str, int]:
     await mailer.call("POST", f"/mailings/{running}/pause")
 
     async def reject_message() -> int | None:
+        # None while there is no message yet: then `until` asks again
         message_id: int | None = await mailer.query(
             REJECT_MESSAGE, running, SHORT_MARKUP.removeprefix(OVERRIDE)
         )
