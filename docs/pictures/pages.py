@@ -2,6 +2,9 @@
 
 `docs/pages.md` shows the pictures. The browser is Debian's package `chromium`. The demo has sample
 clients only; their phones are hidden all the same.
+
+Before a commit, reduce the pictures to 256 colors, for example with `Image.quantize` of Pillow:
+they then have a third of the bytes.
 """
 
 import asyncio
