@@ -2,6 +2,9 @@
 
 `docs/pages.md` shows the pictures. The browser is Debian's package `chromium`. The demo has sample
 clients only; their phones are hidden all the same.
+
+Before a commit, reduce the pictures to 256 colors, for example with `Image.quantize` of Pillow:
+they then have a third of the bytes.
 """
 
 import asyncio
@@ -98,14 +101,18 @@ async def messages(page: Page) -> None:
 
 async def message(page: Page) -> None:
     """Open the page of a message that was delivered by its second attempt or a later one."""
-    mailings = await (await page.request.get("/api/v1/mailings?limit=100")).json()
-    mailing = next(each["id"] for each in mailings["results"] if "nine" in each["text"])
-    path = f"/mailings/{mailing}/messages"
+    all_mailings = await (await page.request.get("/api/v1/mailings?limit=100")).json()
+    running_id = next(
+        mailing["id"]
+        for mailing in all_mailings["results"]
+        if mailing["text"].startswith("Your order is ready")
+    )
+    path = f"/mailings/{running_id}/messages"
     retried_ids: list[int] = []
     while not retried_ids:
         response = await page.request.get(f"/api/v1{path}?status=delivered&limit=1000")
         delivered = (await response.json())["results"]
-        retried_ids = [each["id"] for each in delivered if each["attempts"] > 1]
+        retried_ids = [message["id"] for message in delivered if message["attempts"] > 1]
         await asyncio.sleep(1)
     await page.goto(f"{path}/{retried_ids[0]}")
     await expect(page.locator(".timeline")).to_be_visible()
@@ -162,7 +169,7 @@ async def demo() -> AsyncIterator[str]:
         if process.stdout is None:
             raise RuntimeError
         async for line in process.stdout:
-            if b"pages" in line:
+            if b"pages" in line:  # the line of the greeting with the address of the pages
                 yield line.decode().split()[-1]
                 return
         raise RuntimeError("the demo did not start")

@@ -23,6 +23,8 @@ BROWSER = {
 }
 """Headers of a browser that sends a request from a page of mailer."""
 SITE = "http://mailer"
+HOST_IN_COOKIES = "mailer.local"
+"""The host of `SITE` as cookies name it: Python appends .local to a name without a dot."""
 HOSTILE = "\"'><script>alert(1)</script>"
 """A text that runs a script on a page that does not escape it."""
 ESCAPED = "&#34;&#39;&gt;&lt;script&gt;alert(1)&lt;/script&gt;"
@@ -59,15 +61,9 @@ def create_browser(
     signed in.
     """
     app = shared_app(engine, settings or Settings())
-    browser = httpx.AsyncClient(
-        transport=inside(app),
-        base_url=SITE,
-        headers=BROWSER,
-    )
+    browser = httpx.AsyncClient(transport=inside(app), base_url=SITE, headers=BROWSER)
     if secret is not None:
-        browser.cookies.set(
-            SESSION_COOKIE, secret, domain="mailer.local"
-        )  # the cookie jar's name of the host
+        browser.cookies.set(SESSION_COOKIE, secret, domain=HOST_IN_COOKIES)
     return browser
 
 

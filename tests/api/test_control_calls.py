@@ -270,6 +270,20 @@ async def test_the_response_waits_until_no_worker_sends_for_the_mailing(
     assert (await call).status_code in {200, 204}
 
 
+@pytest.mark.parametrize("call", ["pause", "cancel"])
+async def test_a_repeat_is_refused_only_when_no_worker_sends_for_the_mailing(
+    api: httpx.AsyncClient, engine: AsyncEngine, call: str
+) -> None:
+    address = f"/mailings/{(await create_mailing(api, DUE))['id']}"
+    await start_and_enqueue(engine)
+    assert (await api.post(f"{address}/{call}")).status_code == 200
+    async with behind_all_stops(engine):
+        repeat = asyncio.create_task(api.post(f"{address}/{call}"))
+        await asyncio.wait({repeat}, timeout=0.3)
+        assert not repeat.done()
+    assert (await repeat).status_code == 409
+
+
 async def test_a_pause_stops_waiting_when_the_mailing_is_resumed(
     api: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:

@@ -291,11 +291,12 @@ async def test_many_live_pages_are_queried_less_often_and_one_at_a_time() -> Non
         nonlocal running, max_running
         running += 1
         max_running = max(max_running, running)
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0.02)  # seconds: the duration of a query
         running -= 1
         return {}
 
-    assert live.refresh_interval == 2.0
+    min_interval = 2.0  # seconds
+    assert live.refresh_interval == min_interval
     following = [asyncio.create_task(follow(live, page, query_sections, [])) for page in range(4)]
     # four queries of 0.02 s or more may take a hundredth of the time: at least 8 s between them
     async with asyncio.timeout(EVENT_TIMEOUT):
@@ -304,7 +305,7 @@ async def test_many_live_pages_are_queried_less_often_and_one_at_a_time() -> Non
     assert max_running == 1
     live.stop()
     await asyncio.wait_for(asyncio.gather(*following), EVENT_TIMEOUT)
-    assert live.refresh_interval == 2.0
+    assert live.refresh_interval == min_interval
 
 
 async def test_the_overview_streams_its_live_sections(engine: AsyncEngine) -> None:
@@ -325,4 +326,5 @@ async def test_outcomes_of_the_last_day_are_counted_by_hour(engine: AsyncEngine)
     assert len(hours) == 25  # the first and the last hour are not whole
     assert hours[0].start == datetime(2030, 1, 14, 12, tzinfo=UTC)
     assert hours[-1].start == datetime(2030, 1, 15, 12, tzinfo=UTC)
-    assert {b.start - a.start for a, b in pairwise(hours)} == {timedelta(hours=1)}
+    lengths = {following.start - hour.start for hour, following in pairwise(hours)}
+    assert lengths == {timedelta(hours=1)}

@@ -30,6 +30,13 @@ from tests.factories import add_clients, start_and_enqueue, value
         NEW | {"client_filter": {"tags": ["a,b", "c\nd"], "operator_codes": ["912", "912"]}},
         NEW | {"send_interval_time_start": "22:00:30", "send_interval_time_end": "06:00"},
     ],
+    ids=[
+        "usual",
+        "microseconds and line ends",
+        "terms, and a local time that occurs twice",
+        "lists with a comma, a line end and a repeat",
+        "a sending window over midnight",
+    ],
 )
 async def test_saving_an_unchanged_form_changes_nothing(
     api: httpx.AsyncClient, payload: dict[str, Any]

@@ -29,7 +29,7 @@ async def create_clients(api: httpx.AsyncClient) -> None:
 async def test_the_preview_shows_the_number_of_parts_and_the_reason(api: httpx.AsyncClient) -> None:
     await create_clients(api)
     preview = await preview_form(api, NEW_FORM | {"text": "a" * 161})
-    assert "characters 161 parts 2 left in the last part 145" in preview
+    assert "characters 161 parts 2 left in the last part 145" in preview  # of two parts of 153
     assert "parts in total 8" in preview  # to four clients
     assert "Standard SMS alphabet (GSM 03.38): 153 characters a part." in preview
 
@@ -58,9 +58,9 @@ async def test_the_preview_lists_the_largest_time_zones_and_counts_the_rest(
     for n, zone in enumerate(eleven_zones):
         await add_clients(engine, 20 - n, time_zone=zone)
     preview = await preview_form(api, NEW_FORM)
-    assert "165 clients Some of them:" in preview
+    assert "165 clients Some of them:" in preview  # 20 + 19 + ... + 10
     assert "Etc/GMT+7" in preview
-    assert "3 more time zones, with 33 clients, are not shown." in preview  # 12, 11 and 10
+    assert "3 more time zones, with 33 clients, are not shown." in preview  # 12 + 11 + 10
 
 
 async def test_the_preview_shows_clients_that_will_not_be_reached_and_the_remedy(

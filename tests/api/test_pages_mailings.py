@@ -185,7 +185,7 @@ async def test_the_counts_add_up_to_the_audience_and_link_to_the_messages(
 
 
 async def test_the_length_of_tables_is_limited(api: httpx.AsyncClient, engine: AsyncEngine) -> None:
-    for code in range(900, 922):
+    for code in range(900, 922):  # 22 codes; a table has 20 rows
         await add_clients(engine, 1, operator_code=str(code))
     mailing_id = await create_running_mailing(api, engine)
     page = await get_page(api, f"/mailings/{mailing_id}")
@@ -211,9 +211,9 @@ async def api_with_open_breaker(engine: AsyncEngine) -> AsyncIterator[httpx.Asyn
     """The application with a gateway whose breaker opened on 15 January 2030 after a 503."""
     channel = create_channel(breaker_failures=1, breaker_reset=15)
     opened_at = datetime(2030, 1, 15, 6, tzinfo=UTC)
-    permit = channel.breaker.acquire(0)
-    assert permit is not None
-    channel.breaker.record(permit, TemporaryFailure("http_503"), 0, opened_at)
+    generation = channel.breaker.acquire(now=0)
+    assert generation is not None
+    channel.breaker.record(generation, TemporaryFailure("http_503"), now=0, at=opened_at)
     transport = inside(create_app(engine, channel, settings=OPEN))
     async with httpx.AsyncClient(transport=transport, base_url="http://mailer/api/v1") as client:
         yield client
@@ -359,9 +359,10 @@ async def test_the_page_shows_one_estimate_and_the_failed_messages_beside_it(
     mailing_id = await add_mailing(
         engine, clients=100, start=now - timedelta(hours=1), lasts=timedelta(days=2)
     )
-    await add_messages(engine, mailing_id, clients[:60], "scheduled", at=now)
-    await add_messages(engine, mailing_id, clients[60:70], "delivered", at=now)
-    await add_messages(engine, mailing_id, clients[70:], "cancelled", "no_window", at=now)
+    waiting, reached, without_window = clients[:60], clients[60:70], clients[70:]
+    await add_messages(engine, mailing_id, waiting, "scheduled", at=now)
+    await add_messages(engine, mailing_id, reached, "delivered", at=now)
+    await add_messages(engine, mailing_id, without_window, "cancelled", "no_window", at=now)
     page = await get_page(api_with_gateway, f"/mailings/{mailing_id}")
     assert "60 remaining clients will get it by" in page
     assert "All clients will get it" not in page
@@ -475,7 +476,7 @@ async def test_an_action_redirects_to_the_mailing_with_a_message(
     mailing_id = (await create_mailing(api, NEW))["id"]
     for verb in verbs:
         response = await post(api, f"/mailings/{mailing_id}/{verb}")
-    api.cookies.clear()  # `api` is shared; the cookie is the message
+    api.cookies.clear()  # other tests share `api`: the cookie would show them the message
     assert response.status_code == 303
     assert response.headers["location"] == f"/mailings/{mailing_id}"
     assert f"done={flash}" in response.headers["set-cookie"]

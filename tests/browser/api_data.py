@@ -37,10 +37,11 @@ async def add_finished_with_failure(mailer: MailerProcess, tag: str, clients: in
     mailing_id = await add_mailing(mailer, starts_in=0.5, client_filter=tag)
     await mailer.call("POST", f"/mailings/{mailing_id}/pause")
 
-    async def is_enqueued() -> bool | None:
-        return (await mailer.mailing(mailing_id))["created_messages"] == clients or None
+    async def enqueued() -> bool | None:
+        created = (await mailer.mailing(mailing_id))["created_messages"]
+        return True if created == clients else None  # None: `until` asks again
 
-    await until(is_enqueued)
+    await until(enqueued)
     await mailer.query(REJECT_FIRST_MESSAGE, mailing_id)
     await mailer.call("POST", f"/mailings/{mailing_id}/resume")
     await mailer.finished(mailing_id)

@@ -69,6 +69,7 @@ class PageErrors:
         self._host = urlsplit(origin).netloc
         self._errors: list[PageError] = []
         self._expected: list[tuple[Kind, str]] = []
+        """Kind and pattern of each error that the test has announced."""
 
     async def start(self) -> None:
         """Start to collect errors; to be called before the first page is loaded."""
@@ -99,7 +100,11 @@ class PageErrors:
         failures = []
         absent = list(self._expected)
         for error in self._without_repeats():
-            matching = [expected for expected in self._expected if _matches(error, *expected)]
+            matching = [
+                (kind, pattern)
+                for kind, pattern in self._expected
+                if _matches(error, kind, pattern)
+            ]
             absent = [expected for expected in absent if expected not in matching]
             if not matching:
                 failures.append(str(error))

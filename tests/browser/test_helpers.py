@@ -33,6 +33,7 @@ Visit = Callable[..., AbstractAsyncContextManager[PageErrors]]
 
 
 def html(body: str, policy: str = "", lang: str = ' lang="en"') -> web.Response:
+    """Return a page with this body, Content-Security-Policy and attribute `lang`."""
     head = '<title>page</title><meta name="viewport" content="width=device-width">'
     icon = '<link rel="icon" href="data:,">'
     text = f"<!DOCTYPE html><html{lang}><head>{head}{icon}</head><body>{body}</body></html>"
@@ -41,11 +42,13 @@ def html(body: str, policy: str = "", lang: str = ' lang="en"') -> web.Response:
 
 
 async def script(request: web.Request) -> web.Response:
+    """Return the script with the name in the path."""
     text = SCRIPTS[request.match_info["name"]]
     return web.Response(text=text, content_type="text/javascript")
 
 
 async def abort(request: web.Request) -> web.Response:
+    """Close the connection without a response."""
     assert request.transport is not None
     request.transport.abort()
     return web.Response()

@@ -66,6 +66,7 @@ async def object_ids(mailer: MailerProcess) -> dict[str, int]:
     await mailer.call("POST", f"/mailings/{running}/pause")
 
     async def reject_message() -> int | None:
+        # None while there is no message yet: then `until` asks again
         message_id: int | None = await mailer.query(
             REJECT_MESSAGE, running, SHORT_MARKUP.removeprefix(OVERRIDE)
         )
@@ -91,7 +92,7 @@ async def test_every_page_shows_hostile_texts_escaped(
         html = await page.content() + await field_values(page)
         pages_without_override += [pattern] if OVERRIDE not in html else []
     assert effects == []
-    assert pages_without_override == PAGES_WITHOUT_OVERRIDE
+    assert pages_without_override == PAGES_WITHOUT_OVERRIDE  # all others did show a hostile text
 
 
 async def field_values(page: Page) -> str:

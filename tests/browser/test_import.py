@@ -146,7 +146,7 @@ async def test_a_large_file_shows_progress_and_the_page_stays_responsive(
     async with throttled_upload(page, 1_500_000):
         await page.get_by_role("button", name="Import").click()
         await expect(page.get_by_role("progressbar")).to_be_visible()
-        await expect(page.locator("#going-amount")).to_contain_text("of 1.6 MB")
+        await expect(page.locator("#upload-amount")).to_contain_text("of 1.6 MB")
         await expect(page.get_by_role("button", name="Cancel")).to_be_focused()
         title = page.get_by_role("heading", name="Imported", exact=True)
         await expect(title).to_be_focused()

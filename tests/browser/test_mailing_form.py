@@ -96,6 +96,7 @@ async def test_parts_of_the_text_are_counted_while_typing(page: Page) -> None:
     await expect(sms).to_contain_text(
         "“ж” (U+0436 CYRILLIC SMALL LETTER ZHE) at position 152 requires Unicode (UCS-2)"
     )
+    # 152 characters in three parts of 67; three parts to each of 52 clients
     await expect(sms).to_contain_text(re.compile(r"parts\s*3\s*left in the last part\s*49"))
     await expect(sms).to_contain_text(re.compile(r"parts in total\s*156"))
     await expect(text).to_be_focused()
@@ -103,7 +104,7 @@ async def test_parts_of_the_text_are_counted_while_typing(page: Page) -> None:
     await text.fill("\N{THUMBS UP SIGN}")
     await expect(sms).to_contain_text("(U+1F44D THUMBS UP SIGN) at position 1 requires")
     await expect(sms).to_contain_text(re.compile(r"characters\s*1\s*counted as\s*2\s*parts\s*1"))
-    await expect(sms).to_contain_text(re.compile(r"left in the last part\s*68"))
+    await expect(sms).to_contain_text(re.compile(r"left in the last part\s*68"))  # of 70
 
 
 async def test_the_preview_shows_clients_that_will_not_be_reached_and_the_remedy_works(

@@ -35,7 +35,7 @@ async def test_a_reason_links_to_its_messages_and_their_history(
     page: Page, mailing_id: int
 ) -> None:
     await page.goto(f"/mailings/{mailing_id}")
-    await page.locator("#reasons").get_by_role("link", name="1").click()
+    await page.locator("#reasons").get_by_role("link", name="1").click()  # the number of messages
     await expect(page.get_by_label("Status")).to_have_value("undelivered")
     await expect(page.get_by_label("Reason")).to_have_value("rejected_400")
     await expect(page.get_by_text("1 message", exact=True)).to_be_visible()
@@ -43,7 +43,7 @@ async def test_a_reason_links_to_its_messages_and_their_history(
     history = page.get_by_role("region", name="History")
     items = history.get_by_role("listitem")
     await expect(items).to_have_count(3)  # created, attempt 1, failed permanently
-    await expect(items.nth(1)).to_contain_text("15 Jan 2030, 09:00:10")
+    await expect(items.nth(1)).to_contain_text("15 Jan 2030, 09:00:10")  # 06:00:10 UTC
     await expect(items.nth(1)).to_contain_text(
         "Attempt 1 failed: the gateway rejected it with 400."
     )

@@ -302,10 +302,15 @@ async def test_the_overview_is_updated_while_a_mailing_is_sent(
     await expect(card).to_be_visible()
     assert await page.evaluate("window.isMarked")
 
-    # the overview links to the mailings and to the form of a new one
     await card.get_by_role("link").click()
     await expect(page).to_have_url(f"{mailer.address}/mailings/{running}")
     await mailer.call("POST", f"/mailings/{running}/cancel")
+    await check_links_of_overview(page, mailer, coming)
+    await check_recent_failures(page)  # those while the gateway was off
+
+
+async def check_links_of_overview(page: Page, mailer: MailerProcess, coming: int) -> None:
+    """Fail unless the overview links to the mailing `coming`, and to the form of a new one."""
     await page.get_by_role("link", name="Overview").click()
     await page.get_by_role("link", name="The next one").click()
     await expect(page).to_have_url(f"{mailer.address}/mailings/{coming}")
@@ -313,7 +318,9 @@ async def test_the_overview_is_updated_while_a_mailing_is_sent(
     await page.get_by_role("link", name="New mailing").click()
     await expect(page).to_have_url(f"{mailer.address}/mailings/new")
 
-    # the system page lists the failures while the gateway was off
+
+async def check_recent_failures(page: Page) -> None:
+    """Fail unless the system page lists failures."""
     await page.get_by_role("link", name="System").click()
     failures = page.get_by_role("region", name="Recent failures of this worker")
     await expect(failures.get_by_role("row").nth(1)).to_be_visible()
@@ -375,7 +382,7 @@ async def test_the_time_zone_of_the_browser_is_used_on_the_first_visit(page: Pag
     page.on("domcontentloaded", lambda loaded_page: loaded_urls.append(loaded_page.url))
     await page.goto("/clients")
     await expect(page.locator("html")).to_have_attribute("data-zone", DESK.time_zone)
-    await page.wait_for_timeout(400)
+    await page.wait_for_timeout(400)  # milliseconds: a repeated reload would come sooner
     assert len(loaded_urls) <= 2  # a script sets the time zone and loads the page again, once
     await page.goto("/system")
     await expect(page.locator("html")).to_have_attribute("data-zone", DESK.time_zone)

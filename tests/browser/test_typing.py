@@ -17,6 +17,8 @@ from tests.processes import Gateway, MailerProcess
 from mailer.roles import Role
 
 TEXT = "A long text that nobody wants to write twice"
+TEXT_LENGTH = str(len(TEXT))
+"""The number of characters as the preview shows it."""
 SAVED = re.compile(r"/mailings/\d+$")
 READ_STORED_INPUT = "sessionStorage.getItem('unsaved-input')"
 
@@ -45,7 +47,7 @@ async def write_mailing(page: Page) -> None:
     await page.locator("#text").fill(TEXT)
     await page.locator("#audience-terms").check()
     await page.locator("#terms").fill("vip")
-    await expect(page.locator("#preview-text")).to_contain_text("44")
+    await expect(page.locator("#preview-text")).to_contain_text(TEXT_LENGTH)
 
 
 async def end_sessions(engine: AsyncEngine) -> None:
@@ -70,7 +72,7 @@ async def test_typed_text_is_restored_after_signing_in_again(
     await expect(page.locator("#terms")).to_have_value("vip")
     await expect(page.locator("#audience-terms")).to_be_checked()
     await expect(page.locator("#restored-input")).to_be_visible()
-    await expect(page.locator("#preview-text")).to_contain_text("44")
+    await expect(page.locator("#preview-text")).to_contain_text(TEXT_LENGTH)
     await check_accessibility(page)
     assert await page.evaluate(READ_STORED_INPUT) is None
     await page.locator("#save").click()

@@ -17,8 +17,6 @@ from tests.processes import Gateway, MailerProcess, until
 from mailer.roles import Role
 
 ROLES_BY_NAME: dict[str, Role] = {"vera": "viewer", "oleg": "operator", "anna": "admin"}
-
-
 RECONNECT = "dispatchEvent(new PageTransitionEvent('pageshow', {persisted: true}))"
 """Script that makes a live page open a new stream, as if the user had gone back to it."""
 
@@ -169,7 +167,8 @@ async def test_reconnecting_a_stream_shows_no_notice(page: Page) -> None:
 
     async def has_opened(count: int) -> bool | None:
         states = await page.evaluate("streams.map(source => source.readyState)")
-        return (len(states) == count and states[-1] == OPEN) or None
+        is_opened = len(states) == count and states[-1] == OPEN
+        return True if is_opened else None  # None: `until` asks again
 
     await until(lambda: has_opened(1))
     await page.evaluate("streams[0].dispatchEvent(new MessageEvent('reconnect', {data: '-'}))")

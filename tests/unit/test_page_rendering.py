@@ -8,7 +8,7 @@ from mailer.admin.render import PageContext
 from mailer.admin.viewer import Viewer
 from mailer.gateway.breaker import Breaker
 from mailer.gateway.channel import Channel
-from mailer.gateway.protocol import Accepted, TemporaryFailure
+from mailer.gateway.protocol import Accepted, Outcome, TemporaryFailure
 
 BREAKER_RESET = 15.0  # seconds after which an open breaker lets a message probe
 VIEWER = Viewer("en", "UTC", "write")
@@ -17,16 +17,22 @@ VIEWER = Viewer("en", "UTC", "write")
 def channel_with_open_breaker() -> Channel:
     """Return a channel whose gateway failed at second 0."""
     channel = create_channel(breaker_failures=1, breaker_reset=BREAKER_RESET)
-    breaker = channel.breaker
-    breaker.record(breaker.acquire(0) or 0, TemporaryFailure("http_503"), 0, NOON)
-    assert breaker.state == "open"
+    record_outcome(channel.breaker, TemporaryFailure("http_503"), now=0)
+    assert channel.breaker.state == "open"
     return channel
 
 
 def close(breaker: Breaker) -> None:
     """Close a breaker by a successful probe."""
-    breaker.record(breaker.acquire(BREAKER_RESET) or 0, Accepted(), BREAKER_RESET, NOON)
+    record_outcome(breaker, Accepted(), now=BREAKER_RESET)
     assert breaker.state == "closed"
+
+
+def record_outcome(breaker: Breaker, outcome: Outcome, now: float) -> None:
+    """Start a request at a time in seconds, and record its outcome at the same time."""
+    generation = breaker.acquire(now)
+    assert generation is not None
+    breaker.record(generation, outcome, now, at=NOON)
 
 
 def render_gateway(folder: str, close_after: int | None) -> list[str]:

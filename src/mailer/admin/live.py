@@ -92,14 +92,14 @@ class LiveUpdates:
     def __init__(self, lifetime: float = STREAM_LIFETIME) -> None:
         self._lifetime = lifetime
         self._stopping = asyncio.Event()
-        self._open_streams: Counter[Hashable] = Counter()
-        """Number of streams by owner, including those whose response has not started yet."""
-        self._viewers: Counter[Hashable] = Counter()
-        """Number of streams by key, while they send events."""
+        self._streams_by_owner: Counter[Hashable] = Counter()
+        """Number of streams, including those whose response has not started yet."""
+        self._streams_by_key: Counter[Hashable] = Counter()
+        """Number of streams that send events."""
         self._refreshes: dict[Hashable, Refresh] = {}
         """The newest refresh by key."""
-        self._costs: dict[Hashable, float] = {}
-        """Seconds that a refresh takes, by key."""
+        self._refresh_seconds: dict[Hashable, float] = {}
+        """Duration of a refresh by key."""
         self._refresh_lock = asyncio.Lock()
         """Held by the refresh that is running: refreshes run one after the other."""
 
@@ -116,17 +116,17 @@ class LiveUpdates:
         `MAX_STREAMS_PER_OWNER` open streams, but None is not limited. Raises
         `ServiceUnavailableException` when too many streams are open.
         """
-        is_owner_full = owner is not None and self._open_streams[owner] >= MAX_STREAMS_PER_OWNER
-        if self._open_streams.total() >= MAX_STREAMS or is_owner_full:
+        is_owner_full = owner is not None and self._streams_by_owner[owner] >= MAX_STREAMS_PER_OWNER
+        if self._streams_by_owner.total() >= MAX_STREAMS or is_owner_full:
             raise ServiceUnavailableException("Too many pages are open.")
-        self._open_streams[owner] += 1
+        self._streams_by_owner[owner] += 1
         return LiveStream(self._events(key, render), lambda: self._release_stream(owner))
 
     def _release_stream(self, owner: Hashable | None) -> None:
         """Count one stream less for an owner."""
-        self._open_streams[owner] -= 1
-        if not self._open_streams[owner]:
-            del self._open_streams[owner]
+        self._streams_by_owner[owner] -= 1
+        if not self._streams_by_owner[owner]:
+            del self._streams_by_owner[owner]
 
     async def _events(
         self, key: Hashable, render: RenderSections
@@ -136,7 +136,7 @@ class LiveUpdates:
         started_at = asyncio.get_running_loop().time()
         silent_seconds = 0.0  # since the last event
         is_stale = False  # whether the page shows that it is out of date
-        self._viewers[key] += 1
+        self._streams_by_key[key] += 1
         try:
             while not self._stopping.is_set():
                 # a refresh that started before the page was requested may be older than the page
@@ -147,33 +147,33 @@ class LiveUpdates:
                     yield STALE_EVENT if is_stale else FRESH_EVENT
                 sections = sections or {}
                 hashes = {name: hash(html) for name, html in sections.items()}
-                changed = hashes.items() - sent_hashes.items()
-                sent_hashes |= dict(changed)
+                changed = [name for name in sections if hashes[name] != sent_hashes.get(name)]
+                sent_hashes |= hashes
                 needs_keepalive = not changed and silent_seconds >= KEEPALIVE_INTERVAL
                 if changed:
-                    yield ServerSentEventMessage("\n".join(sections[name] for name, _ in changed))
+                    yield ServerSentEventMessage("\n".join(sections[name] for name in changed))
                 elif needs_keepalive:
                     yield ServerSentEventMessage(data=None, comment="")
                 is_silent = not changed and not needs_keepalive
                 silent_seconds = silent_seconds + self.refresh_interval if is_silent else 0.0
-                await self._wait()
+                await self._wait_for_next_refresh()
                 if asyncio.get_running_loop().time() >= started_at + self._lifetime:
                     yield RECONNECT_EVENT
                     return
         finally:
-            self._viewers[key] -= 1
-            if not self._viewers[key]:
-                del self._viewers[key]
-                self._costs.pop(key, None)
+            self._streams_by_key[key] -= 1
+            if not self._streams_by_key[key]:
+                del self._streams_by_key[key]
+                self._refresh_seconds.pop(key, None)
 
     @property
     def refresh_interval(self) -> float:
         """Seconds between two refreshes of a page; keeps all pages below `MAX_TIME_SHARE`."""
-        seconds_for_all_pages = sum(self._costs.values())
+        seconds_for_all_pages = sum(self._refresh_seconds.values())
         interval = seconds_for_all_pages / MAX_TIME_SHARE
         return min(MAX_REFRESH_INTERVAL, max(MIN_REFRESH_INTERVAL, interval))
 
-    async def _wait(self) -> None:
+    async def _wait_for_next_refresh(self) -> None:
         """Wait for one refresh interval, or until `stop` is called."""
         try:
             async with asyncio.timeout(self.refresh_interval):
@@ -184,18 +184,19 @@ class LiveUpdates:
     async def _get_sections(
         self, key: Hashable, render: RenderSections, min_start: float
     ) -> Sections | None:
-        """Return the sections of the newest refresh for `key`, or of a new one if it is too old.
+        """Return a page's sections from its newest refresh, or from a new one if that is too old.
 
-        It is too old if it started before `min_start`, in seconds on the clock of the loop, or
-        longer ago than results are shared. None means that rendering failed.
+        A refresh is too old if it started before `min_start`, in seconds on the clock of the loop,
+        or longer ago than results are shared. Returns None if rendering failed.
         """
         loop = asyncio.get_running_loop()
         min_start = max(min_start, loop.time() - self.refresh_interval * SHARED_RESULT_FRACTION)
-        # remove what nobody needs: viewers of other keys still wait for refreshes that are running
+        # drop what is too old, but not a running refresh of another page: its viewers wait for it
         self._refreshes = {
-            other: refresh
-            for other, refresh in self._refreshes.items()
-            if not refresh.started_before(min_start) or (other != key and not refresh.result.done())
+            page_key: refresh
+            for page_key, refresh in self._refreshes.items()
+            if not refresh.started_before(min_start)
+            or (page_key != key and not refresh.result.done())
         }
         if key not in self._refreshes:
             start = loop.create_future()
@@ -224,12 +225,12 @@ class LiveUpdates:
                     log.error("live_failed", **describe(error))  # noqa: TRY400  # describe leaves out texts
                 return None
             finally:
-                self._record_cost(key, time.perf_counter() - rendering_start)
+                self._record_duration(key, time.perf_counter() - rendering_start)
 
-    def _record_cost(self, key: Hashable, seconds: float) -> None:
+    def _record_duration(self, key: Hashable, seconds: float) -> None:
         """Record the duration of a refresh, at most twice the one recorded before.
 
         So a single slow refresh makes updates less frequent only a little.
         """
-        if key in self._viewers:
-            self._costs[key] = min(seconds, 2 * self._costs.get(key, seconds))
+        if key in self._streams_by_key:
+            self._refresh_seconds[key] = min(seconds, 2 * self._refresh_seconds.get(key, seconds))

@@ -102,6 +102,7 @@ class PageContext(msgspec.Struct, frozen=True):
         return self._respond(await self._render_in_slices(template, **variables), status)
 
     def _respond(self, content: str, status: int) -> Response[str]:
+        """Return a response with a page, which deletes the cookie of a confirmation shown on it."""
         cookies = [Cookie(FLASH_COOKIE, path="/", max_age=0)] if self.flash else []
         return Response(
             content,

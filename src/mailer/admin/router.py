@@ -6,7 +6,6 @@ from typing import Any
 from litestar import MediaType, Request, Response, Router, post
 from litestar.datastructures import Cookie
 from litestar.di import Provide
-from litestar.exceptions import HTTPException
 from litestar.response import Redirect
 from litestar.status_codes import HTTP_303_SEE_OTHER, HTTP_401_UNAUTHORIZED
 
@@ -33,13 +32,11 @@ from mailer.admin.users.sign_in import SignIn
 from mailer.admin.users.sign_in_oidc import SignInOidc
 from mailer.admin.viewer import LANGUAGE_COOKIE, TIME_ZONE_COOKIE
 from mailer.client.model import known_zones
-from mailer.errors import MailerError
 from mailer.web.problems import problem_of
+from mailer.web.request_log import API_PREFIX
 
 COOKIE_MAX_AGE = 365 * 24 * 3600  # seconds
 """Lifetime of the cookies with the viewer's language and time zone: a year."""
-PATHS_OF_API = "/api/"
-"""Start of the paths whose errors are problems even for a browser."""
 
 
 @post("/preferences", required_scope="nothing", request_max_body_size=MAX_SMALL_FORM_BYTES)
@@ -65,7 +62,8 @@ async def save_preferences(request: Request[Any, Any, Any]) -> Redirect:
 def render_error(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
     """Return the response to an error: a page for browsers, a problem (RFC 9457) for programs.
 
-    If the browser is not signed in, it is redirected to the sign-in page, and from there back.
+    An error of the API is a problem even for a browser. A browser that is not signed in is
+    redirected to the sign-in page, and from there back.
     """
     response = problem_of(request, error)
     accepts_html = request.accept.best_match([MediaType.JSON, MediaType.HTML]) == MediaType.HTML
@@ -76,9 +74,10 @@ def render_error(request: Request[Any, Any, Any], error: Exception) -> Response[
             return response
         if accepts_html:
             return Redirect(sign_in_url, status_code=HTTP_303_SEE_OTHER)
-    if not accepts_html or request.url.path.startswith(PATHS_OF_API):
+    if not accepts_html or request.url.path.startswith(API_PREFIX):
         return response
-    if not request.app.state.is_auth_enabled:  # the auth middleware sets no user for unknown paths
+    if not request.app.state.is_auth_enabled:
+        # the auth middleware does this for other errors, but not for an unknown path
         request.scope["user"] = anonymous(request)
     context = create_page_context(request, request.app.state.channel)
     return context.render_problem("error.html", response)
@@ -89,8 +88,8 @@ def _is_page(request: Request[Any, Any, Any]) -> bool:
     return bool(request.route_handler.opt.get(AUTH_METHOD) == "session")
 
 
-HANDLERS: dict[Any, Any] = dict.fromkeys((MailerError, HTTPException, Exception), render_error)
-"""Exception handlers of the whole application, by class."""
+HANDLERS: dict[Any, Any] = {Exception: render_error}
+"""The handler of all errors of the application. A route may have its own."""
 
 
 def site_router() -> Router:

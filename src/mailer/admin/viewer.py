@@ -25,7 +25,7 @@ class Viewer(msgspec.Struct, frozen=True):
     time_zone: str
     """An IANA name, such as Europe/Moscow."""
     scope: Scope | None = None
-    """The scope of the viewer; None if not signed in."""
+    """What the viewer may do; None if not signed in."""
 
 
 def viewer_of(request: Request[Any, Any, Any]) -> Viewer:
@@ -37,13 +37,13 @@ def viewer_of(request: Request[Any, Any, Any]) -> Viewer:
     zone = request.cookies.get(TIME_ZONE_COOKIE, "")
     actor: Actor | None = request.scope.get("user")
     return Viewer(
-        choose_language(request.cookies.get(LANGUAGE_COOKIE), _languages(request)),
+        choose_language(request.cookies.get(LANGUAGE_COOKIE), _accepted_languages(request)),
         zone if zone in known_zones() else "UTC",
         actor.scope if actor else None,
     )
 
 
-def _languages(request: Request[Any, Any, Any]) -> list[str]:
+def _accepted_languages(request: Request[Any, Any, Any]) -> list[str]:
     """Return the languages of Accept-Language, the most preferred first (RFC 9110, 12.5.4).
 
     In `de, ru;q=0.8, en;q=0`, the weight of `de` is 1, and `en` is not accepted.

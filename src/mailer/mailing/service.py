@@ -8,7 +8,8 @@ runs again, such as the wait until workers have stopped. The changes, such as `_
 mailing's id; `do_once` stores it, and returns it also for a repeat, as `result["id"]`.
 """
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
@@ -26,7 +27,9 @@ from mailer.mailing.auditing import write_audit_entry
 from mailer.mailing.model import (
     Mailing,
     MailingChange,
+    MailingEndedError,
     MailingNotFoundError,
+    MailingPausedError,
     MailingStartedError,
     NewMailing,
     missing_window_bound,
@@ -177,7 +180,7 @@ async def pause(
     Raises `MailingNotFoundError`, `MailingEndedError`, `MailingPausedError`, and
     `StopTimeoutError` when a worker does not stop in time.
     """
-    async with engine.begin() as connection:
+    async with _stopped_if_refused(engine, mailing_id), engine.begin() as connection:
         done = await do_once(connection, claim, lambda: _pause(connection, mailing_id, actor))
     if not done.is_repeat:
         log.info("mailing_paused", mailing_id=mailing_id)
@@ -222,7 +225,7 @@ async def cancel(
     Workers then cancel its unsent messages in chunks. Raises `MailingNotFoundError`,
     `MailingEndedError`, and `StopTimeoutError` when a worker does not stop in time.
     """
-    async with engine.begin() as connection:
+    async with _stopped_if_refused(engine, mailing_id), engine.begin() as connection:
         done = await do_once(connection, claim, lambda: _cancel(connection, mailing_id, actor))
     if not done.is_repeat:
         log.info("mailing_cancelled", mailing_id=mailing_id)
@@ -292,6 +295,19 @@ async def _lock_for(connection: AsyncConnection, action: Action, mailing_id: int
     mailing = await store.get(connection, mailing_id, lock=True)
     ensure_allowed(action, mailing, database_clock.now())
     return mailing
+
+
+@asynccontextmanager
+async def _stopped_if_refused(engine: AsyncEngine, mailing_id: int) -> AsyncIterator[None]:
+    """Refuse to stop a mailing that is stopped already only when no worker sends for it.
+
+    An earlier call may have ended with `StopTimeoutError`, before every worker had stopped.
+    """
+    try:
+        yield
+    except (MailingPausedError, MailingEndedError):
+        await wait_until_stopped(engine, mailing_id)
+        raise
 
 
 async def _get_when_stopped(engine: AsyncEngine, mailing_id: int) -> Mailing:

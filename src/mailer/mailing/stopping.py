@@ -13,13 +13,14 @@ STOP_TIMEOUT = 30.0
 STOP_POLL_INTERVAL = 0.02
 """Seconds between checks whether workers have stopped; no connection is held in between."""
 
-# Two cases need no wait. A mailing that has not started has no messages. A mailing that is running
-# was resumed by somebody else during the wait.
+# Three cases need no wait. A mailing that has not started has no messages. A mailing that is running
+# was resumed by somebody else during the wait. Of a mailing that is finished nothing is sent any more.
 NEEDS_NO_WAIT = text("""
     SELECT NOT EXISTS (SELECT FROM mailing WHERE id = :mailing_id AND audience_until IS NOT NULL)
         OR EXISTS (
             SELECT FROM mailing
-            WHERE id = :mailing_id AND status = 'running' AND deleted_at IS NULL)""")
+            WHERE id = :mailing_id AND status IN ('running', 'finished')
+                AND deleted_at IS NULL)""")
 
 
 async def wait_until_stopped(engine: AsyncEngine, mailing_id: int) -> None:

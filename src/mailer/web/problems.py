@@ -126,11 +126,3 @@ def _response(
     """Return the response with a problem."""
     body = problem(status, detail, errors)
     return Response(body, status_code=status, media_type=MEDIA_TYPE, headers=headers)
-
-
-EXCEPTION_HANDLERS: dict[Any, Any] = {
-    MailerError: on_mailer_error,
-    HTTPException: on_http_error,
-    Exception: on_other_error,
-}
-"""For Litestar, which calls the handler of the nearest base class of an error."""

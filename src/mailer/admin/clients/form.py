@@ -18,7 +18,7 @@ CLIENT_FIELDS = ("phone", "operator_code", "tag", "time_zone")
 ORIGINAL_FIELDS = {field: f"was_{field}" for field in CLIENT_FIELDS}
 """By field, the hidden field with the value that the form was rendered with.
 
-Without it, saving the form would undo a change that another user has made since then.
+Without the hidden fields, saving would undo changes that another user has made since then.
 """
 
 
@@ -56,7 +56,8 @@ def read_change(form: Mapping[str, str]) -> ClientChange:
     changes: dict[str, Any] = {}
     for field, original_field in ORIGINAL_FIELDS.items():
         normalized = _normalize(field, form[field])
-        if form[original_field] not in (form[field], normalized):
+        is_unchanged = form[original_field] in (form[field], normalized)
+        if not is_unchanged:
             changes[field] = normalized
     if changes.get("operator_code") == "":
         # blank means the code in the phone; if the phone is changed too, that sets the code

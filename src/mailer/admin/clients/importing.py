@@ -4,7 +4,6 @@ from typing import Any
 
 from litestar import Controller, Request, Response, get, post
 from litestar.di import NamedDependency
-from litestar.exceptions import HTTPException
 from litestar.status_codes import HTTP_200_OK
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -12,7 +11,6 @@ from mailer.access.model import Actor
 from mailer.admin.render import PageContext, create_page_context
 from mailer.client.api import MAX_IMPORT_BYTES, import_upload
 from mailer.client.rows import CSV_COLUMNS
-from mailer.errors import MailerError
 from mailer.web.problems import problem_of
 
 
@@ -39,8 +37,7 @@ class ClientImport(Controller):
         required_scope="write",
         status_code=HTTP_200_OK,
         request_max_body_size=MAX_IMPORT_BYTES,
-        # all three: for the first two, the handlers of the application would be used instead
-        exception_handlers=dict.fromkeys((MailerError, HTTPException, Exception), render_refusal),
+        exception_handlers={Exception: render_refusal},
     )
     async def import_file(
         self,

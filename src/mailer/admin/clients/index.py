@@ -164,8 +164,8 @@ class Clients(Controller):
         """Ask for confirmation before a client is deleted, and describe the effects."""
         async with engine.connect() as connection:
             client = await store.get(connection, client_id)
-            waiting = await count_open_of_client(connection, client_id)
-        return await context.render_page("clients/delete.html", client=client, waiting=waiting)
+            unsent = await count_open_of_client(connection, client_id)
+        return await context.render_page("clients/delete.html", client=client, unsent=unsent)
 
     @post("/clients/{client_id:int}/delete", required_scope="write")
     async def delete_client(
@@ -182,15 +182,16 @@ async def _get_client(engine: AsyncEngine, client_id: int) -> Client:
 
 
 async def _find_clients(engine: AsyncEngine, query: ClientQuery) -> ClientPage:
+    """Return the page of the clients that match a query. Its links keep a limit that was given."""
     filters = query.filters()
     async with engine.connect() as connection:
         page = await store.page(connection, query.position, **filters)
     has_default_limit = query.limit == ClientQuery().limit
-    link_values = filters if has_default_limit else filters | {"limit": str(query.limit)}
+    link_parameters = filters if has_default_limit else filters | {"limit": str(query.limit)}
     return ClientPage(
         page.count,
         [Client(**row._asdict()) for row in page.rows],
-        page_links(page, PATH, Form(link_values)),
+        page_links(page, PATH, Form(link_parameters)),
         export_url=list_url("/clients.csv", Form(filters)),
         is_filtered=bool(filters),
     )

@@ -114,8 +114,9 @@ def fingerprint(mailing: Mailing) -> str:
 
 def _next_start(now: datetime) -> datetime:
     """Return the start that the form proposes: the next multiple of `START_ROUNDING`."""
-    until_multiple = (datetime.min.replace(tzinfo=UTC) - now) % START_ROUNDING
-    return now + until_multiple
+    multiple = datetime.min.replace(tzinfo=UTC)  # as every midnight
+    until_next_multiple = (multiple - now) % START_ROUNDING  # a remainder is never negative
+    return now + until_next_multiple
 
 
 def _local_time(moment: datetime, zone: str) -> str:

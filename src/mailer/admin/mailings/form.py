@@ -180,7 +180,7 @@ class MailingForm(Controller):
         values = await read_form(request, *fields.MAILING_FIELDS, FINGERPRINT_FIELD)
         current_fingerprint = fields.fingerprint(mailing)
         is_outdated = values[FINGERPRINT_FIELD] != current_fingerprint
-        values[FINGERPRINT_FIELD] = current_fingerprint  # sent again, the form replaces the changes
+        values[FINGERPRINT_FIELD] = current_fingerprint  # the form is saved if it is sent again
         form = Form(values)
         if is_outdated and _is_saved(values, mailing):  # the form was sent twice
             return redirect_with_flash("mailing-changed", f"/mailings/{mailing_id}")

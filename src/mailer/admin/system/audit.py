@@ -1,6 +1,5 @@
 """The audit log page: actor, action, target, time, address, and the changes of each action."""
 
-from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, get_args
 
@@ -61,13 +60,17 @@ def to_line(entry: AuditEntry) -> AuditLine:
     sides = {"before": entry.before or {}, "after": entry.after or {}}
 
     def change_of(field: str) -> AuditChange:
-        values = {side: fields[field] for side, fields in sides.items() if field in fields}
         return AuditChange(
-            field, {side: _template_value(field, value) for side, value in values.items()}
+            field,
+            {
+                side: _template_value(field, values[field])
+                for side, values in sides.items()
+                if field in values
+            },
         )
 
-    fields = sorted({*sides["before"], *sides["after"]}, key=_field_order)
-    return AuditLine(entry, [change_of(field) for field in fields], _target_url(entry))
+    changed_fields = sorted({*sides["before"], *sides["after"]}, key=_field_order)
+    return AuditLine(entry, [change_of(field) for field in changed_fields], _target_url(entry))
 
 
 def _field_order(field: str) -> tuple[int, str]:
@@ -106,14 +109,9 @@ class Audit(Controller):
         """List the entries that match the filters."""
         form, query = read_list_query(request, AuditListQuery, *AUDIT_FILTER_FIELDS)
         page = EMPTY_PAGE
-        if query is not None:
+        if query is not None:  # all filters are valid
             async with engine.connect() as connection:
                 page = await audit_log.page(connection, query.position, **query.filters())
-        choices: Mapping[str, Any] = {
-            "actor_kinds": get_args(ActorKind),
-            "target_kinds": [kind for kind in get_args(TargetKind) if kind in labels.TARGET_LABELS],
-            "actions": labels.ACTION_LABELS,
-        }
         return await context.render_page(
             "audit/list.html",
             200 if query else 400,
@@ -122,5 +120,7 @@ class Audit(Controller):
             count=page.count,
             max_counted=MAX_COUNTED_ENTRIES,
             pages=page_links(page, PATH, form),
-            **choices,
+            actor_kinds=get_args(ActorKind),
+            target_kinds=get_args(TargetKind),
+            actions=labels.ACTION_LABELS,
         )

@@ -17,7 +17,8 @@ from mailer.forecast.basis import read_running_bases
 from mailer.gateway.channel import Channel
 from mailer.mailing import store
 from mailer.mailing.activity import with_hold
-from mailer.statistics import backlog, progress, service
+from mailer.statistics import backlog, progress
+from mailer.statistics import service as statistics
 
 MAX_RUNNING, MAX_UPCOMING = 20, 5
 """Maximum number of mailings to show: the newest running ones, and the next ones to start."""
@@ -41,7 +42,7 @@ async def read_overview(engine: AsyncEngine, channel: Channel | None) -> dict[st
             "upcoming": await store.list_upcoming(connection, MAX_UPCOMING),
             "backlog": await backlog.get_backlog(connection),
             "max_counted_due": backlog.MAX_COUNTED_DUE,
-            "hours": await service.get_outcomes_last_24_hours(connection, database_clock.now()),
+            "hours": await statistics.get_outcomes_last_24_hours(connection, database_clock.now()),
         }
     return variables | {"expected_ends": await forecast.expected_ends(forecast_bases)}
 

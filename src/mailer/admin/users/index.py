@@ -91,7 +91,7 @@ class Users(Controller):
                     connection,
                     claim,
                     lambda: users.create(connection, new.name, new.role, password_hash, by),
-                    lambda user: {"id": user.id},
+                    result_of=lambda user: {"id": user.id},
                 )
         except InvalidError as error:
             return await context.render_page(

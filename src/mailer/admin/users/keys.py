@@ -88,7 +88,7 @@ class Keys(Controller):
                     connection,
                     claim,
                     lambda: keys.create(connection, new, by),
-                    lambda created: {"id": created[0].id},  # the secret is not stored
+                    result_of=lambda created: {"id": created[0].id},  # without the secret
                 )
         except InvalidError as error:
             form = form.with_errors(error, {"expires_at": "expires_on"})
@@ -96,7 +96,7 @@ class Keys(Controller):
         except keys.KeyNameTakenError as error:
             form = form.with_errors(InvalidError([FieldError("name", str(error))]))
             return await _keys_page(engine, context, form, HTTP_409_CONFLICT)
-        if done.value is None:  # the form was sent before
+        if done.value is None:  # a form that was sent before
             return redirect_to_created(done.result["id"])
         key, secret = done.value
         response = await context.render_page(
@@ -152,8 +152,8 @@ def _expiry(form: Form, zone: str, now: datetime) -> datetime | None:
                 return datetime.combine(next_day, time(), ZoneInfo(zone)).astimezone(UTC)
             except (ValueError, OverflowError) as error:
                 raise InvalidError([FieldError("expires_on", NOT_A_DATE)]) from error
-        case days if days in VALIDITY_DAYS:
-            return now + timedelta(days=VALIDITY_DAYS[days])
+        case choice if choice in VALIDITY_DAYS:
+            return now + timedelta(days=VALIDITY_DAYS[choice])
         case _:
             raise InvalidError([FieldError("expires", NOT_LISTED)])
 

@@ -72,14 +72,17 @@ class Profile(Controller):
         """End one session of the user, or all of them if the form names none."""
         session = (await read_form(request, "session"))["session"]
         try:
-            digest = bytes.fromhex(session) if session else None  # the hash of the session's secret
+            # the hash of the session's secret; None: all sessions
+            digest = bytes.fromhex(session) if session else None
         except ValueError as error:
             raise InvalidError([FieldError("session", "is not known")]) from error
         async with engine.begin() as connection:
-            ended = await users.end_sessions(connection, by.user_id, by, digest)
-        if digest in {None, by.session}:
+            ended_count = await users.end_sessions(connection, by.user_id, by, digest)
+        has_ended_this_session = digest is None or digest == by.session
+        if has_ended_this_session:
             return redirect_signed_out(request)
-        return redirect_with_flash("session-ended" if ended else "session-already-ended", PATH)
+        flash = "session-ended" if ended_count else "session-already-ended"
+        return redirect_with_flash(flash, PATH)
 
 
 async def _profile_page(  # noqa: PLR0913, PLR0917  # the parts of the page
@@ -90,7 +93,7 @@ async def _profile_page(  # noqa: PLR0913, PLR0917  # the parts of the page
     status: int = 200,
     retry_after: int = 0,
 ) -> Response[str]:
-    """Return the profile page; `retry_after` are the seconds to wait after too many passwords."""
+    """Return the profile page; `retry_after`: seconds to wait after too many wrong passwords."""
     async with engine.connect() as connection:
         user = await users.get(connection, by.user_id)
         open_sessions = await sessions.list_of_user(connection, user.id)

@@ -112,8 +112,12 @@ async def _form_page(
     status: int = 200,
     retry_after: int = 0,
 ) -> Response[str]:
-    """Return the sign-in page; `retry_after` are the seconds to wait after too many passwords."""
-    host = urlsplit(provider.issuer).hostname if provider else None
+    """Return the sign-in page; `retry_after`: seconds to wait after too many wrong passwords."""
+    provider_host = urlsplit(provider.issuer).hostname if provider else None
     return await context.render_page(
-        "sign_in.html", status, form=form, provider=host, retry_after=retry_after
+        "sign_in.html",
+        status,
+        form=form,
+        provider_host=provider_host,
+        retry_after=retry_after,
     )

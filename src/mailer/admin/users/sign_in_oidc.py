@@ -119,7 +119,7 @@ class SignInOidc(Controller):
 
 
 def _checked_provider(
-    provider: Provider | None, rate: RateLimiter, request: Request[Any, Any, Any]
+    provider: Provider | None, limiter: RateLimiter, request: Request[Any, Any, Any]
 ) -> Provider:
     """Return the provider if there is one and the request may use it.
 
@@ -128,7 +128,7 @@ def _checked_provider(
     """
     if provider is None:
         raise NotFoundException
-    if seconds := rate.retry_after(network_of(address_of(request)), elapsed()):
+    if seconds := limiter.retry_after(network_of(address_of(request)), elapsed()):
         raise TooManyRequestsException(
             "Too many sign-ins from your network.", headers={"Retry-After": str(seconds)}
         )

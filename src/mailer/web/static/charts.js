@@ -40,10 +40,10 @@ const sum = (numbers) => numbers.reduce((total, number) => total + number, 0);
 function draw(figure) {
   const canvas = figure.querySelector(".canvas");
   const { series, counts, data } = readTable(figure);
-  const chart = charts.get(figure);
-  if (chart) {
-    chart.counts.splice(0, chart.counts.length, ...counts); // the functions below use this array
-    chart.plot.setData(data);
+  const drawn = charts.get(figure);
+  if (drawn) {
+    drawn.counts.splice(0, drawn.counts.length, ...counts); // changed in place: the legend reads this array
+    drawn.plot.setData(data);
     return;
   }
   const colour = (name) => {

@@ -1,16 +1,16 @@
 // Uploads a file of clients from the import page, and shows the progress and the result. The texts are
-// in data attributes of the form. Parts of the page: the form, the progress (`going`), a line of
-// status, and the report, whose HTML is the server's response.
+// in data attributes of the form. Parts of the page: the form, the upload (name, progress bar, button to
+// cancel), a line of status, and the report, whose HTML is the server's response.
 "use strict";
 
 (() => {
   const find = (id) => document.getElementById(id);
   const form = find("import");
-  const file = find("file");
-  const going = find("going");
+  const fileField = find("file");
+  const uploadSection = find("upload");
   const progress = find("progress");
   const cancel = find("cancel");
-  const amount = find("going-amount");
+  const amount = find("upload-amount");
   const status = find("import-status");
   const report = find("report");
   const texts = form.dataset;
@@ -30,14 +30,14 @@
   // The browser asks before it leaves the page during an upload.
   const confirmLeaving = (event) => event.preventDefault();
 
-  function showProgress(upload) {
+  function showProgress(file) {
     report.replaceChildren();
     status.classList.remove("visually-hidden");
     status.textContent = texts.sending;
-    find("going-name").textContent = upload.name;
-    showAmount(0, upload.size);
+    find("upload-name").textContent = file.name;
+    showAmount(0, file.size);
     form.hidden = true;
-    going.hidden = false;
+    uploadSection.hidden = false;
     cancel.hidden = false;
     cancel.focus();
     addEventListener("beforeunload", confirmLeaving);
@@ -47,14 +47,15 @@
   function showResult(text) {
     removeEventListener("beforeunload", confirmLeaving);
     form.hidden = false;
-    going.hidden = true;
+    uploadSection.hidden = true;
     status.textContent = text;
-    const title = find("report-title");
-    status.classList.toggle("visually-hidden", title !== null); // the report says more, but is not read out
-    (title || file).focus();
+    const reportTitle = find("report-title");
+    // the report says more; the status is only for screen readers, which do not read out the report
+    status.classList.toggle("visually-hidden", reportTitle !== null);
+    (reportTitle || fileField).focus();
   }
 
-  function send(upload) {
+  function upload(file) {
     const request = new XMLHttpRequest();
     request.open("POST", location.pathname);
     request.setRequestHeader("Content-Type", "text/csv");
@@ -63,7 +64,7 @@
     request.upload.onload = () => {
       cancel.hidden = true; // too late: the server stores the file, even if the page is closed
       progress.removeAttribute("value"); // storing takes an unknown time
-      amount.textContent = formatBytes(upload.size);
+      amount.textContent = formatBytes(file.size);
       status.textContent = texts.storing;
     };
     request.onload = () => {
@@ -76,22 +77,22 @@
       showResult(texts.done);
     };
     request.onerror = () => {
-      const firstByte = upload.slice(0, 1).arrayBuffer(); // fails if the file has changed
+      const firstByte = file.slice(0, 1).arrayBuffer(); // fails if the file has changed
       firstByte.then(() => showResult(texts.lost), () => showResult(texts.changed));
     };
     request.onabort = () => showResult(texts.cancelled);
     cancel.onclick = () => request.abort();
-    showProgress(upload);
-    request.send(upload);
+    showProgress(file);
+    request.send(file);
   }
 
   form.addEventListener("submit", (event) => {
     event.preventDefault();
-    const [upload] = file.files;
-    if (upload.size > Number(texts.limit)) {
+    const [file] = fileField.files;
+    if (file.size > Number(texts.limit)) {
       report.replaceChildren();
       showResult(texts.large);
-    } else send(upload);
+    } else upload(file);
   });
   find("needs-script").hidden = true;
   form.hidden = false;

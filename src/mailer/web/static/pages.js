@@ -52,13 +52,13 @@ function showOffline(isLost) {
 }
 
 // htmx fetches confirmations into the dialog, and the preview of a form while the user types. If a
-// confirmation is refused, its own page says why. If a preview cannot be fetched because the connection
-// is lost, the page is out of date.
+// confirmation is refused, the browser opens its page, which says why. If a preview cannot be fetched
+// because the connection is lost, the page is out of date.
 const FAILURES = { sendError: "lost", timeout: "lost", responseError: "failed" }; // events of htmx
-for (const [name, why] of Object.entries(FAILURES)) {
-  document.addEventListener(`htmx:${name}`, ({ detail }) => {
+for (const [eventName, why] of Object.entries(FAILURES)) {
+  document.addEventListener(`htmx:${eventName}`, ({ detail }) => {
     const isConfirmation = detail.target?.id === "dialog";
-    const isRefused = name === "responseError" && detail.xhr.status < 500;
+    const isRefused = eventName === "responseError" && detail.xhr.status < 500;
     if (isConfirmation && isRefused) location.assign(detail.pathInfo.requestPath);
     else if (!isConfirmation && why === "lost") showOffline(true);
     else showRequestError(why);
@@ -112,7 +112,7 @@ const isChangedByUser = (field) => {
 const { userId } = document.body.dataset;
 let isSigningOut = false;
 
-// Stores the input of the first form of the page that has any which is not known to be saved.
+// Stores the input of the first form whose input may be unsaved.
 function saveInput() {
   if (!userId || isSigningOut) return;
   const isRefused = document.querySelector("main .error-summary");
@@ -138,12 +138,12 @@ function restoreInput() {
     return setTimeout(() => sessionStorage.removeItem(INPUT_KEY), INPUT_LIFETIME - age);
   }
   const isOfPage = input && age < INPUT_LIFETIME && input.userId === userId && input.path === location.pathname;
-  const [visit] = performance.getEntriesByType("navigation");
-  const isErrorPage = !(visit?.responseStatus < 400);
-  if (isOfPage && isErrorPage && !forms().length) return;
+  const [navigation] = performance.getEntriesByType("navigation");
+  const isSuccessful = navigation?.responseStatus < 400;
+  if (isOfPage && !isSuccessful && !forms().length) return; // an error page in place of the form
   sessionStorage.removeItem(INPUT_KEY);
-  const isBack = visit?.type === "back_forward";
-  const isReloadWithoutResponse = input?.wasSentTo && visit?.type === "reload";
+  const isBack = navigation?.type === "back_forward";
+  const isReloadWithoutResponse = input?.wasSentTo && navigation?.type === "reload";
   const mustRestore = isOfPage && (input.hasSignedOut || isBack || isReloadWithoutResponse);
   const form = mustRestore && forms()[input.formIndex];
   if (!form) return;
@@ -171,13 +171,13 @@ const RETRY_INTERVAL = 5_000; // milliseconds until a refused stream is requeste
 const address = document.body?.dataset.live;
 if (address) {
   let source = null; // the open stream
-  let timer = 0; // of the next attempt to open it
-  // keep what scripts have drawn, and details that the user opened
+  let timer = 0; // of the next attempt to open a stream
+  // for Idiomorph: keep what scripts have drawn, and details that the user opened
   const callbacks = {
     beforeNodeMorphed: (shown) => !shown.classList?.contains("canvas"),
     beforeAttributeUpdated: (name) => name !== "open",
   };
-  const close = () => {
+  const closeStream = () => {
     clearTimeout(timer);
     source?.close();
     source = null;
@@ -191,10 +191,10 @@ if (address) {
     if (response?.status === 401) return location.reload();
     showOffline(true);
     clearTimeout(timer);
-    if (source) timer = setTimeout(open, RETRY_INTERVAL);
+    if (source) timer = setTimeout(openStream, RETRY_INTERVAL);
   };
-  const open = () => {
-    close();
+  const openStream = () => {
+    closeStream();
     source = new EventSource(address);
     source.onopen = () => showOffline(false);
     source.onmessage = (event) => {
@@ -213,7 +213,7 @@ if (address) {
     source.addEventListener("stale", () => showOffline(true));
     source.addEventListener("fresh", () => showOffline(false));
     // once a minute, so that the request is authorized again
-    source.addEventListener("reconnect", open);
+    source.addEventListener("reconnect", openStream);
     source.onerror = () => {
       if (source.readyState !== EventSource.CLOSED) showOffline(true);
       else checkRefusal();
@@ -221,13 +221,13 @@ if (address) {
     // a connection that is lost without a TCP reset causes no error event
     timer = setTimeout(() => {
       showOffline(true);
-      open();
+      openStream();
     }, STREAM_TIMEOUT);
   };
   addEventListener("offline", () => showOffline(true));
-  addEventListener("online", () => document.hidden || open());
-  document.addEventListener("visibilitychange", () => (document.hidden ? close() : open()));
-  addEventListener("pagehide", close);
-  addEventListener("pageshow", (event) => event.persisted && open());
-  if (!document.hidden) open();
+  addEventListener("online", () => document.hidden || openStream());
+  document.addEventListener("visibilitychange", () => (document.hidden ? closeStream() : openStream()));
+  addEventListener("pagehide", closeStream);
+  addEventListener("pageshow", (event) => event.persisted && openStream());
+  if (!document.hidden) openStream();
 }
