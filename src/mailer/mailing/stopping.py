@@ -13,8 +13,8 @@ STOP_TIMEOUT = 30.0
 STOP_POLL_INTERVAL = 0.02
 """Seconds between checks whether workers have stopped; no connection is held in between."""
 
-# Three cases need no wait. A mailing that has not started has no messages. A mailing that is running
-# was resumed by somebody else during the wait. Of a mailing that is finished nothing is sent any more.
+# Three cases need no wait. A mailing that has not started has no messages. A mailing that is
+# running was resumed by somebody else during the wait. Nothing of a finished mailing is sent.
 NEEDS_NO_WAIT = text("""
     SELECT NOT EXISTS (SELECT FROM mailing WHERE id = :mailing_id AND audience_until IS NOT NULL)
         OR EXISTS (
