@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.examples import thorough
 
-from mailer.mailing.sms_parts import (
+from mailer.gateway.sms_parts import (
     GSM7_BASIC,
     GSM7_EXTENSION,
     PART_CAPACITY,

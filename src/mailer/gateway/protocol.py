@@ -2,21 +2,35 @@
 
 import asyncio
 from collections.abc import Callable
-from typing import Protocol
+from datetime import datetime
+from typing import Literal, Protocol
 
 import msgspec
 
 from mailer.clock import elapsed
 
+AccountTrouble = Literal["no_credit", "bad_credentials", "sender_refused", "account_blocked"]
+"""Why a gateway refuses all messages until somebody acts."""
+
+
+DEFAULT_VALIDITY = 86_400
+"""Seconds for which a gateway may deliver a message, when no mailing says it."""
+
 
 class Accepted(msgspec.Struct, frozen=True):
-    """The gateway accepted the message."""
+    """The gateway accepted the message, and may have given it an id of its own."""
+
+    gateway_message_id: str | None = None
 
 
 class Rejected(msgspec.Struct, frozen=True):
     """The gateway refuses this message permanently; `reason` is for example `rejected_400`."""
 
     reason: str
+    other_gateways: bool = False
+    """Whether another gateway may take the message."""
+    is_opt_out: bool = False
+    """Whether the client has opted out."""
 
 
 class TemporaryFailure(msgspec.Struct, frozen=True):
@@ -29,6 +43,7 @@ class TemporaryFailure(msgspec.Struct, frozen=True):
     reason: str
     retry_after: float | None = None
     affects_all: bool = False
+    trouble: AccountTrouble | None = None
 
 
 class Unknown(msgspec.Struct, frozen=True):
@@ -42,6 +57,22 @@ class Aborted(msgspec.Struct, frozen=True):
 
 
 Outcome = Accepted | Rejected | TemporaryFailure | Unknown | Aborted
+
+
+class OutgoingMessage(msgspec.Struct, frozen=True, kw_only=True):
+    """What a gateway is to send, and to whom."""
+
+    id: int
+    phone: str
+    text: str
+    sender: str = ""
+    """Name or number that the client sees; "" for the gateway's default."""
+    validity: int = DEFAULT_VALIDITY
+    """Seconds after which the gateway should not deliver the message any more."""
+    valid_until: datetime | None = None
+    """The end of the validity."""
+    callback: str = ""
+    """URL for receipts; "" for none."""
 
 
 class Request:

@@ -20,7 +20,7 @@ from mailer.forecast.model import Forecast
 from mailer.gateway.throughput import ThroughputEstimate
 from mailer.mailing import audience
 from mailer.mailing.model import Mailing, MailingChange, NewMailing
-from mailer.mailing.sms_parts import PART_CAPACITY, SmsEncoding, TextSize, count_parts
+from mailer.gateway.sms_parts import PART_CAPACITY, SmsEncoding, TextSize, count_parts
 from mailer.mailing.window import DAY, OpenInterval, SendingWindow, offsets_of, window_between
 
 SAMPLE_CLIENTS = 5

@@ -1,0 +1,332 @@
+"""Profiles: what the API of an SMS provider expects, and what its responses mean.
+
+A profile is a TOML file. `docs/gateways.md` describes the format for users; the structs here are
+its definition. `load_profile` reads a profile that is shipped with mailer or one of the user's own,
+and names every mistake of the file at once. `RequestTemplate` and `ResponseRules` compile a
+profile's parts for sending.
+"""
+
+import re
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from mailer.gateway.json_path import JsonPath
+from mailer.gateway.placeholders import (
+    ACCOUNT_PLACEHOLDERS,
+    MESSAGE_PLACEHOLDERS,
+    PLACEHOLDER,
+    SmsText,
+)
+from mailer.gateway.protocol import AccountTrouble
+from mailer.gateway.toml_file import FileError, convert_table, parse_toml, read_file
+
+Name = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
+STATUS = re.compile(r"[1-5]([0-9]{2}|xx)")
+"""A status code of HTTP, or a class of them such as 4xx."""
+Scalar = bool | int | float | str
+Reason = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
+
+Verdict = Literal[
+    "accepted", "rejected", "opted_out", "temporary", "account", "duplicate", "unknown"
+]
+
+
+class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A table of the TOML file, in which only known names are allowed."""
+
+
+class BasicAuth(_Part, kw_only=True):
+    """User and password of HTTP Basic authentication; texts with placeholders."""
+
+    username: str
+    password: str
+
+
+class RequestPart(_Part, kw_only=True):
+    """The request that sends one message. All texts may contain placeholders."""
+
+    method: Literal["GET", "POST"] = "POST"
+    url: str
+    query: dict[str, str] = {}
+    headers: dict[str, str] = {}
+    basic_auth: BasicAuth | None = None
+    body: Literal["json", "form", "none"] = "json"
+    fields: dict[str, Any] = {}
+    """Content of the body: texts for a form; for JSON also numbers, lists and nested tables. A
+    field whose text is empty is left out."""
+
+
+class WaitPart(_Part, kw_only=True):
+    """How long a response asks to wait: the number in its text that `pattern` finds."""
+
+    path: str | None = None
+    """Where in a JSON body; None for the whole body as text."""
+    pattern: str
+    """Its first group is the number."""
+    unit: Literal["ms", "s", "min", "h"]
+
+
+class ResponsePart(_Part, kw_only=True):
+    """A rule for responses. Of all rules of a profile, the first that matches decides.
+
+    A rule matches when all its conditions do: `status`, and `values` or `pattern` at `path`.
+    """
+
+    status: int | str | list[int | str] | None = None
+    """Codes such as 503, or classes such as "4xx"."""
+    path: str | None = None
+    """Where in a JSON body; None for the whole body as text. `[*]` stands for all entries of a
+    list: one of them must match, or each with `every`."""
+    values: list[Scalar] | None = None
+    """Values one of which must be at `path`. Numbers and their texts are equal: 0 and "0"."""
+    pattern: str | None = None
+    """A regular expression to search for."""
+    exact: bool = False
+    """Whether a number and its text are different: 0 is not "0"."""
+    every: bool = False
+    then: Verdict
+    reason: Reason | None = None
+    """Default: the value or status that matched, as in `rejected_21211` and `http_503`."""
+    trouble: AccountTrouble | None = None
+    """Required with `then = "account"`."""
+    other_gateways: bool = False
+    """Whether a rejected message may be sent through another gateway: the response speaks of this
+    gateway, not of the phone or text."""
+    whole_gateway: bool = False
+    """Whether a temporary failure concerns all messages, so that the whole gateway waits."""
+    wait: WaitPart | None = None
+    """How long to wait, if the body says it; a header Retry-After needs no rule."""
+    id: str | None = None
+    """Path to the gateway's message id in a JSON body. With `[*]`: the ids of several parts."""
+    id_pattern: str | None = None
+    """Pattern for the gateway's message id in a body of text; its first group is the id."""
+
+
+class ValidityRange(_Part, kw_only=True):
+    """Shortest and longest validity that the provider takes, in seconds."""
+
+    min: Annotated[int, Meta(ge=0)] = 0
+    max: Annotated[int, Meta(ge=1)] = 7 * 86_400
+
+
+class LimitsPart(_Part, kw_only=True):
+    """Limits of the provider."""
+
+    parts: Annotated[int, Meta(ge=1, le=255)] | None = None
+    """Most parts of a text."""
+    rate: Annotated[float, Meta(gt=0)] | None = None
+    """Messages a second, unless the configuration sets another rate."""
+    validity: ValidityRange = ValidityRange()
+    recognizes_repeats: bool = False
+    """Whether the provider refuses, or accepts without sending, a message id that it has seen."""
+
+
+class BalancePart(_Part, kw_only=True):
+    """A request that returns the account's balance and costs nothing."""
+
+    method: Literal["GET", "POST"] = "GET"
+    url: str
+    query: dict[str, str] = {}
+    headers: dict[str, str] = {}
+    basic_auth: BasicAuth | None = None
+    path: str
+    """Where the balance is in the JSON body of the response."""
+
+
+class ReceiptPart(_Part, kw_only=True):
+    """How to read a delivery receipt."""
+
+    methods: tuple[Literal["GET", "POST"], ...] = ("POST",)
+    each: str | None = None
+    """Path to the list of receipts, if a request brings several."""
+    split: str | None = None
+    """Separator of the lines of a receipt at `each` that is a text."""
+    id: str
+    """Where the gateway's message id is: the name of a field, or a path in JSON."""
+    own_id: str | None = None
+    """Where mailer's message id is."""
+    status: str
+    code: str | None = None
+    """Where the error code is."""
+    statuses: dict[Literal["delivered", "sent", "failed", "expired", "unknown"], list[Scalar]]
+    response: str = ""
+    """Body of the response that the provider expects."""
+    signature: str | None = None
+    """Name of the provider's signature; None if it signs nothing."""
+
+
+class ReplyPart(_Part, kw_only=True):
+    """How to read a message from a client. A request that has the field `text` is one."""
+
+    methods: tuple[Literal["GET", "POST"], ...] = ("POST",)
+    each: str | None = None
+    sender: str
+    recipient: str | None = None
+    text: str
+    id: str | None = None
+    encoding: Literal["utf-8", "utf-16be"] = "utf-8"
+    response: str = ""
+
+
+class Profile(_Part, kw_only=True):
+    """One kind of gateway."""
+
+    title: str
+    sources: list[str] = []
+    """Public sources that confirm the rules; what none confirms is marked in a comment."""
+    url: str | None = None
+    """Address of the API; None if each installation has its own."""
+    request: RequestPart
+    by_text: dict[Name, SmsText] = {}
+    """Further placeholders, whose value depends on the alphabet that the text needs."""
+    with_callback: dict[Name, str] = {}
+    """Further placeholders, which are empty unless the gateway is to send receipts."""
+    response: Annotated[list[ResponsePart], Meta(min_length=1)]
+    limits: LimitsPart = LimitsPart()
+    balance: BalancePart | None = None
+    receipt: ReceiptPart | None = None
+    reply: ReplyPart | None = None
+
+
+def shipped_kinds() -> list[str]:
+    """Return the names of the profiles that are shipped with mailer."""
+    folder = resources.files("mailer.gateway") / "profiles"
+    names = (file.name for file in folder.iterdir())
+    return sorted(name.removesuffix(".toml") for name in names if name.endswith(".toml"))
+
+
+def load_profile(kind: str, folder: Path = Path()) -> Profile:
+    """Return the shipped profile named `kind`, or that of the file at the path `kind`.
+
+    A kind with a slash, or that ends with `.toml`, is a path, relative to `folder`. Raises
+    `FileError`.
+    """
+    if "/" in kind or kind.endswith(".toml"):
+        path = folder / kind
+        return read_profile(read_file(path), str(path))
+    if kind not in shipped_kinds():
+        choices = ", ".join(shipped_kinds())
+        raise FileError([f"kind: is none of {choices}, and not the path of a file"])
+    shipped = resources.files("mailer.gateway") / "profiles" / f"{kind}.toml"
+    return read_profile(shipped.read_bytes(), f"{kind}.toml")
+
+
+def read_profile(content: bytes, name: str) -> Profile:
+    """Return the profile in `content`; `name` is the file's, for errors. Raises `FileError`."""
+    document = parse_toml(content, name)
+    try:
+        profile = convert_table(document, Profile)
+    except FileError as error:
+        mistakes = error.mistakes
+    else:
+        mistakes = list(_find_mistakes(profile))
+        if not mistakes:
+            return profile
+    raise FileError([f"{name}: {mistake}" for mistake in mistakes])
+
+
+def _find_mistakes(profile: Profile) -> Iterator[str]:
+    """Yield each mistake that the types of single fields cannot show."""
+    yield from _find_request_mistakes(profile.request)
+    for path, text in _texts(profile):
+        known = {*ACCOUNT_PLACEHOLDERS, *MESSAGE_PLACEHOLDERS}
+        if not path.startswith("by_text"):
+            known |= profile.by_text.keys() | profile.with_callback.keys()
+        for placeholder, _ in PLACEHOLDER.findall(text):
+            if placeholder not in known:
+                yield f"{path}: {{{placeholder}}} is not a placeholder"
+    for number, rule in enumerate(profile.response, start=1):
+        yield from (f"response[{number}].{mistake}" for mistake in _find_rule_mistakes(rule))
+
+
+def _find_request_mistakes(request: RequestPart) -> Iterator[str]:
+    if not request.url.startswith("{url}"):
+        yield "request.url: must start with {url}, the address of the API"
+    if request.method == "GET" and request.body != "none":
+        yield 'request.body: must be "none" with the method GET'
+    if request.body == "none" and request.fields:
+        yield "request.fields: a request without body has none; use request.query"
+    if request.body == "form":
+        for field, value in request.fields.items():
+            if not isinstance(value, str):
+                yield f"request.fields.{field}: must be a text in quotes"
+
+
+def _texts(profile: Profile) -> Iterator[tuple[str, str]]:
+    """Yield the path and the text of each value that may have placeholders."""
+    request = profile.request
+    yield "request.url", request.url
+    for name in ("query", "headers", "fields"):
+        yield from _nested_texts(f"request.{name}", getattr(request, name))
+    if request.basic_auth is not None:
+        yield "request.basic_auth.username", request.basic_auth.username
+        yield "request.basic_auth.password", request.basic_auth.password
+    if profile.balance is not None:
+        yield "balance.url", profile.balance.url
+        yield from _nested_texts("balance.query", profile.balance.query)
+        yield from _nested_texts("balance.headers", profile.balance.headers)
+    for name, texts in profile.by_text.items():
+        yield f"by_text.{name}.gsm", texts.gsm
+        yield f"by_text.{name}.ucs2", texts.ucs2
+
+
+def _nested_texts(path: str, value: object) -> Iterator[tuple[str, str]]:
+    match value:
+        case str():
+            yield path, value
+        case dict():
+            for name, entry in value.items():
+                yield from _nested_texts(f"{path}.{name}", entry)
+        case list():
+            for number, entry in enumerate(value, start=1):
+                yield from _nested_texts(f"{path}[{number}]", entry)
+
+
+def _find_rule_mistakes(rule: ResponsePart) -> Iterator[str]:
+    if rule.status is not None and not _is_status(rule.status):
+        yield 'status: must be codes such as 503, or classes such as "4xx"'
+    if rule.values == []:
+        yield "values: must not be empty"
+    if rule.values and rule.path is None:
+        yield "values: need a path"
+    if (rule.then == "account") != (rule.trouble is not None):
+        yield 'trouble: belongs to then = "account", and is required there'
+    if rule.id is not None and rule.id_pattern is not None:
+        yield "id_pattern: cannot be combined with id"
+    yield from _find_path_mistakes("path", rule.path)
+    yield from _find_path_mistakes("id", rule.id)
+    yield from _find_pattern_mistakes("pattern", rule.pattern, needs_group=False)
+    yield from _find_pattern_mistakes("id_pattern", rule.id_pattern, needs_group=True)
+    if rule.wait is not None:
+        yield from _find_path_mistakes("wait.path", rule.wait.path)
+        yield from _find_pattern_mistakes("wait.pattern", rule.wait.pattern, needs_group=True)
+
+
+def _is_status(status: int | str | list[int | str]) -> bool:
+    statuses = status if isinstance(status, list) else [status]
+    return bool(statuses) and all(STATUS.fullmatch(str(each)) for each in statuses)
+
+
+def _find_path_mistakes(name: str, path: str | None) -> Iterator[str]:
+    try:
+        if path is not None:
+            JsonPath(path)
+    except ValueError as error:
+        yield f"{name}: {error}"
+
+
+def _find_pattern_mistakes(name: str, pattern: str | None, *, needs_group: bool) -> Iterator[str]:
+    if pattern is None:
+        return
+    try:
+        groups = re.compile(pattern).groups
+    except re.error as error:
+        yield f"{name}: is not a regular expression: {error}"
+    else:
+        if needs_group and not groups:
+            yield f"{name}: must have a group in parentheses"

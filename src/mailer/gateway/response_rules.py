@@ -1,0 +1,203 @@
+"""Decide by a profile's rules what a response of a gateway means."""
+
+import contextlib
+import re
+from collections.abc import Sequence
+from functools import partial
+from http import HTTPStatus
+from typing import Any, assert_never
+
+import msgspec
+
+from mailer.gateway.json_path import JsonPath
+from mailer.gateway.profile import ResponsePart, WaitPart
+from mailer.gateway.protocol import Accepted, Outcome, Rejected, TemporaryFailure, Unknown
+from mailer.json_input import JsonError, read_json
+
+MAX_BODY_BYTES = 64 * 1024
+"""Most bytes that are read of a response's body."""
+MAX_REASON_VALUE_LENGTH = 32
+"""Characters of a response's value in a reason."""
+MAX_MESSAGE_ID_LENGTH = 128
+"""Characters of a gateway's message id; longer ones are cut."""
+MAX_NUMBER_LENGTH = 12
+"""Digits of a number of seconds that are read; pauses are limited later anyway."""
+SECONDS_BY_UNIT = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3_600.0}
+ASKING_ALL = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
+"""Statuses whose header Retry-After concerns all messages."""
+NO_JSON = object()
+"""In place of a JSON document when a body is none."""
+
+
+class Response(msgspec.Struct, frozen=True):
+    """A response of a gateway, as far as it was read."""
+
+    status: int
+    body: bytes
+    retry_after: float | None = None
+    """Seconds that a header Retry-After asks to wait."""
+    charset: str = "utf-8"
+
+    @property
+    def text(self) -> str:
+        """The body as text; bytes that are none are replaced."""
+        try:
+            return self.body.decode(self.charset, errors="replace")
+        except LookupError:
+            return self.body.decode(errors="replace")
+
+    def document(self) -> object:
+        """Return the body as JSON; `NO_JSON` if it is none."""
+        try:
+            return _decode_json(self.body)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            try:
+                return _read_json(self.body)
+            except JsonError:
+                return NO_JSON
+
+
+_decode_json = msgspec.json.Decoder().decode
+_read_json = partial(read_json, shape=Any, limit=MAX_BODY_BYTES, is_lenient=True)
+
+
+class ResponseRules:
+    """The rules of a profile, compiled. Raises `ValueError` for a wrong path or pattern."""
+
+    def __init__(self, parts: Sequence[ResponsePart]) -> None:
+        self._rules = [_Rule(part) for part in parts]
+        self._needs_json = any(rule.needs_json for rule in self._rules)
+
+    def outcome(self, response: Response) -> Outcome:
+        """Return the outcome of the first rule that matches; else by the status.
+
+        Without a rule, every status is a temporary failure, so that no message is lost that the
+        gateway did not refuse clearly.
+        """
+        document = response.document() if self._needs_json else NO_JSON
+        for rule in self._rules:
+            matched = rule.match(response, document)
+            if matched is not None:
+                return rule.outcome(response, document, matched)
+        if HTTPStatus.OK <= response.status < HTTPStatus.MULTIPLE_CHOICES:
+            return TemporaryFailure("bad_response")
+        asks_all = response.status in ASKING_ALL and bool(response.retry_after)
+        reason = f"http_{response.status}"
+        return TemporaryFailure(reason, response.retry_after, affects_all=asks_all)
+
+
+class _Rule:
+    """One rule of a profile."""
+
+    def __init__(self, part: ResponsePart) -> None:
+        self._part = part
+        statuses = part.status if isinstance(part.status, list) else [part.status]
+        self._statuses = {str(status) for status in statuses} if part.status else None
+        self._path = JsonPath(part.path) if part.path else None
+        self._values = {_key(value, is_exact=part.exact) for value in part.values or ()}
+        self._pattern = re.compile(part.pattern) if part.pattern else None
+        self._id = JsonPath(part.id) if part.id else None
+        self._id_pattern = re.compile(part.id_pattern) if part.id_pattern else None
+        self._wait = _Wait(part.wait) if part.wait else None
+        self.needs_json = any((part.path, part.id, part.wait and part.wait.path))
+
+    def match(self, response: Response, document: object) -> str | None:
+        """Return the value at the rule's path as text; "" for a rule without path.
+
+        Return None if the rule does not match.
+        """
+        status = str(response.status)
+        if self._statuses and not {status, f"{status[0]}xx"} & self._statuses:
+            return None
+        if self._path is None and self._pattern is None:
+            return ""
+        found = [response.text] if self._path is None else self._path.find(document)
+        matching = [value for value in found if self._matches(value)]
+        if not matching or (self._part.every and len(matching) < len(found)):
+            return None
+        return "" if self._path is None else scalar_text(matching[0])
+
+    def _matches(self, value: object) -> bool:
+        if self._values and _key(value, is_exact=self._part.exact) not in self._values:
+            return False
+        return self._pattern is None or self._pattern.search(scalar_text(value)) is not None
+
+    def outcome(self, response: Response, document: object, matched: str) -> Outcome:
+        """Return the outcome of a response that the rule matches; `matched` is from `match`."""
+        part = self._part
+        value = re.sub(r"[^0-9A-Za-z_.-]+", "_", matched)[:MAX_REASON_VALUE_LENGTH]
+        wait = response.retry_after
+        if self._wait is not None:
+            wait = self._wait.seconds(response, document) or wait
+        default = f"code_{value}" if value else f"http_{response.status}"
+        match part.then:
+            case "accepted" | "duplicate":
+                return Accepted(self._message_id(response, document))
+            case "rejected":
+                reason = part.reason or f"rejected_{value or response.status}"
+                return Rejected(reason, other_gateways=part.other_gateways)
+            case "opted_out":
+                return Rejected("opted_out", is_opt_out=True)
+            case "temporary" | "account":
+                asks_all = response.status in ASKING_ALL and bool(wait)
+                return TemporaryFailure(
+                    part.reason or default,
+                    wait,
+                    affects_all=part.then == "account" or part.whole_gateway or asks_all,
+                    trouble=part.trouble,
+                )
+            case "unknown":
+                return Unknown(part.reason or default)
+            case _:
+                assert_never(part.then)
+
+    def _message_id(self, response: Response, document: object) -> str | None:
+        """Return the gateway's message id; several are joined by commas."""
+        if self._id_pattern is not None:
+            found = self._id_pattern.search(response.text)
+            return found[1][:MAX_MESSAGE_ID_LENGTH] if found else None
+        if self._id is None:
+            return None
+        ids = [text for value in self._id.find(document) if (text := scalar_text(value))]
+        return ",".join(ids)[:MAX_MESSAGE_ID_LENGTH] or None
+
+
+class _Wait:
+    """Where a body says how long to wait."""
+
+    def __init__(self, part: WaitPart) -> None:
+        self._path = JsonPath(part.path) if part.path else None
+        self._pattern = re.compile(part.pattern)
+        self._unit = SECONDS_BY_UNIT[part.unit]
+
+    def seconds(self, response: Response, document: object) -> float | None:
+        texts = [response.text] if self._path is None else self._path.find(document)
+        for text in texts:
+            if found := self._pattern.search(scalar_text(text)):
+                with contextlib.suppress(ValueError, IndexError):
+                    return float(found[1][:MAX_NUMBER_LENGTH]) * self._unit
+        return None
+
+
+def scalar_text(value: object) -> str:
+    """Return a value of a JSON document as text; "" for null, lists and objects.
+
+    A whole number is written without a fraction, so that 0, 0.0 and "0" are the same text.
+    """
+    match value:
+        case bool():
+            return "true" if value else "false"
+        case float() if value.is_integer():
+            return str(int(value))
+        case int() | float():
+            return str(value)
+        case str():
+            return value
+        case _:
+            return ""
+
+
+def _key(value: object, *, is_exact: bool) -> object:
+    """Return what is equal for equal values; numbers and texts are never equal if exact."""
+    kind = type(value) if isinstance(value, bool | str) else "number"
+    return (kind, scalar_text(value)) if is_exact else scalar_text(value)

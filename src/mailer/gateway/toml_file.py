@@ -1,0 +1,111 @@
+"""Reading of TOML files that users write: every mistake is named at once, with its place."""
+
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import msgspec
+
+MAX_FILE_BYTES = 256 * 1024
+
+Table = TypeVar("Table", bound=msgspec.Struct)
+
+
+class FileError(ValueError):
+    """A file that cannot be used. `mistakes` has one line for each mistake."""
+
+    def __init__(self, mistakes: list[str]) -> None:
+        super().__init__("; ".join(mistakes))
+        self.mistakes = mistakes
+
+
+def read_file(path: Path) -> bytes:
+    """Return the content of a file. Raises `FileError`."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise FileError([f"{path}: cannot be read: {error.strerror}"]) from None
+    if len(content) > MAX_FILE_BYTES:
+        raise FileError([f"{path}: is larger than {MAX_FILE_BYTES:,} bytes"])
+    return content
+
+
+def parse_toml(content: bytes, name: str) -> dict[str, Any]:
+    """Return the document in `content`. Raises `FileError`, which names the line of the mistake."""
+    try:
+        return tomllib.loads(content.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise FileError([f"{name}: line {line} is not UTF-8; save the file as UTF-8"]) from None
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise FileError([f"{name}: {error}"]) from None
+
+
+def convert_table(table: object, model: type[Table]) -> Table:
+    """Return `table` as a `model`. Raises `FileError`, which names the path of each mistake."""
+    mistakes = list(_find_mistakes(table, model, ""))
+    if not mistakes:
+        try:
+            return msgspec.convert(table, model)
+        except msgspec.ValidationError as error:  # a rule of several fields
+            mistakes = [_plain(error)]
+    raise FileError(mistakes)
+
+
+def _find_mistakes(table: object, model: type[msgspec.Struct], path: str) -> Iterator[str]:
+    """Yield each mistake of a table; msgspec itself stops at the first one."""
+    if not isinstance(table, dict):
+        yield f"{path or 'the file'}: must be a table"
+        return
+    prefix = f"{path}." if path else ""
+    fields = {field.encode_name: field for field in msgspec.structs.fields(model)}
+    for name in table.keys() - fields.keys():
+        yield f"{prefix}{name}: is not known; possible are {', '.join(sorted(fields))}"
+    for name, field in fields.items():
+        if name not in table:
+            if field.required:
+                yield f"{prefix}{name}: is required"
+        else:
+            yield from _find_value_mistakes(table[name], field.type, f"{prefix}{name}")
+
+
+def _find_value_mistakes(value: object, annotation: Any, path: str) -> Iterator[str]:  # noqa: ANN401  # an annotation can be anything
+    inner = _inner_model(annotation)
+    if inner is None:
+        try:
+            msgspec.convert(value, annotation)
+        except msgspec.ValidationError as error:
+            yield f"{path}: {_plain(error)}"
+        return
+    model, is_list, is_dict = inner
+    if is_list and isinstance(value, list) and value:
+        for number, entry in enumerate(value, start=1):
+            yield from _find_mistakes(entry, model, f"{path}[{number}]")
+    elif is_list:
+        yield f"{path}: must be one or more tables [[{path}]]"
+    elif is_dict and isinstance(value, dict):
+        for name, entry in value.items():
+            yield from _find_mistakes(entry, model, f"{path}.{name}")
+    else:
+        yield from _find_mistakes(value, model, path)
+
+
+def _inner_model(annotation: Any) -> tuple[type[msgspec.Struct], bool, bool] | None:  # noqa: ANN401  # an annotation can be anything
+    """Return the struct in an annotation, and whether it is in a list or a dict; None without."""
+    for part in (annotation, *get_args(annotation)):
+        if isinstance(part, type) and issubclass(part, msgspec.Struct):
+            return part, False, False
+        origin = getattr(part, "__origin__", None)
+        for inner in get_args(part):
+            if isinstance(inner, type) and issubclass(inner, msgspec.Struct):
+                return inner, origin is list, origin is dict
+    return None
+
+
+def _plain(error: msgspec.ValidationError) -> str:
+    """Return msgspec's message, shortened to one line, without its own path."""
+    message = re.sub(r" - at `\$(.*?)`$", r"", str(error)).replace("`", "")
+    return message[:1].lower() + message[1:]

@@ -1,0 +1,303 @@
+"""What the responses of each provider mean, by the profiles that are shipped.
+
+The samples follow the providers' documentation and client libraries; a profile names its sources.
+"""
+
+import json
+
+import pytest
+
+from mailer.gateway.profile import load_profile, shipped_kinds
+from mailer.gateway.protocol import (
+    Accepted,
+    AccountTrouble,
+    Outcome,
+    Rejected,
+    TemporaryFailure,
+    Unknown,
+)
+from mailer.gateway.response_rules import Response, ResponseRules
+
+OPTED_OUT = Rejected("opted_out", is_opt_out=True)
+BAD_RESPONSE = TemporaryFailure("bad_response")
+
+
+def outcome(kind: str, status: int, body: object, retry_after: float | None = None) -> Outcome:
+    """Return the outcome of a response. `body` is a text, bytes, or a document of JSON."""
+    if isinstance(body, str):
+        body = body.encode()
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    rules = ResponseRules(load_profile(kind).response)
+    return rules.outcome(Response(status, content, retry_after))
+
+
+def account(reason: str, trouble: AccountTrouble) -> TemporaryFailure:
+    """Return the outcome of a response that says that the account cannot send."""
+    return TemporaryFailure(reason, affects_all=True, trouble=trouble)
+
+
+def vonage(*statuses: object, text: str = "") -> object:
+    """Return a response of Vonage, with one entry for each part of the text."""
+    return {
+        "message-count": str(len(statuses)),
+        "messages": [
+            {"status": status, "message-id": f"id{number}", "error-text": text}
+            for number, status in enumerate(statuses, start=1)
+        ],
+    }
+
+
+def infobip(group: int, name: str) -> object:
+    """Return a response of Infobip."""
+    status = {"groupId": group, "groupName": "any", "id": 7, "name": name}
+    return {"bulkId": "b", "messages": [{"messageId": "12", "status": status}]}
+
+
+def smsru(status_code: int, code: int) -> object:
+    """Return a response of SMS.ru: the code of the request, and the code of the message."""
+    message = {"status": "OK", "status_code": code, "sms_id": "000-10000000"}
+    return {"status": "OK", "status_code": status_code, "sms": {"79161234567": message}}
+
+
+def errors(*codes: object) -> object:
+    """Return a response with a list of errors, as Telnyx and MessageBird send it."""
+    return {"errors": [{"code": code, "title": "any"} for code in codes]}
+
+
+CASES = [
+    # json
+    ("json", 200, {"code": 0}, Accepted()),
+    ("json", 200, {"code": 0.0, "message": "OK"}, Accepted()),
+    ("json", 200, {"code": "0"}, BAD_RESPONSE),
+    ("json", 200, {"code": False}, BAD_RESPONSE),
+    ("json", 200, {"code": 1}, BAD_RESPONSE),
+    ("json", 200, "OK", BAD_RESPONSE),
+    ("json", 400, {"code": 0}, Rejected("rejected_400")),
+    ("json", 415, "", Rejected("rejected_415")),
+    ("json", 401, "", account("http_401", "bad_credentials")),
+    ("json", 403, "", account("http_403", "bad_credentials")),
+    # twilio
+    ("twilio", 201, {"sid": "SM1", "status": "queued"}, Accepted("SM1")),
+    ("twilio", 400, {"code": 21211, "status": 400}, Rejected("rejected_21211")),
+    ("twilio", 400, {"code": 21612}, Rejected("rejected_21612")),
+    ("twilio", 400, {"code": 21614}, Rejected("rejected_21614")),
+    ("twilio", 400, {"code": 21610}, OPTED_OUT),
+    ("twilio", 401, {"code": 20003}, account("code_20003", "bad_credentials")),
+    ("twilio", 400, {"code": 21606}, account("code_21606", "sender_refused")),
+    ("twilio", 400, {"code": 21608}, account("code_21608", "sender_refused")),
+    ("twilio", 429, {"code": 20429}, TemporaryFailure("code_20429", affects_all=True)),
+    ("twilio", 500, {"code": 20500}, TemporaryFailure("http_500")),
+    # vonage, where the status is always 200
+    ("vonage", 200, vonage("0"), Accepted("id1")),
+    ("vonage", 200, vonage(0), Accepted("id1")),
+    ("vonage", 200, vonage("0", "0", "0"), Accepted("id1,id2,id3")),
+    ("vonage", 200, vonage("0", "5"), Rejected("partly_accepted")),
+    (
+        "vonage",
+        200,
+        vonage("1", text="Throughput Rate Exceeded - please wait [ 250 ] and retry"),
+        TemporaryFailure("code_1", 0.25, affects_all=True),
+    ),
+    ("vonage", 200, vonage("5"), TemporaryFailure("code_5")),
+    *(
+        ("vonage", 200, vonage(code), Rejected(f"rejected_{code}"))
+        for code in ("3", "6", "7", "12")
+    ),
+    ("vonage", 200, vonage("33"), Rejected("rejected_33")),
+    *(
+        ("vonage", 200, vonage(code), account(f"code_{code}", trouble))
+        for code, trouble in {
+            "2": "bad_credentials",
+            "4": "bad_credentials",
+            "8": "account_blocked",
+            "9": "no_credit",
+            "11": "account_blocked",
+            "14": "bad_credentials",
+            "15": "sender_refused",
+            "29": "sender_refused",
+            "32": "bad_credentials",
+        }.items()
+    ),
+    # infobip
+    ("infobip", 200, infobip(1, "PENDING_ACCEPTED"), Accepted("12")),
+    ("infobip", 200, infobip(5, "REJECTED_DUPLICATE_MESSAGE_ID"), Accepted("12")),
+    (
+        "infobip",
+        200,
+        infobip(5, "REJECTED_NOT_ENOUGH_CREDITS"),
+        account("code_REJECTED_NOT_ENOUGH_CREDITS", "no_credit"),
+    ),
+    (
+        "infobip",
+        200,
+        infobip(5, "REJECTED_SENDER"),
+        account("code_REJECTED_SENDER", "sender_refused"),
+    ),
+    (
+        "infobip",
+        200,
+        infobip(5, "REJECTED_FLOODING_FILTER"),
+        Rejected("rejected_REJECTED_FLOODING_FILTER"),
+    ),
+    ("infobip", 401, {}, account("http_401", "bad_credentials")),
+    ("infobip", 403, {}, account("http_403", "bad_credentials")),
+    ("infobip", 502, "<html>", TemporaryFailure("http_502")),
+    # sinch
+    ("sinch", 201, {"id": "01FC66621XXXXX119Z8PMV1QPQ"}, Accepted("01FC66621XXXXX119Z8PMV1QPQ")),
+    ("sinch", 400, {"code": "syntax_invalid_json"}, Rejected("rejected_400")),
+    ("sinch", 401, "", account("http_401", "bad_credentials")),
+    ("sinch", 403, {"code": "unknown"}, account("http_403", "bad_credentials")),
+    ("sinch", 429, "", TemporaryFailure("http_429")),
+    ("sinch", 500, "", TemporaryFailure("http_500")),
+    # messagebird
+    (
+        "messagebird",
+        201,
+        {"id": "e8077d803532c0b5937c639b60216938"},
+        Accepted("e8077d803532c0b5937c639b60216938"),
+    ),
+    ("messagebird", 422, errors(9), Rejected("rejected_9")),
+    ("messagebird", 401, errors(2), account("code_2", "bad_credentials")),
+    ("messagebird", 422, errors(25), account("code_25", "no_credit")),
+    # plivo
+    ("plivo", 202, {"message_uuid": ["db3ce55a", "ff3ce55b"]}, Accepted("db3ce55a,ff3ce55b")),
+    ("plivo", 400, {"error": "invalid dst"}, Rejected("rejected_400")),
+    ("plivo", 401, "", account("http_401", "bad_credentials")),
+    ("plivo", 429, "", TemporaryFailure("http_429")),
+    # telnyx
+    ("telnyx", 200, {"data": {"id": "40385f64"}}, Accepted("40385f64")),
+    ("telnyx", 400, errors("10002"), Rejected("rejected_10002")),
+    ("telnyx", 400, errors(10016), Rejected("rejected_10016")),
+    ("telnyx", 400, errors("40001"), Rejected("rejected_40001")),
+    ("telnyx", 400, errors("40300"), OPTED_OUT),
+    ("telnyx", 400, errors("40006"), TemporaryFailure("code_40006")),
+    ("telnyx", 403, errors("10009"), account("code_10009", "bad_credentials")),
+    ("telnyx", 403, errors("10010"), account("code_10010", "bad_credentials")),
+    ("telnyx", 429, errors("10011"), TemporaryFailure("code_10011", affects_all=True)),
+    ("telnyx", 429, errors("40011"), TemporaryFailure("code_40011", affects_all=True)),
+    # smsc, where the status is always 200
+    ("smsc", 200, {"id": 12, "cnt": 1}, Accepted("12")),
+    ("smsc", 200, {"id": "12", "cnt": 1}, Accepted("12")),
+    *(
+        ("smsc", 200, {"error": "any", "error_code": code}, Rejected(f"rejected_{code}"))
+        for code in (1, 5, 6, 7, 8)
+    ),
+    ("smsc", 200, {"error": "any", "error_code": 2}, account("code_2", "bad_credentials")),
+    ("smsc", 200, {"error": "any", "error_code": 3}, account("code_3", "no_credit")),
+    ("smsc", 200, {"error": "any", "error_code": 4}, account("code_4", "account_blocked")),
+    ("smsc", 200, {"error": "any", "error_code": 9}, Unknown("repeated_too_soon")),
+    ("smsc", 200, {"error": "any", "error_code": 99}, TemporaryFailure("code_99")),
+    # smsru, where the status is always 200
+    ("smsru", 200, smsru(100, 100), Accepted("000-10000000")),
+    *(
+        ("smsru", 200, smsru(100, code), Rejected(f"rejected_{code}"))
+        for code in (150, 202, 203, 205, 207, 214, 215, 216)
+    ),
+    *(
+        ("smsru", 200, smsru(100, code), TemporaryFailure(f"code_{code}"))
+        for code in (220, 230, 231, 232, 500)
+    ),
+    ("smsru", 200, smsru(100, 209), OPTED_OUT),
+    ("smsru", 200, smsru(100, 201), account("code_201", "no_credit")),
+    ("smsru", 200, smsru(100, 204), account("code_204", "sender_refused")),
+    *(
+        ("smsru", 200, {"status": "ERROR", "status_code": code}, account(f"code_{code}", trouble))
+        for code, trouble in {
+            200: "bad_credentials",
+            201: "no_credit",
+            300: "bad_credentials",
+            301: "bad_credentials",
+            302: "bad_credentials",
+        }.items()
+    ),
+    (
+        "smsru",
+        200,
+        {"status": "ERROR", "status_code": 206},
+        TemporaryFailure("code_206", affects_all=True),
+    ),
+    # smsaero
+    ("smsaero", 200, {"success": True, "data": {"id": 1, "status": 0}}, Accepted("1")),
+    ("smsaero", 200, {"result": "no credits"}, account("code_no_credits", "no_credit")),
+    ("smsaero", 200, {"result": "reject"}, Rejected("rejected")),
+    ("smsaero", 401, "", account("http_401", "bad_credentials")),
+    # exolve
+    ("exolve", 200, {"message_id": "439166538"}, Accepted("439166538")),
+    ("exolve", 401, "", account("http_401", "bad_credentials")),
+    # kannel answers in text, without an id
+    ("kannel", 202, "0: Accepted for delivery", Accepted()),
+    ("kannel", 202, "3: Queued for later delivery", Accepted()),
+    ("kannel", 403, "Authorization failed for sendsms", account("http_403", "bad_credentials")),
+    ("kannel", 400, "Missing receiver number, rejected", Rejected("rejected_400")),
+    ("kannel", 503, "Temporal failure, try again later.", TemporaryFailure("http_503")),
+    ("kannel", 202, "", BAD_RESPONSE),
+    # jasmin answers in text
+    (
+        "jasmin",
+        200,
+        'Success "07033084-5cfd-4812-90a4-e4d24ffb6e3d"',
+        Accepted("07033084-5cfd-4812-90a4-e4d24ffb6e3d"),
+    ),
+    ("jasmin", 400, 'Error "Argument [to] is missing"', Rejected("rejected_400")),
+    (
+        "jasmin",
+        403,
+        'Error "Authentication failure for username:x"',
+        account("http_403", "bad_credentials"),
+    ),
+    (
+        "jasmin",
+        403,
+        'Error "Cannot charge submit_sm, check if your balance"',
+        account("http_403", "no_credit"),
+    ),
+    (
+        "jasmin",
+        403,
+        'Error "User throughput exceeded"',
+        TemporaryFailure("http_403", affects_all=True),
+    ),
+    ("jasmin", 412, 'Error "No route found"', Rejected("rejected_412", other_gateways=True)),
+    ("jasmin", 500, 'Error "Cannot send submit_sm"', TemporaryFailure("http_500")),
+    # android
+    ("android", 202, {"id": "12", "state": "Pending"}, Accepted("12")),
+    ("android", 409, {"message": "duplicate"}, Accepted()),
+    ("android", 400, {"message": "invalid phone"}, Rejected("rejected_400")),
+    ("android", 401, "", account("http_401", "bad_credentials")),
+    ("android", 500, "", TemporaryFailure("http_500")),
+    # textbee
+    ("textbee", 201, {"data": {"smsBatchId": "65f", "success": True}}, Accepted("65f")),
+    ("textbee", 401, "", account("http_401", "bad_credentials")),
+]
+
+
+@pytest.mark.parametrize(("kind", "status", "body", "expected"), CASES)
+def test_response_has_the_documented_outcome(
+    kind: str, status: int, body: object, expected: Outcome
+) -> None:
+    assert outcome(kind, status, body) == expected
+
+
+def test_each_kind_has_cases() -> None:
+    assert {kind for kind, *_ in CASES} == set(shipped_kinds())
+
+
+@pytest.mark.parametrize("kind", shipped_kinds())
+def test_retry_after_of_a_busy_gateway_concerns_all_messages(kind: str) -> None:
+    assert outcome(kind, 503, "", 20) == TemporaryFailure("http_503", 20, affects_all=True)
+    assert outcome(kind, 503, "") == TemporaryFailure("http_503")
+
+
+@pytest.mark.parametrize("kind", shipped_kinds())
+@pytest.mark.parametrize(
+    "body", [b"", b"\xff\xfe", b"[" * 60_000, b"{}", b"[]", b"null", b'"text"', b"<html></html>"]
+)
+@pytest.mark.parametrize("status", [200, 202, 302, 404, 500, 599])
+def test_strange_body_is_never_accepted(kind: str, status: int, body: bytes) -> None:
+    assert not isinstance(outcome(kind, status, body), Accepted)
+
+
+def test_text_in_another_charset_is_read() -> None:
+    rules = ResponseRules(load_profile("kannel").response)
+    response = Response(202, "0: Accepted for delivery".encode("utf-16"), charset="utf-16")
+    assert rules.outcome(response) == Accepted()
