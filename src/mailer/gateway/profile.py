@@ -230,6 +230,16 @@ def read_profile(content: bytes, name: str) -> Profile:
     raise FileError([f"{name}: {mistake}" for mistake in mistakes])
 
 
+def account_keys(profile: Profile) -> dict[str, bool]:
+    """Return the keys of the account that the profile uses, and whether each is required."""
+    keys: dict[str, bool] = {}
+    for _, text in _texts(profile):
+        for name, optional in PLACEHOLDER.findall(text):
+            if name in ACCOUNT_PLACEHOLDERS and name != "url":
+                keys[name] = keys.get(name, False) or not optional
+    return keys
+
+
 def _find_mistakes(profile: Profile) -> Iterator[str]:
     """Yield each mistake that the types of single fields cannot show."""
     yield from _find_request_mistakes(profile.request)

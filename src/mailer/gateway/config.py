@@ -1,0 +1,174 @@
+"""The gateways that a company uses, read from the TOML file that `MAILER_GATEWAYS` names."""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from mailer.gateway.placeholders import ACCOUNT_PLACEHOLDERS
+from mailer.gateway.profile import Profile, account_keys, load_profile
+from mailer.gateway.request_template import RequestTemplate, Texts
+from mailer.gateway.toml_file import FileError, convert_table, parse_toml, read_file
+from mailer.urls import GatewayUrl, read_gateway_url
+
+MAX_GATEWAYS = 100
+ACCOUNT_KEYS = [name for name in ACCOUNT_PLACEHOLDERS if name != "url"]
+MAX_SECRET_BYTES = 64 * 1024
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+_SECRETS = (*ACCOUNT_PLACEHOLDERS, "callback_secret")
+"""Keys whose value may be taken from the environment or from a file."""
+
+Text = Annotated[str, Meta(min_length=1, max_length=4_096)]
+
+
+class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One `[[gateway]]` of the file. Durations are in seconds."""
+
+    name: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")]
+    kind: Text
+    """Name of a profile that is shipped with mailer, or the path of one's own."""
+    url: Text | None = None
+    """Address of the API, if the profile has none or another is to be used."""
+    account: Text | None = None
+    username: Text | None = None
+    password: Text | None = None
+    token: Text | None = None
+    callback_secret: Text | None = None
+    sender: Annotated[str, Meta(min_length=1, max_length=20)] | None = None
+    """Name or number that the client sees, unless the mailing has another."""
+    concurrency: Annotated[int, Meta(ge=1, le=10_000)] = 50
+    rate: Annotated[float, Meta(ge=0, le=1_000_000)] | None = None
+    """Most messages a second; 0 for no limit. Default: that of the profile, or no limit."""
+    timeout: Annotated[float, Meta(gt=0, le=86_400)] = 10
+    price: Annotated[float, Meta(ge=0, le=1_000)] | None = None
+    """Price of one part, in the company's currency."""
+    operator_codes: (
+        Annotated[list[Annotated[str, Meta(pattern=r"^[0-9]{3}$")]], Meta(min_length=1)] | None
+    ) = None
+    """Operator codes for which it is used. Default: all."""
+    order: Annotated[int, Meta(ge=1, le=100)] = 1
+    """Gateways with the lowest order are used first; the next ones when these are out."""
+    weight: Annotated[int, Meta(ge=1, le=1_000)] = 1
+    """Share of the messages among gateways of the same order."""
+
+    def __repr__(self) -> str:
+        return f"GatewayConfig(name={self.name!r}, kind={self.kind!r})"  # no secrets
+
+    __str__ = __repr__
+
+
+class ConfiguredGateway(msgspec.Struct, frozen=True):
+    """A gateway of the file with its profile, both checked."""
+
+    config: GatewayConfig
+    profile: Profile
+    url: GatewayUrl
+
+    def request_template(self, headers: Mapping[str, str]) -> RequestTemplate:
+        """Return the template of its requests; `headers` are added to those of the profile."""
+        account = {
+            name: value
+            for name in ACCOUNT_KEYS
+            if (value := getattr(self.config, name)) is not None
+        }
+        texts = Texts(account, self.profile.by_text, self.profile.with_callback)
+        return RequestTemplate(self.profile.request, self.url, texts, headers)
+
+
+def read_gateways(path: Path, environ: Mapping[str, str]) -> list[ConfiguredGateway]:
+    """Return the gateways of the file at `path`, in its order.
+
+    A secret may be `"${NAME}"`, the environment's variable NAME, or `"file:PATH"`, the content of a
+    file relative to the folder of `path`. Raises `FileError`, which names every mistake.
+    """
+    document = parse_toml(read_file(path), str(path))
+    tables = document.get("gateway")
+    if document.keys() != {"gateway"} or not isinstance(tables, list) or not tables:
+        raise FileError([f"{path}: must have one or more tables [[gateway]] and nothing else"])
+    if len(tables) > MAX_GATEWAYS:
+        raise FileError([f"{path}: must have at most {MAX_GATEWAYS} gateways"])
+    mistakes: list[str] = []
+    gateways: list[ConfiguredGateway] = []
+    for number, table in enumerate(tables, start=1):
+        place = f"{path}: gateway[{number}]"
+        try:
+            gateways.append(_read_gateway(table, path.parent, environ))
+        except FileError as error:
+            mistakes += (f"{place}.{mistake}" for mistake in error.mistakes)
+    names = [table.get("name") for table in tables if isinstance(table, dict)]
+    mistakes += (
+        f"{path}: the name {name!r} is used more than once"
+        for name in sorted({str(name) for name in names if name and names.count(name) > 1})
+    )
+    if mistakes:
+        raise FileError(mistakes)
+    return gateways
+
+
+def _read_gateway(table: object, folder: Path, environ: Mapping[str, str]) -> ConfiguredGateway:
+    """Return one gateway of the file. Raises `FileError` with paths inside its table."""
+    mistakes: list[str] = []
+    if isinstance(table, dict):
+        table = dict(table)
+        for key in _SECRETS:
+            if isinstance(value := table.get(key), str):
+                try:
+                    table[key] = _resolve(value, folder, environ)
+                except ValueError as error:
+                    mistakes.append(f"{key}: {error}")
+    try:
+        config = convert_table(table, GatewayConfig)
+    except FileError as error:
+        raise FileError(mistakes + error.mistakes) from None
+    try:
+        profile = load_profile(config.kind, folder)
+    except FileError as error:
+        raise FileError(mistakes + error.mistakes) from None
+    mistakes += _find_key_mistakes(config, profile)
+    address = config.url or profile.url
+    if address is None:
+        mistakes.append(f"url: is required for the kind {config.kind}")
+    else:
+        try:
+            url = read_gateway_url(address)
+        except ValueError as error:
+            mistakes.append(f"url: {error}")
+    if mistakes:
+        raise FileError(mistakes)
+    return ConfiguredGateway(config, profile, url)
+
+
+def _find_key_mistakes(config: GatewayConfig, profile: Profile) -> Iterator[str]:
+    """Yield each key of the account that the profile needs and lacks, or has and does not use."""
+    used = account_keys(profile)
+    for key in ACCOUNT_KEYS:
+        is_given = getattr(config, key) is not None
+        if not is_given and used.get(key):
+            yield f"{key}: is required for the kind {config.kind}"
+        elif is_given and key not in used:
+            yield f"{key}: is not used by the kind {config.kind}"
+
+
+def _resolve(value: str, folder: Path, environ: Mapping[str, str]) -> str:
+    """Return a secret's value. Raises `ValueError` if its variable or file cannot be read."""
+    if variable := _VARIABLE.fullmatch(value):
+        if not environ.get(variable[1]):
+            raise ValueError(f"the environment variable {variable[1]} is not set or empty")
+        return environ[variable[1]]
+    if not value.startswith("file:"):
+        return value
+    path = folder / value.removeprefix("file:")
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_SECRET_BYTES + 1)
+        text = content.decode().rstrip("\r\n")
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not UTF-8") from None
+    if not text or len(content) > MAX_SECRET_BYTES:
+        raise ValueError(f"{path} must have 1 to {MAX_SECRET_BYTES:,} bytes")
+    return text
