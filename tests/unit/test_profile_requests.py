@@ -110,9 +110,8 @@ def test_twilio() -> None:
 def test_vonage(text: str, type_: str) -> None:
     sent = send("vonage", text)
     assert (sent.method, sent.target) == ("POST", "/sms/json")
+    assert sent.headers["Authorization"] == basic("AC1", "tok")
     assert sent.form == {
-        "api_key": "AC1",
-        "api_secret": "tok",
         "from": "ACME",
         "to": "79161234567",
         "text": text,
@@ -148,6 +147,7 @@ def test_sinch() -> None:
         "to": ["+79161234567"],
         "from": "ACME",
         "body": CYRILLIC,
+        "type": "mt_text",
         "expire_at": "2030-01-02T03:04:05.000Z",
         "client_reference": "12",
         "callback_url": CALLBACK,
@@ -160,7 +160,7 @@ def test_messagebird() -> None:
     assert (sent.method, sent.target) == ("POST", "/messages")
     assert sent.headers["Authorization"] == "AccessKey tok"
     assert sent.json == {
-        "recipients": ["79161234567"],
+        "recipients": "79161234567",
         "originator": "ACME",
         "body": CYRILLIC,
         "validity": 7_200,
@@ -178,6 +178,7 @@ def test_plivo() -> None:
         "src": "ACME",
         "dst": "79161234567",
         "text": CYRILLIC,
+        "type": "sms",
         "message_expiry": 7_200,
         "url": CALLBACK,
         "method": "POST",
@@ -231,7 +232,7 @@ def test_smsaero() -> None:
     assert (sent.method, sent.target) == ("POST", "/v2/sms/send")
     assert sent.headers["Authorization"] == basic("ann", "tok")
     assert sent.json == {
-        "number": "79161234567",
+        "number": 79161234567,
         "sign": "ACME",
         "text": CYRILLIC,
         "callbackUrl": CALLBACK,

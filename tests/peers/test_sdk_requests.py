@@ -1,0 +1,112 @@
+"""The requests of the shipped profiles, compared with those of the providers' own SDKs.
+
+`make peers` installs the SDKs and runs this; `make test` does not.
+"""
+
+import base64
+import json
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+
+import pytest
+
+from mailer.gateway.profile import load_profile
+from mailer.gateway.protocol import OutgoingMessage
+from mailer.gateway.request_template import RequestTemplate, Texts
+from mailer.urls import read_gateway_url
+
+PYTHON = Path(".venv/sdks/bin/python")
+SCRIPT = Path(__file__).with_name("sdk_requests.py")
+ACCOUNT = {"account": "MAXXXXXXXXXXXXXXXXXX", "username": "ann@example.com", "token": "t" * 32}
+VALID_UNTIL = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+SDK_DEFAULTS = {
+    "plivo": {"log": "true", "trackable": False},
+}
+"""Fields that an SDK always adds, with the provider's default."""
+
+
+def message(text: str) -> OutgoingMessage:
+    return OutgoingMessage(
+        id=12,
+        phone="79161234567",
+        text=text,
+        sender="ACME",
+        validity=7_200,
+        valid_until=VALID_UNTIL,
+        callback="https://mailer.example/gateways/g/receipts?id=12",
+    )
+
+
+def request_of_profile(kind: str, text: str) -> dict[str, Any]:
+    profile = load_profile(kind)
+    url = read_gateway_url(profile.url or "https://gateway.example")
+    texts = Texts(ACCOUNT, profile.by_text, profile.with_callback)
+    data = RequestTemplate(profile.request, url, texts, {}).render(message(text))
+    head, _, body = data.partition(b"\r\n\r\n")
+    line, *headers = head.decode().split("\r\n")
+    method, path, _ = line.split(" ")
+    named = {name.lower(): value for name, value in (header.split(": ", 1) for header in headers)}
+    return {"method": method, "path": path, "headers": named, "body": body.decode()}
+
+
+def request_of_sdk(kind: str, text: str) -> dict[str, Any]:
+    if not PYTHON.exists():
+        pytest.skip("the SDKs are not installed: make peers")
+    sent = message(text)
+    fields = ACCOUNT | {
+        "id": sent.id,
+        "phone": sent.phone,
+        "text": text,
+        "sender": sent.sender,
+        "validity": sent.validity,
+        "valid_until": VALID_UNTIL.isoformat(),
+        "callback": sent.callback,
+    }
+    run = subprocess.run(
+        [PYTHON, "-W", "ignore", SCRIPT, kind],
+        input=json.dumps(fields),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    request: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
+    return request
+
+
+def fields_of(request: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of the body, without those that are null."""
+    if "json" in request["headers"]["content-type"]:
+        document = json.loads(request["body"])
+        return {name: value for name, value in document.items() if value is not None}
+    return dict(parse_qsl(request["body"], strict_parsing=True))
+
+
+def credentials(request: dict[str, Any]) -> str:
+    kind, _, value = request["headers"]["authorization"].partition(" ")
+    return f"{kind} {base64.b64decode(value).decode() if kind == 'Basic' else value}"
+
+
+@pytest.mark.parametrize("text", ["Hello & 100%", "Привет, мир & 100%", "Привет! " * 30])
+@pytest.mark.parametrize(
+    "kind",
+    ["twilio", "vonage", "infobip", "sinch", "telnyx", "plivo", "messagebird", "smsaero"],
+)
+def test_profile_sends_what_the_sdk_sends(kind: str, text: str) -> None:
+    ours, theirs = request_of_profile(kind, text), request_of_sdk(kind, text)
+    assert (ours["method"], ours["path"]) == (theirs["method"], theirs["path"])
+    assert credentials(ours) == credentials(theirs)
+    content_type = theirs["headers"]["content-type"].partition(";")[0]
+    assert ours["headers"]["content-type"] == content_type
+    expected = fields_of(theirs)
+    for name, default in SDK_DEFAULTS.get(kind, {}).items():
+        assert expected.pop(name) == default
+    fields = fields_of(ours)
+    if kind == "sinch":  # the same moment, written differently
+        assert datetime.fromisoformat(fields.pop("expire_at")) == VALID_UNTIL
+        assert datetime.fromisoformat(expected.pop("expire_at")) == VALID_UNTIL
+    assert fields == expected
