@@ -16,7 +16,7 @@ BENCHES := first_request deliver import_clients cost against_bare against_peers 
 # Programs that only some tests need, and that pip cannot install.
 PROGRAMS := promtool chromium faketime
 
-.PHONY: help demo check test busy $(PROGRAMS) oidc-provider lint fmt bench properties texts security schema lock audit clean
+.PHONY: help demo check test busy peers $(PROGRAMS) oidc-provider lint fmt bench properties texts security schema lock audit clean
 .DELETE_ON_ERROR:
 
 help: ## show this help
@@ -41,6 +41,11 @@ busy: $(READY) ## run all tests three times, beside four endless loops that keep
 	@set -e; trap 'kill $$burners' EXIT; for n in 1 2 3 4; do \
 		$(BIN)/python -c 'while True: pass' & burners="$$burners $$!"; done; \
 	for run in 1 2 3; do $(MAKE) --no-print-directory test; done
+
+peers: $(READY) ## compare the requests of gateways with those of the providers' SDKs
+	@[ -e .venv/sdks/ready ] || { $(PYTHON) -m venv .venv/sdks && \
+		.venv/sdks/bin/pip install -q -r tests/peers/requirements.txt && touch .venv/sdks/ready; }
+	@$(BIN)/pytest -q tests/peers
 
 promtool: PACKAGE := prometheus
 chromium: PACKAGE := chromium

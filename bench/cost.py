@@ -39,8 +39,9 @@ from mailer.dispatch import message_log
 from mailer.dispatch.dispatcher import Dispatcher, DispatcherLimits
 from mailer.embedded_postgres.cluster import embedded_postgres
 from mailer.gateway.channel import Channel, ChannelLimits
+from mailer.gateway.config import default_gateway
 from mailer.gateway.http import HttpGateway
-from mailer.gateway.protocol import Accepted, Outcome, Request
+from mailer.gateway.protocol import Accepted, Outcome, OutgoingMessage, Request
 from mailer.log import configure_logging
 from mailer.mailing import service
 from mailer.mailing.model import NewMailing
@@ -92,12 +93,17 @@ class RequestCosts(NamedTuple):
     """Median of the ratios of neighbouring blocks, mailer to bare."""
 
 
+def settings_of(url: str) -> Settings:
+    """Return the settings for a gateway at `url`."""
+    return Settings(gateway_url=url, gateway_token=harness.TOKEN, gateway_concurrency=CONCURRENCY)
+
+
 async def measure_requests(blocks: int) -> RequestCosts:
     """Measure `blocks` blocks of requests with mailer's gateway client, and as many without."""
     async with (
         harness.sink() as sink,
         bare_session(CONCURRENCY) as session,
-        HttpGateway(sink.url, harness.TOKEN, concurrency=CONCURRENCY) as gateway,
+        HttpGateway(default_gateway(settings_of(sink.url))) as gateway,
     ):
 
         async def send_bare(number: int) -> None:
@@ -105,7 +111,8 @@ async def measure_requests(blocks: int) -> RequestCosts:
 
         async def send_by_gateway(number: int) -> None:
             deadline = time.monotonic() + REQUEST_TIMEOUT
-            request = Request(number, str(79_000_000_000 + number), TEXT, deadline)
+            phone = str(79_000_000_000 + number)
+            request = Request(OutgoingMessage(id=number, phone=phone, text=TEXT), deadline)
             if await gateway.send(request) != Accepted():
                 message = "the sink rejected a message"
                 raise RuntimeError(message)
@@ -144,7 +151,8 @@ async def measure_rest(messages: int, rounds: int) -> float:
             database = await asyncpg.connect(url)
             await harness.create_clients(database, messages)
             settings = Settings(auth="none")
-            channel = Channel(InstantGateway(), ChannelLimits.of(settings))
+            limits = ChannelLimits.of(default_gateway(settings), settings)
+            channel = Channel(InstantGateway(), limits)
             dispatcher = Dispatcher(url, engine, channel, DispatcherLimits.of(settings))
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(dispatcher.run())

@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.db.engine import FIRST_STOP_LOCK, asyncpg_connection, create_engine
 from mailer.gateway.channel import Channel, ChannelLimits
+from mailer.gateway.config import default_gateway
 from mailer.gateway.protocol import Outcome, Request
 from mailer.mailing import (
     enqueuing,
@@ -296,4 +297,9 @@ class UnusedGateway:
 
 def create_channel(**settings: Any) -> Channel:
     """Return a channel with the limits of these settings. Its gateway cannot send."""
-    return Channel(UnusedGateway(), ChannelLimits.of(Settings(**settings)))
+    return Channel(UnusedGateway(), channel_limits(Settings(**settings)))
+
+
+def channel_limits(settings: Settings) -> ChannelLimits:
+    """Return the limits of the gateway that these settings describe."""
+    return ChannelLimits.of(default_gateway(settings), settings)

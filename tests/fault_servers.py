@@ -14,8 +14,10 @@ from typing import NamedTuple
 
 from mailer.clock import elapsed
 from mailer.dispatch.in_flight import InFlightRequests
+from mailer.gateway.config import default_gateway
 from mailer.gateway.http import HttpGateway
-from mailer.gateway.protocol import Gateway, Outcome, Request
+from mailer.gateway.protocol import Gateway, Outcome, OutgoingMessage, Request
+from mailer.settings import Settings
 
 OK = b'{"code": 0, "message": "OK"}'
 """A body that accepts the message."""
@@ -177,12 +179,14 @@ class SilentServer:
 
 def gateway_at(url: str, token: str | None = None, concurrency: int = 5) -> HttpGateway:
     """Return mailer's client of the gateway at `url`."""
-    return HttpGateway(url, token, concurrency=concurrency)
+    settings = Settings(gateway_url=url, gateway_token=token, gateway_concurrency=concurrency)
+    return HttpGateway(default_gateway(settings))
 
 
 def create_request(message_id: int = 7, text: str = "Hello", within: float = 30.0) -> Request:
     """Return a request with a deadline `within` seconds from now."""
-    return Request(message_id, phone="79161234567", text=text, deadline=elapsed() + within)
+    message = OutgoingMessage(id=message_id, phone="79161234567", text=text)
+    return Request(message, elapsed() + within)
 
 
 async def send(gateway: Gateway, request: Request | None = None) -> Outcome:

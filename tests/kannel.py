@@ -4,12 +4,13 @@ import asyncio
 import contextlib
 import re
 import socket
+import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
-from tests.programs import missing, needed
 from tests.processes import until
+from tests.programs import missing, needed
 
 FAKESMSC = Path("/usr/lib/kannel/test/fakesmsc")
 USER, PASSWORD = "mailer", "sesame"
@@ -81,6 +82,15 @@ class Kannel:
             f'username = "{USER}"\npassword = "{PASSWORD}"\nsender = "ACME"\n'
         )
 
+    async def until_complete(self, count: int) -> list[tuple[str, str]]:
+        """Wait until `count` messages were received, and return their phones and texts."""
+
+        async def texts() -> list[tuple[str, str]] | None:
+            received = self.texts()
+            return received if len(received) >= count else None
+
+        return await until(texts)
+
     def texts(self) -> list[tuple[str, str]]:
         """Return phone and text of each message of which all parts were received."""
         messages: dict[tuple[str, int, int], list[Part]] = {}
@@ -131,9 +141,9 @@ async def _running(*command: str, folder: Path) -> AsyncIterator[asyncio.subproc
     process = await asyncio.create_subprocess_exec(
         *command,
         cwd=folder,
-        stdin=asyncio.subprocess.PIPE,  # fakesmsc ends when its input ends
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT if command[0] == str(FAKESMSC) else asyncio.subprocess.DEVNULL,
+        stdin=subprocess.PIPE,  # fakesmsc ends when its input ends
+        stdout=subprocess.PIPE if command[0] == str(FAKESMSC) else subprocess.DEVNULL,
+        stderr=subprocess.STDOUT,
         limit=1_000_000,
     )
     try:
@@ -148,8 +158,7 @@ async def _read(operator: asyncio.subprocess.Process, parts: list[Part]) -> None
     """Add what fakesmsc logs to `parts`."""
     assert operator.stdout is not None
     async for line in operator.stdout:
-        if received := RECEIVED.search(line.rstrip()):
-            parts.append(Part(received))
+        parts.extend(Part(received) for received in RECEIVED.finditer(line.rstrip()))
 
 
 def _free_port() -> int:

@@ -67,6 +67,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     data_dir: str = msgspec.field(default_factory=default_data_dir)
     host: str = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65_535)] = 8000
+    gateways: str | None = None
     gateway_url: str | None = None
     gateway_token: HeaderToken | None = None
     gateway_timeout: Seconds = 10
@@ -194,6 +195,8 @@ def _find_errors(settings: Settings) -> list[str]:
 def _find_url_errors(settings: Settings) -> list[str]:
     """Return the errors in the URLs of the gateway and of the mail server."""
     errors = []
+    if settings.gateways is not None and settings.gateway_url is not None:
+        errors.append(f"{PREFIX}GATEWAYS and {PREFIX}GATEWAY_URL: set only one")
     if settings.gateway_url is not None:
         try:
             user = read_gateway_url(settings.gateway_url).user

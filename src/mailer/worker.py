@@ -7,6 +7,7 @@ order, and stop them in the opposite order on a signal. The HTTP server answers 
 
 import asyncio
 import gc
+import os
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -35,8 +36,11 @@ from mailer.db.startup import (
     provide_database_url,
 )
 from mailer.dispatch.dispatcher import Dispatcher, DispatcherLimits
+from mailer.errors import StartError
 from mailer.gateway.channel import Channel, ChannelLimits
+from mailer.gateway.config import configured_gateways
 from mailer.gateway.http import HttpGateway
+from mailer.gateway.toml_file import ConfigFileError
 from mailer.loop_monitor import DEBUG_PROBE_INTERVAL, PROBE_INTERVAL, LoopMonitor
 from mailer.server import listen, notify_systemd, stop_on_signals, url_of
 from mailer.settings import Settings
@@ -196,18 +200,20 @@ def _create_engine(
 
 async def _open_channel(stack: AsyncExitStack, settings: Settings) -> Channel | None:
     """Return a channel to the gateway, which `stack` closes; None if no gateway is configured."""
-    if settings.gateway_url is None:
-        log.warning("gateway_not_configured", because="MAILER_GATEWAY_URL is not set")
+    try:
+        gateways = configured_gateways(settings, os.environ)
+    except ConfigFileError as error:
+        raise StartError(str(error)) from None
+    if not gateways:
+        because = "neither MAILER_GATEWAYS nor MAILER_GATEWAY_URL is set"
+        log.warning("gateway_not_configured", because=because)
         return None
+    [configured] = gateways
     gateway = await stack.enter_async_context(
-        HttpGateway(
-            settings.gateway_url,
-            settings.gateway_token,
-            concurrency=settings.gateway_concurrency,
-            retry_after_cap=settings.retry_after_cap,
-        )
+        HttpGateway(configured, retry_after_cap=settings.retry_after_cap)
     )
-    return Channel(gateway, ChannelLimits.of(settings))
+    limits = ChannelLimits.of(configured, settings)
+    return Channel(gateway, limits, configured.config.sender or "")
 
 
 def _create_mail(

@@ -3,12 +3,12 @@
 import asyncio
 
 from tests.event_timeout import EVENT_TIMEOUT
-from tests.factories import add_due_messages, do, mailing_counts, value
+from tests.factories import add_due_messages, channel_limits, do, mailing_counts, value
 
 from mailer.db import origin
 from mailer.db.engine import create_engine
 from mailer.dispatch.dispatcher import Dispatcher, DispatcherLimits
-from mailer.gateway.channel import Channel, ChannelLimits
+from mailer.gateway.channel import Channel
 from mailer.gateway.protocol import Outcome, Request, TemporaryFailure, Unknown
 from mailer.settings import Settings
 
@@ -48,7 +48,7 @@ async def test_requests_waiting_for_a_connection_are_not_written_after_the_break
     await do(engine, origin.update)  # as at startup, while no message exists
     settings = Settings(gateway_concurrency=3)
     gateway = SlowToConnect()
-    channel = gateway.channel = Channel(gateway, ChannelLimits.of(settings))
+    channel = gateway.channel = Channel(gateway, channel_limits(settings))
     mailing_id = await add_due_messages(engine, 3)
     dispatcher = Dispatcher(database_url, engine, channel, DispatcherLimits.of(settings))
     async with asyncio.TaskGroup() as tasks:

@@ -144,7 +144,9 @@ async def test_each_fault_of_the_sandbox_has_its_outcomes(
 async def test_a_wrong_token_is_a_failure_of_the_gateway() -> None:
     sandbox = SandboxGateway(Faults(), token="secret")  # noqa: S106  # used in tests alone
     async with sandbox.run() as url, gateway_at(url, "wrong") as gateway:
-        assert await send(gateway) == TemporaryFailure("http_401", affects_all=True)
+        assert await send(gateway) == TemporaryFailure(
+            "http_401", affects_all=True, trouble="bad_credentials"
+        )
 
 
 # ---- status 200 -----------------------------------------------------------------------------
@@ -327,7 +329,7 @@ UNREADABLE_HEADERS = [
     [
         (200, TemporaryFailure("bad_response")),
         (400, Rejected("rejected_400")),
-        (401, TemporaryFailure("http_401", affects_all=True)),
+        (401, TemporaryFailure("http_401", affects_all=True, trouble="bad_credentials")),
         (503, TemporaryFailure("http_503")),
     ],
 )
@@ -416,9 +418,9 @@ async def test_a_permanent_refusal_names_its_status(status: int) -> None:
 
 @pytest.mark.parametrize("status", WRONG_TOKEN)
 async def test_a_wrong_token_affects_all_messages(status: int) -> None:
-    outcome = TemporaryFailure(f"http_{status}", affects_all=True)
+    outcome = TemporaryFailure(f"http_{status}", affects_all=True, trouble="bad_credentials")
     assert await send_to(respond_with(http_response(status, OK))) == outcome
-    outcome = TemporaryFailure(f"http_{status}", retry_after=17, affects_all=True)
+    outcome = TemporaryFailure(f"http_{status}", 17, affects_all=True, trouble="bad_credentials")
     assert await send_to(respond_with(http_response(status, OK, "Retry-After: 17"))) == outcome
 
 

@@ -6,12 +6,12 @@ from typing import NamedTuple
 
 import pytest
 from tests.event_timeout import EVENT_TIMEOUT
-from tests.factories import add_due_messages, do, mailing_counts
+from tests.factories import add_due_messages, channel_limits, do, mailing_counts
 
 from mailer.db import origin
 from mailer.db.engine import create_engine
 from mailer.dispatch.dispatcher import Dispatcher, DispatcherLimits
-from mailer.gateway.channel import Channel, ChannelLimits
+from mailer.gateway.channel import Channel
 from mailer.gateway.protocol import Accepted, Outcome, Rejected, Request, TemporaryFailure
 from mailer.settings import Settings
 
@@ -55,7 +55,7 @@ async def test_only_accepted_and_rejected_messages_count_for_the_throughput(
         Reaction(0.1, Rejected("rejected_400")),
     )
     settings = Settings(gateway_concurrency=CONCURRENCY, retry_base=0.01, retry_cap=0.02)
-    channel = Channel(gateway, ChannelLimits.of(settings))
+    channel = Channel(gateway, channel_limits(settings))
     mailing_id = await add_due_messages(engine, MESSAGES)
     dispatcher = Dispatcher(database_url, engine, channel, DispatcherLimits.of(settings))
     async with asyncio.TaskGroup() as tasks:

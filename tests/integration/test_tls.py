@@ -107,7 +107,7 @@ async def test_a_gateway_with_a_valid_certificate_receives_the_message(
 ) -> None:
     server = RecordingServer()
     async with served(server.talk, certificates.good) as url:
-        assert await send_in_new_process(url) == "Accepted()"
+        assert await send_in_new_process(url) == "Accepted(gateway_message_id=None)"
     assert len(server.requests) == 1
 
 

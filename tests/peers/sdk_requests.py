@@ -4,11 +4,11 @@ Runs in a virtual environment of its own, which has the SDKs and nothing of mail
 `python sdk_requests.py KIND`, with the message as JSON on the standard input. `make peers` does it.
 """
 
-import datetime
 import http.server
 import json
 import sys
 import threading
+from datetime import datetime
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -38,7 +38,7 @@ class Recorder(http.server.BaseHTTPRequestHandler):
 
     requests: list[dict[str, Any]] = []  # noqa: RUF012  # shared on purpose
 
-    def do_POST(self) -> None:  # noqa: N802  # the name that http.server calls
+    def do_POST(self) -> None:  # the name that http.server calls
         body = self.rfile.read(int(self.headers["Content-Length"]))
         headers = {name.lower(): value for name, value in self.headers.items()}
         self.requests.append(
@@ -57,16 +57,16 @@ class Recorder(http.server.BaseHTTPRequestHandler):
 
 def redirect_requests(address: str) -> None:
     """Let the library `requests` send everything to `address`, with the path unchanged."""
-    import requests  # noqa: PLC0415  # only some SDKs use it
+    import requests  # only some SDKs use it
 
     send = requests.Session.send
 
-    def send_to_address(session: Any, request: Any, **options: Any) -> Any:  # noqa: ANN401
+    def send_to_address(session: Any, request: Any, **options: Any) -> Any:
         parts = urlsplit(request.url)
         request.url = f"{address}{parts.path}" + (f"?{parts.query}" if parts.query else "")
         return send(session, request, **options)
 
-    requests.Session.send = send_to_address
+    requests.Session.send = send_to_address  # type: ignore[method-assign,assignment]  # the class is changed on purpose
 
 
 def twilio(address: str, message: dict[str, Any]) -> None:
@@ -108,9 +108,7 @@ def infobip(address: str, message: dict[str, Any]) -> None:
 
     configuration = infobip_client.Configuration(host=address, api_key=message["token"])
     options = models.SmsMessageOptions(
-        validity_period=models.ValidityPeriod(
-            amount=message["validity"] // 60, time_unit="MINUTES"
-        )
+        validity_period=models.ValidityPeriod(amount=message["validity"] // 60, time_unit="MINUTES")
     )
     webhooks = models.SmsWebhooks(
         delivery=models.SmsMessageDeliveryReporting(url=message["callback"]),
@@ -140,7 +138,7 @@ def sinch(address: str, message: dict[str, Any]) -> None:
         to=[f"+{message['phone']}"],
         from_=message["sender"],
         body=message["text"],
-        expire_at=datetime.datetime.fromisoformat(message["valid_until"]),
+        expire_at=datetime.fromisoformat(message["valid_until"]),
         client_reference=str(message["id"]),
         callback_url=message["callback"],
         delivery_report="per_recipient",
@@ -183,9 +181,7 @@ def messagebird(address: str, message: dict[str, Any]) -> None:
         "reference": str(message["id"]),
         "reportUrl": message["callback"],
     }
-    client = Client(
-        message["token"], http_client=HttpClient(address, message["token"], "mailer")
-    )
+    client = Client(message["token"], http_client=HttpClient(address, message["token"], "mailer"))
     client.message_create(message["sender"], [message["phone"]], message["text"], options)
 
 
@@ -207,7 +203,7 @@ def main() -> None:
     message = json.load(sys.stdin)
     try:
         globals()[sys.argv[1]](f"http://127.0.0.1:{server.server_port}", message)
-    except Exception as error:  # noqa: BLE001  # an SDK may not like the answer
+    except Exception as error:  # an SDK may not like the answer
         if not Recorder.requests:
             raise
         print(f"after the request: {error}", file=sys.stderr)

@@ -6,7 +6,7 @@ import pytest
 
 from mailer.gateway.config import ConfiguredGateway, read_gateways
 from mailer.gateway.protocol import OutgoingMessage
-from mailer.gateway.toml_file import FileError
+from mailer.gateway.toml_file import ConfigFileError
 
 TWO = """
 [[gateway]]
@@ -37,7 +37,7 @@ def read(folder: Path, text: str, **environ: str) -> list[ConfiguredGateway]:
 
 def mistakes(folder: Path, text: str, **environ: str) -> list[str]:
     """Return the mistakes of a file, without its name."""
-    with pytest.raises(FileError) as error:
+    with pytest.raises(ConfigFileError) as error:
         read(folder, text, **environ)
     prefix = f"{folder / 'gateways.toml'}: "
     assert all(mistake.startswith(prefix) for mistake in error.value.mistakes)
@@ -119,7 +119,7 @@ def test_file_without_gateways_is_refused(tmp_path: Path, text: str) -> None:
 
 
 def test_file_that_is_missing_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileError, match=r"gateways\.toml: cannot be read: No such file"):
+    with pytest.raises(ConfigFileError, match=r"gateways\.toml: cannot be read: No such file"):
         read_gateways(tmp_path / "gateways.toml", {})
 
 

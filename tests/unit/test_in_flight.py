@@ -12,7 +12,15 @@ import pytest
 
 from mailer.clock import elapsed
 from mailer.dispatch.in_flight import InFlightRequests
-from mailer.gateway.protocol import Aborted, Accepted, Outcome, Request, TemporaryFailure, Unknown
+from mailer.gateway.protocol import (
+    Aborted,
+    Accepted,
+    Outcome,
+    OutgoingMessage,
+    Request,
+    TemporaryFailure,
+    Unknown,
+)
 from mailer.mailing.model import END_MARGIN, RunningMailing
 
 NOW = datetime(2026, 3, 4, 12, tzinfo=UTC)
@@ -24,7 +32,8 @@ Args = TypeVarTuple("Args")
 
 def create_request(within: float, message_id: int = 1) -> Request:
     """Return a request with a deadline `within` seconds from now."""
-    return Request(message_id, phone="79161234567", text="Hello", deadline=elapsed() + within)
+    message = OutgoingMessage(id=message_id, phone="79161234567", text="Hello")
+    return Request(message, elapsed() + within)
 
 
 def create_mailing(

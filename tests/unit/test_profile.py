@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mailer.gateway.profile import load_profile, read_profile
-from mailer.gateway.toml_file import FileError
+from mailer.gateway.toml_file import ConfigFileError
 
 GOOD = """
 title = "Test"
@@ -19,7 +19,7 @@ then = "accepted"
 
 def mistakes(text: str) -> list[str]:
     """Return the mistakes of a profile, without the name of the file."""
-    with pytest.raises(FileError) as error:
+    with pytest.raises(ConfigFileError) as error:
         read_profile(text.encode(), "my.toml")
     assert all(line.startswith("my.toml: ") for line in error.value.mistakes)
     return sorted(line.removeprefix("my.toml: ") for line in error.value.mistakes)
@@ -123,19 +123,19 @@ def test_mistake_of_toml_is_named_with_its_line() -> None:
 
 
 def test_file_that_is_not_utf_8_is_named_with_its_line() -> None:
-    with pytest.raises(FileError, match="line 2 is not UTF-8"):
+    with pytest.raises(ConfigFileError, match="line 2 is not UTF-8"):
         read_profile(b"title = 'x'\n# \xff", "my.toml")
 
 
 def test_profile_of_a_file_is_found_beside_the_configuration(tmp_path: Path) -> None:
     (tmp_path / "my.toml").write_text(GOOD)
     assert load_profile("my.toml", tmp_path).title == "Test"
-    with pytest.raises(FileError, match=r"other\.toml: cannot be read: No such file"):
+    with pytest.raises(ConfigFileError, match=r"other\.toml: cannot be read: No such file"):
         load_profile("./other.toml", tmp_path)
 
 
 def test_unknown_kind_is_refused_with_the_shipped_ones() -> None:
     with pytest.raises(
-        FileError, match="is none of android, exolve, infobip, jasmin, json, kannel"
+        ConfigFileError, match="is none of android, exolve, infobip, jasmin, json, kannel"
     ):
         load_profile("acme")

@@ -64,6 +64,25 @@ def errors(*codes: object) -> object:
     return {"errors": [{"code": code, "title": "any"} for code in codes]}
 
 
+VONAGE_TROUBLES: dict[str, AccountTrouble] = {
+    "2": "bad_credentials",
+    "4": "bad_credentials",
+    "8": "account_blocked",
+    "9": "no_credit",
+    "11": "account_blocked",
+    "14": "bad_credentials",
+    "15": "sender_refused",
+    "29": "sender_refused",
+    "32": "bad_credentials",
+}
+SMSRU_TROUBLES: dict[int, AccountTrouble] = {
+    200: "bad_credentials",
+    201: "no_credit",
+    300: "bad_credentials",
+    301: "bad_credentials",
+    302: "bad_credentials",
+}
+
 CASES = [
     # json
     ("json", 200, {"code": 0}, Accepted()),
@@ -106,17 +125,7 @@ CASES = [
     ("vonage", 200, vonage("33"), Rejected("rejected_33")),
     *(
         ("vonage", 200, vonage(code), account(f"code_{code}", trouble))
-        for code, trouble in {
-            "2": "bad_credentials",
-            "4": "bad_credentials",
-            "8": "account_blocked",
-            "9": "no_credit",
-            "11": "account_blocked",
-            "14": "bad_credentials",
-            "15": "sender_refused",
-            "29": "sender_refused",
-            "32": "bad_credentials",
-        }.items()
+        for code, trouble in VONAGE_TROUBLES.items()
     ),
     # infobip
     ("infobip", 200, infobip(1, "PENDING_ACCEPTED"), Accepted("12")),
@@ -202,13 +211,7 @@ CASES = [
     ("smsru", 200, smsru(100, 204), account("code_204", "sender_refused")),
     *(
         ("smsru", 200, {"status": "ERROR", "status_code": code}, account(f"code_{code}", trouble))
-        for code, trouble in {
-            200: "bad_credentials",
-            201: "no_credit",
-            300: "bad_credentials",
-            301: "bad_credentials",
-            302: "bad_credentials",
-        }.items()
+        for code, trouble in SMSRU_TROUBLES.items()
     ),
     (
         "smsru",

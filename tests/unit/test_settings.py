@@ -44,7 +44,7 @@ def test_default_of_every_setting() -> None:
     settings = msgspec.structs.asdict(read_settings({}, NO_FILE))
     assert settings.pop("data_dir")
     assert settings == {
-        **dict.fromkeys(("database_url", "gateway_url", "gateway_token", "log_format")),
+        **dict.fromkeys(("database_url", "gateways", "gateway_url", "gateway_token", "log_format")),
         **dict.fromkeys(("smtp_url", "smtp_from", "report_recipients", "trusted_proxies")),
         **dict.fromkeys(("oidc_issuer", "oidc_client_id", "oidc_client_secret")),
         "key_rate": 100,

@@ -35,8 +35,6 @@ than the statement of a last claim and the recording of the last results may tak
 class DispatcherLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Limits on sending, retries, stopping and periodic jobs in this worker."""
 
-    concurrency: int
-    """Most requests to the gateway at the same time."""
     retry: RetryPolicy
     shutdown_grace: float
     """Seconds after `stop` for which requests in flight may go on."""
@@ -46,7 +44,6 @@ class DispatcherLimits(msgspec.Struct, frozen=True, kw_only=True):
     def of(cls, settings: Settings) -> Self:
         """Return the limits that the settings define."""
         return cls(
-            concurrency=settings.gateway_concurrency,
             retry=RetryPolicy(
                 attempts=settings.retry_attempts, base=settings.retry_base, cap=settings.retry_cap
             ),
@@ -74,7 +71,8 @@ class Dispatcher:
         self._channel = channel
         self._failures = LoopFailures()
         self._claims = WorkerClaims(
-            timedelta(seconds=limits.jobs.lease), prefetch_size=limits.concurrency
+            timedelta(seconds=limits.jobs.lease),
+            prefetch_size=channel.limits.concurrency if channel else 1,
         )
         self._running_mailings = RunningMailings(
             url,

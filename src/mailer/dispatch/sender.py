@@ -129,9 +129,11 @@ class Sender:
         """Send a message; return the result to store."""
         claim, mailing, started_at = ready.claim, ready.send.mailing, ready.started_at
         deadline = started_at + ready.send.timeout
-        request = Request(
-            claim.id, ready.send.phone, mailing.text, deadline, self._create_write_check(ready)
+        now = database_clock.at(started_at)
+        message = self._channel.compose(
+            claim.id, ready.send.phone, mailing.text, mailing.time_left(now), now
         )
+        request = Request(message, deadline, self._create_write_check(ready))
         outcome = await self._request(claim.mailing_id, request)
         ended_at = elapsed()
         now, duration = database_clock.at(ended_at), ended_at - started_at

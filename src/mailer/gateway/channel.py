@@ -1,6 +1,7 @@
 """A channel: a gateway with its limits, and what this worker has measured of it."""
 
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from typing import Self
 
 import msgspec
@@ -8,7 +9,9 @@ import structlog
 
 from mailer import metrics
 from mailer.gateway.breaker import BREAKER_STATES, Breaker, GatewayStatus
-from mailer.gateway.protocol import Gateway
+from mailer.gateway.config import ConfiguredGateway
+from mailer.gateway.profile import ValidityRange
+from mailer.gateway.protocol import Gateway, OutgoingMessage
 from mailer.gateway.throughput import ThroughputEstimate
 from mailer.limits import Pacer
 from mailer.settings import Settings
@@ -25,18 +28,21 @@ class ChannelLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds after which a request is aborted."""
     rate: float
     """Most messages a second; 0 for no limit."""
+    validity: ValidityRange = ValidityRange()
+    """Shortest and longest validity of a message that the gateway takes, in seconds."""
     breaker_failures: int
     """Consecutive failures that open the breaker."""
     breaker_reset: float
     """Seconds for which the breaker is open before a probe, unless the gateway asks for others."""
 
     @classmethod
-    def of(cls, settings: Settings) -> Self:
-        """Return the limits that the settings define."""
+    def of(cls, gateway: ConfiguredGateway, settings: Settings) -> Self:
+        """Return the limits that the configuration of the gateway and the settings define."""
         return cls(
-            concurrency=settings.gateway_concurrency,
-            timeout=settings.gateway_timeout,
-            rate=settings.gateway_rate,
+            concurrency=gateway.config.concurrency,
+            timeout=gateway.config.timeout,
+            rate=gateway.rate,
+            validity=gateway.profile.limits.validity,
             breaker_failures=settings.breaker_failures,
             breaker_reset=settings.breaker_reset,
         )
@@ -48,8 +54,10 @@ class Channel:
     Single messages and requests are not its concern: `dispatch.claims` tracks them.
     """
 
-    def __init__(self, gateway: Gateway, limits: ChannelLimits) -> None:
+    def __init__(self, gateway: Gateway, limits: ChannelLimits, sender: str = "") -> None:
         self.gateway = gateway
+        self.sender = sender
+        """Name or number that the client sees; "" for the gateway's default."""
         self.limits = limits
         self.breaker = Breaker(max_failures=limits.breaker_failures, reset=limits.breaker_reset)
         self.throughput = ThroughputEstimate(limits.concurrency, limit=limits.rate)
@@ -57,6 +65,20 @@ class Channel:
         """Spaces the requests evenly; None without a rate limit."""
         self._listeners: list[Callable[[], None]] = []
         metrics.breaker_changed(self.breaker.state, BREAKER_STATES)
+
+    def compose(
+        self, message_id: int, phone: str, text: str, seconds_left: float, now: datetime
+    ) -> OutgoingMessage:
+        """Return a message for the gateway, whose mailing ends in `seconds_left`."""
+        validity = self.limits.validity.limit(int(seconds_left))
+        return OutgoingMessage(
+            id=message_id,
+            phone=phone,
+            text=text,
+            sender=self.sender,
+            validity=validity,
+            valid_until=now + timedelta(0, validity),
+        )
 
     def add_breaker_listener(self, listener: Callable[[], None]) -> None:
         """Call `listener` each time after the breaker has opened or closed."""

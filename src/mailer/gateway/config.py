@@ -9,9 +9,10 @@ import msgspec
 from msgspec import Meta
 
 from mailer.gateway.placeholders import ACCOUNT_PLACEHOLDERS
-from mailer.gateway.profile import Profile, account_keys, load_profile
+from mailer.gateway.profile import GatewayProfile, account_keys, load_profile
 from mailer.gateway.request_template import RequestTemplate, Texts
-from mailer.gateway.toml_file import FileError, convert_table, parse_toml, read_file
+from mailer.gateway.toml_file import ConfigFileError, convert_table, parse_toml, read_file
+from mailer.settings import Settings
 from mailer.urls import GatewayUrl, read_gateway_url
 
 MAX_GATEWAYS = 100
@@ -21,22 +22,22 @@ _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _SECRETS = (*ACCOUNT_PLACEHOLDERS, "callback_secret")
 """Keys whose value may be taken from the environment or from a file."""
 
-Text = Annotated[str, Meta(min_length=1, max_length=4_096)]
+ConfigText = Annotated[str, Meta(min_length=1, max_length=4_096)]
 
 
 class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One `[[gateway]]` of the file. Durations are in seconds."""
 
     name: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")]
-    kind: Text
+    kind: ConfigText
     """Name of a profile that is shipped with mailer, or the path of one's own."""
-    url: Text | None = None
+    url: ConfigText | None = None
     """Address of the API, if the profile has none or another is to be used."""
-    account: Text | None = None
-    username: Text | None = None
-    password: Text | None = None
-    token: Text | None = None
-    callback_secret: Text | None = None
+    account: ConfigText | None = None
+    username: ConfigText | None = None
+    password: ConfigText | None = None
+    token: ConfigText | None = None
+    callback_secret: ConfigText | None = None
     sender: Annotated[str, Meta(min_length=1, max_length=20)] | None = None
     """Name or number that the client sees, unless the mailing has another."""
     concurrency: Annotated[int, Meta(ge=1, le=10_000)] = 50
@@ -64,8 +65,13 @@ class ConfiguredGateway(msgspec.Struct, frozen=True):
     """A gateway of the file with its profile, both checked."""
 
     config: GatewayConfig
-    profile: Profile
+    profile: GatewayProfile
     url: GatewayUrl
+
+    @property
+    def rate(self) -> float:
+        """Most messages a second; 0 for no limit."""
+        return self.profile.limits.rate or 0.0 if self.config.rate is None else self.config.rate
 
     def request_template(self, headers: Mapping[str, str]) -> RequestTemplate:
         """Return the template of its requests; `headers` are added to those of the profile."""
@@ -78,25 +84,52 @@ class ConfiguredGateway(msgspec.Struct, frozen=True):
         return RequestTemplate(self.profile.request, self.url, texts, headers)
 
 
+def configured_gateways(settings: Settings, environ: Mapping[str, str]) -> list[ConfiguredGateway]:
+    """Return the gateways of the file that the settings name, or the one of `gateway_url`.
+
+    Raises `ConfigFileError`.
+    """
+    if settings.gateways is not None:
+        return read_gateways(Path(settings.gateways), environ)
+    return [] if settings.gateway_url is None else [default_gateway(settings)]
+
+
+def default_gateway(settings: Settings) -> ConfiguredGateway:
+    """Return the gateway of kind `json` that the settings `gateway_...` describe."""
+    url = settings.gateway_url or "http://127.0.0.1/"
+    config = GatewayConfig(
+        name="default",
+        kind="json",
+        url=url,
+        token=settings.gateway_token,
+        concurrency=settings.gateway_concurrency,
+        rate=settings.gateway_rate,
+        timeout=settings.gateway_timeout,
+    )
+    return ConfiguredGateway(config, load_profile("json"), read_gateway_url(url))
+
+
 def read_gateways(path: Path, environ: Mapping[str, str]) -> list[ConfiguredGateway]:
     """Return the gateways of the file at `path`, in its order.
 
     A secret may be `"${NAME}"`, the environment's variable NAME, or `"file:PATH"`, the content of a
-    file relative to the folder of `path`. Raises `FileError`, which names every mistake.
+    file relative to the folder of `path`. Raises `ConfigFileError`, which names every mistake.
     """
     document = parse_toml(read_file(path), str(path))
     tables = document.get("gateway")
     if document.keys() != {"gateway"} or not isinstance(tables, list) or not tables:
-        raise FileError([f"{path}: must have one or more tables [[gateway]] and nothing else"])
+        raise ConfigFileError(
+            [f"{path}: must have one or more tables [[gateway]] and nothing else"]
+        )
     if len(tables) > MAX_GATEWAYS:
-        raise FileError([f"{path}: must have at most {MAX_GATEWAYS} gateways"])
+        raise ConfigFileError([f"{path}: must have at most {MAX_GATEWAYS} gateways"])
     mistakes: list[str] = []
     gateways: list[ConfiguredGateway] = []
     for number, table in enumerate(tables, start=1):
         place = f"{path}: gateway[{number}]"
         try:
             gateways.append(_read_gateway(table, path.parent, environ))
-        except FileError as error:
+        except ConfigFileError as error:
             mistakes += (f"{place}.{mistake}" for mistake in error.mistakes)
     names = [table.get("name") for table in tables if isinstance(table, dict)]
     mistakes += (
@@ -104,12 +137,12 @@ def read_gateways(path: Path, environ: Mapping[str, str]) -> list[ConfiguredGate
         for name in sorted({str(name) for name in names if name and names.count(name) > 1})
     )
     if mistakes:
-        raise FileError(mistakes)
+        raise ConfigFileError(mistakes)
     return gateways
 
 
 def _read_gateway(table: object, folder: Path, environ: Mapping[str, str]) -> ConfiguredGateway:
-    """Return one gateway of the file. Raises `FileError` with paths inside its table."""
+    """Return one gateway of the file. Raises `ConfigFileError` with paths inside its table."""
     mistakes: list[str] = []
     if isinstance(table, dict):
         table = dict(table)
@@ -121,12 +154,12 @@ def _read_gateway(table: object, folder: Path, environ: Mapping[str, str]) -> Co
                     mistakes.append(f"{key}: {error}")
     try:
         config = convert_table(table, GatewayConfig)
-    except FileError as error:
-        raise FileError(mistakes + error.mistakes) from None
+    except ConfigFileError as error:
+        raise ConfigFileError(mistakes + error.mistakes) from None
     try:
         profile = load_profile(config.kind, folder)
-    except FileError as error:
-        raise FileError(mistakes + error.mistakes) from None
+    except ConfigFileError as error:
+        raise ConfigFileError(mistakes + error.mistakes) from None
     mistakes += _find_key_mistakes(config, profile)
     address = config.url or profile.url
     if address is None:
@@ -137,11 +170,11 @@ def _read_gateway(table: object, folder: Path, environ: Mapping[str, str]) -> Co
         except ValueError as error:
             mistakes.append(f"url: {error}")
     if mistakes:
-        raise FileError(mistakes)
+        raise ConfigFileError(mistakes)
     return ConfiguredGateway(config, profile, url)
 
 
-def _find_key_mistakes(config: GatewayConfig, profile: Profile) -> Iterator[str]:
+def _find_key_mistakes(config: GatewayConfig, profile: GatewayProfile) -> Iterator[str]:
     """Yield each key of the account that the profile needs and lacks, or has and does not use."""
     used = account_keys(profile)
     for key in ACCOUNT_KEYS:

@@ -23,13 +23,13 @@ from mailer.gateway.placeholders import (
     SmsText,
 )
 from mailer.gateway.protocol import AccountTrouble
-from mailer.gateway.toml_file import FileError, convert_table, parse_toml, read_file
+from mailer.gateway.toml_file import ConfigFileError, convert_table, parse_toml, read_file
 
-Name = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
+PlaceholderName = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
 STATUS = re.compile(r"[1-5]([0-9]{2}|xx)")
 """A status code of HTTP, or a class of them such as 4xx."""
 Scalar = bool | int | float | str
-Reason = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
+ReasonName = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
 
 Verdict = Literal[
     "accepted", "rejected", "opted_out", "temporary", "account", "duplicate", "unknown"
@@ -40,14 +40,14 @@ class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A table of the TOML file, in which only known names are allowed."""
 
 
-class BasicAuth(_Part, kw_only=True):
+class BasicAuth(_Part, frozen=True, kw_only=True):
     """User and password of HTTP Basic authentication; texts with placeholders."""
 
     username: str
     password: str
 
 
-class RequestPart(_Part, kw_only=True):
+class RequestPart(_Part, frozen=True, kw_only=True):
     """The request that sends one message. All texts may contain placeholders."""
 
     method: Literal["GET", "POST"] = "POST"
@@ -61,7 +61,7 @@ class RequestPart(_Part, kw_only=True):
     field whose text is empty is left out."""
 
 
-class WaitPart(_Part, kw_only=True):
+class WaitPart(_Part, frozen=True, kw_only=True):
     """How long a response asks to wait: the number in its text that `pattern` finds."""
 
     path: str | None = None
@@ -71,7 +71,7 @@ class WaitPart(_Part, kw_only=True):
     unit: Literal["ms", "s", "min", "h"]
 
 
-class ResponsePart(_Part, kw_only=True):
+class ResponsePart(_Part, frozen=True, kw_only=True):
     """A rule for responses. Of all rules of a profile, the first that matches decides.
 
     A rule matches when all its conditions do: `status`, and `values` or `pattern` at `path`.
@@ -90,7 +90,7 @@ class ResponsePart(_Part, kw_only=True):
     """Whether a number and its text are different: 0 is not "0"."""
     every: bool = False
     then: Verdict
-    reason: Reason | None = None
+    reason: ReasonName | None = None
     """Default: the value or status that matched, as in `rejected_21211` and `http_503`."""
     trouble: AccountTrouble | None = None
     """Required with `then = "account"`."""
@@ -107,14 +107,18 @@ class ResponsePart(_Part, kw_only=True):
     """Pattern for the gateway's message id in a body of text; its first group is the id."""
 
 
-class ValidityRange(_Part, kw_only=True):
+class ValidityRange(_Part, frozen=True, kw_only=True):
     """Shortest and longest validity that the provider takes, in seconds."""
 
     min: Annotated[int, Meta(ge=0)] = 0
     max: Annotated[int, Meta(ge=1)] = 7 * 86_400
 
+    def limit(self, seconds: int) -> int:
+        """Return the nearest validity that is allowed."""
+        return min(max(seconds, self.min), self.max)
 
-class LimitsPart(_Part, kw_only=True):
+
+class LimitsPart(_Part, frozen=True, kw_only=True):
     """Limits of the provider."""
 
     parts: Annotated[int, Meta(ge=1, le=255)] | None = None
@@ -126,7 +130,7 @@ class LimitsPart(_Part, kw_only=True):
     """Whether the provider refuses, or accepts without sending, a message id that it has seen."""
 
 
-class BalancePart(_Part, kw_only=True):
+class BalancePart(_Part, frozen=True, kw_only=True):
     """A request that returns the account's balance and costs nothing."""
 
     method: Literal["GET", "POST"] = "GET"
@@ -138,7 +142,7 @@ class BalancePart(_Part, kw_only=True):
     """Where the balance is in the JSON body of the response."""
 
 
-class ReceiptPart(_Part, kw_only=True):
+class ReceiptPart(_Part, frozen=True, kw_only=True):
     """How to read a delivery receipt."""
 
     methods: tuple[Literal["GET", "POST"], ...] = ("POST",)
@@ -160,7 +164,7 @@ class ReceiptPart(_Part, kw_only=True):
     """Name of the provider's signature; None if it signs nothing."""
 
 
-class ReplyPart(_Part, kw_only=True):
+class ReplyPart(_Part, frozen=True, kw_only=True):
     """How to read a message from a client. A request that has the field `text` is one."""
 
     methods: tuple[Literal["GET", "POST"], ...] = ("POST",)
@@ -173,7 +177,7 @@ class ReplyPart(_Part, kw_only=True):
     response: str = ""
 
 
-class Profile(_Part, kw_only=True):
+class GatewayProfile(_Part, frozen=True, kw_only=True):
     """One kind of gateway."""
 
     title: str
@@ -182,9 +186,9 @@ class Profile(_Part, kw_only=True):
     url: str | None = None
     """Address of the API; None if each installation has its own."""
     request: RequestPart
-    by_text: dict[Name, SmsText] = {}
+    by_text: dict[PlaceholderName, SmsText] = {}
     """Further placeholders, whose value depends on the alphabet that the text needs."""
-    with_callback: dict[Name, str] = {}
+    with_callback: dict[PlaceholderName, str] = {}
     """Further placeholders, which are empty unless the gateway is to send receipts."""
     response: Annotated[list[ResponsePart], Meta(min_length=1)]
     limits: LimitsPart = LimitsPart()
@@ -200,37 +204,40 @@ def shipped_kinds() -> list[str]:
     return sorted(name.removesuffix(".toml") for name in names if name.endswith(".toml"))
 
 
-def load_profile(kind: str, folder: Path = Path()) -> Profile:
+def load_profile(kind: str, folder: Path = Path()) -> GatewayProfile:
     """Return the shipped profile named `kind`, or that of the file at the path `kind`.
 
     A kind with a slash, or that ends with `.toml`, is a path, relative to `folder`. Raises
-    `FileError`.
+    `ConfigFileError`.
     """
     if "/" in kind or kind.endswith(".toml"):
         path = folder / kind
         return read_profile(read_file(path), str(path))
     if kind not in shipped_kinds():
         choices = ", ".join(shipped_kinds())
-        raise FileError([f"kind: is none of {choices}, and not the path of a file"])
+        raise ConfigFileError([f"kind: is none of {choices}, and not the path of a file"])
     shipped = resources.files("mailer.gateway") / "profiles" / f"{kind}.toml"
     return read_profile(shipped.read_bytes(), f"{kind}.toml")
 
 
-def read_profile(content: bytes, name: str) -> Profile:
-    """Return the profile in `content`; `name` is the file's, for errors. Raises `FileError`."""
+def read_profile(content: bytes, name: str) -> GatewayProfile:
+    """Return the profile in `content`. `name` is the file's, for errors.
+
+    Raises `ConfigFileError`.
+    """
     document = parse_toml(content, name)
     try:
-        profile = convert_table(document, Profile)
-    except FileError as error:
+        profile = convert_table(document, GatewayProfile)
+    except ConfigFileError as error:
         mistakes = error.mistakes
     else:
         mistakes = list(_find_mistakes(profile))
         if not mistakes:
             return profile
-    raise FileError([f"{name}: {mistake}" for mistake in mistakes])
+    raise ConfigFileError([f"{name}: {mistake}" for mistake in mistakes])
 
 
-def account_keys(profile: Profile) -> dict[str, bool]:
+def account_keys(profile: GatewayProfile) -> dict[str, bool]:
     """Return the keys of the account that the profile uses, and whether each is required."""
     keys: dict[str, bool] = {}
     for _, text in _texts(profile):
@@ -240,7 +247,7 @@ def account_keys(profile: Profile) -> dict[str, bool]:
     return keys
 
 
-def _find_mistakes(profile: Profile) -> Iterator[str]:
+def _find_mistakes(profile: GatewayProfile) -> Iterator[str]:
     """Yield each mistake that the types of single fields cannot show."""
     yield from _find_request_mistakes(profile.request)
     for path, text in _texts(profile):
@@ -267,7 +274,7 @@ def _find_request_mistakes(request: RequestPart) -> Iterator[str]:
                 yield f"request.fields.{field}: must be a text in quotes"
 
 
-def _texts(profile: Profile) -> Iterator[tuple[str, str]]:
+def _texts(profile: GatewayProfile) -> Iterator[tuple[str, str]]:
     """Yield the path and the text of each value that may have placeholders."""
     request = profile.request
     yield "request.url", request.url
@@ -295,6 +302,8 @@ def _nested_texts(path: str, value: object) -> Iterator[tuple[str, str]]:
         case list():
             for number, entry in enumerate(value, start=1):
                 yield from _nested_texts(f"{path}[{number}]", entry)
+        case _:  # a number or a truth value has no placeholders
+            pass
 
 
 def _find_rule_mistakes(rule: ResponsePart) -> Iterator[str]:

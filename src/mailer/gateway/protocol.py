@@ -12,7 +12,6 @@ from mailer.clock import elapsed
 AccountTrouble = Literal["no_credit", "bad_credentials", "sender_refused", "account_blocked"]
 """Why a gateway refuses all messages until somebody acts."""
 
-
 DEFAULT_VALIDITY = 86_400
 """Seconds for which a gateway may deliver a message, when no mailing says it."""
 
@@ -44,6 +43,7 @@ class TemporaryFailure(msgspec.Struct, frozen=True):
     retry_after: float | None = None
     affects_all: bool = False
     trouble: AccountTrouble | None = None
+    """Set if the gateway accepts nothing until somebody acts, for example pays."""
 
 
 class Unknown(msgspec.Struct, frozen=True):
@@ -95,22 +95,16 @@ class Request:
         "deadline",
         "is_written",
         "may_write",
-        "message_id",
-        "phone",
-        "text",
+        "message",
     )
 
     def __init__(
         self,
-        message_id: int,
-        phone: str,
-        text: str,
+        message: OutgoingMessage,
         deadline: float,
         may_write: Callable[[float], bool] | None = None,
     ) -> None:
-        self.message_id = message_id
-        self.phone = phone
-        self.text = text
+        self.message = message
         self.deadline = deadline
         self.may_write = may_write
         self.is_written = False

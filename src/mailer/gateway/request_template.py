@@ -201,7 +201,11 @@ def _compile_target(
 def _compile_headers(
     part: RequestPart, url: GatewayUrl, headers: Mapping[str, str], template: TemplateOf
 ) -> list[Piece]:
-    texts = dict(headers) | part.headers
+    texts = dict(headers)
+    for name, text in part.headers.items():
+        value = template(text)
+        if value.constant != "":
+            texts[name] = text
     if part.body == "json":
         texts["Content-Type"] = "application/json"
     elif part.body == "form":
@@ -215,8 +219,9 @@ def _compile_headers(
     pieces: list[Piece] = []
     for name, text in texts.items():
         value = template(text)
-        if value.constant != "":
-            pieces += [f"{name}: ".encode(), value.piece(str), b"\r\n"]
+        if not (value.constant or "").isascii() or not (value.constant or "").isprintable():
+            raise ValueError(f"the header {name} must be printable ASCII")  # no line ends
+        pieces += [f"{name}: ".encode(), value.piece(str), b"\r\n"]
     return pieces
 
 

@@ -1,82 +1,22 @@
-"""Convert the HTTP responses of a gateway to outcomes."""
+"""Read what a gateway's HTTP response says outside its body: status, encoding, pause."""
 
 import contextlib
 import re
 import zlib
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from functools import partial
 from http import HTTPStatus
 
-import msgspec
-
-from mailer.gateway.protocol import Accepted, Outcome, Rejected, TemporaryFailure, Unknown
-from mailer.json_input import JsonError, read_json
+from mailer.gateway.protocol import Outcome, TemporaryFailure, Unknown
 
 MAX_RESPONSE_BODY_BYTES = 64 * 1024
 """Most bytes that are read of a response's body."""
 
 
-class AcceptanceBody(msgspec.Struct, frozen=True):
-    """The body of a response with status 200. Only code 0, also written 0.0, means accepted."""
-
-    code: int | float
-
-
-def outcome_of_body(body: bytes | None) -> Outcome:
-    """Return the outcome of a response with status 200, by its body.
-
-    `body` is None when it cannot be read or is over the limit. If the JSON is not quite valid but
-    its code can be read, the code decides.
-    """
-    if body is None or len(body) > MAX_RESPONSE_BODY_BYTES:
-        return TemporaryFailure("bad_response")
-    try:
-        content = _decoder.decode(body)  # several times as fast, and enough for nearly every body
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        try:
-            content = _decode_leniently(body)
-        except JsonError:
-            return TemporaryFailure("bad_response")
-    return Accepted() if content.code == 0 else TemporaryFailure("bad_response")
-
-
-def outcome_of_status(status: int, retry_after: float | None) -> Outcome:
-    """Return the outcome of a response with a status other than 200.
-
-    `retry_after` is the number of seconds that the gateway asks to wait, or None.
-    """
-    match status:
-        case 400 | 404 | 405 | 410 | 413 | 415 | 422:
-            return Rejected(f"rejected_{status}")
-        case 401 | 403:  # the token is wrong, not the message
-            return TemporaryFailure(f"http_{status}", retry_after, affects_all=True)
-        case 429 | 503:  # without a time to wait, only this message waits
-            return TemporaryFailure(f"http_{status}", retry_after, affects_all=bool(retry_after))
-        case _:
-            return TemporaryFailure(f"http_{status}", retry_after)
-
-
-def outcome_of_unreadable_response(status: int | None) -> Outcome:
-    """Return the outcome of a response that the HTTP parser refused.
-
-    `status` is the response's status, or None if even the status cannot be read. The outcome is
-    never `connection_lost`, because the gateway did respond.
-    """
-    if status is None or status == HTTPStatus.OK:
-        return TemporaryFailure("bad_response")
-    return outcome_of_status(status, None)
-
-
 def outcome_of_network_failure(*, is_written: bool) -> Outcome:
     """Return the outcome of a request without a response: unknown if the request was written."""
     return Unknown("connection_lost") if is_written else TemporaryFailure("connection_failed")
-
-
-_decoder = msgspec.json.Decoder(AcceptanceBody)
-_decode_leniently = partial(
-    read_json, shape=AcceptanceBody, limit=MAX_RESPONSE_BODY_BYTES, is_lenient=True
-)
 
 
 _STATUS_LINE = re.compile(rb"\s*HTTP/\d(?:\.\d)? (\d{3})(?!\d)")
@@ -97,6 +37,15 @@ def find_status(received: bytes) -> int | None:
         if position < 0:
             break
     return None
+
+
+_CHARSET = re.compile(r"charset\s*=\s*\"?([A-Za-z0-9_.:-]{1,40})", re.IGNORECASE)
+
+
+def find_charset(headers: Mapping[str, str]) -> str:
+    """Return the charset that the header Content-Type names; UTF-8 if it names none."""
+    charset = _CHARSET.search(headers.get("Content-Type", ""))
+    return charset[1] if charset else "utf-8"
 
 
 def decompress(body: bytes | None, encoding: str) -> bytes | None:

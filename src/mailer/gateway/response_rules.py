@@ -12,10 +12,9 @@ import msgspec
 from mailer.gateway.json_path import JsonPath
 from mailer.gateway.profile import ResponsePart, WaitPart
 from mailer.gateway.protocol import Accepted, Outcome, Rejected, TemporaryFailure, Unknown
+from mailer.gateway.response import MAX_RESPONSE_BODY_BYTES
 from mailer.json_input import JsonError, read_json
 
-MAX_BODY_BYTES = 64 * 1024
-"""Most bytes that are read of a response's body."""
 MAX_REASON_VALUE_LENGTH = 32
 """Characters of a response's value in a reason."""
 MAX_MESSAGE_ID_LENGTH = 128
@@ -58,7 +57,7 @@ class Response(msgspec.Struct, frozen=True):
 
 
 _decode_json = msgspec.json.Decoder().decode
-_read_json = partial(read_json, shape=Any, limit=MAX_BODY_BYTES, is_lenient=True)
+_read_json = partial(read_json, shape=Any, limit=MAX_RESPONSE_BODY_BYTES, is_lenient=True)
 
 
 class ResponseRules:
@@ -68,18 +67,23 @@ class ResponseRules:
         self._rules = [_Rule(part) for part in parts]
         self._needs_json = any(rule.needs_json for rule in self._rules)
 
+    def needs_body(self, status: int) -> bool:
+        """Return whether the outcome of a response with this status may depend on its body."""
+        return any(rule.needs_body and rule.matches_status(status) for rule in self._rules)
+
     def outcome(self, response: Response) -> Outcome:
         """Return the outcome of the first rule that matches; else by the status.
 
-        Without a rule, every status is a temporary failure, so that no message is lost that the
-        gateway did not refuse clearly.
+        Without a rule, every response is a temporary failure, so that no message is lost that the
+        gateway did not refuse clearly. The status of a success with a body that no rule knows is
+        `bad_response`.
         """
         document = response.document() if self._needs_json else NO_JSON
         for rule in self._rules:
             matched = rule.match(response, document)
             if matched is not None:
                 return rule.outcome(response, document, matched)
-        if HTTPStatus.OK <= response.status < HTTPStatus.MULTIPLE_CHOICES:
+        if any(rule.is_success(response.status) for rule in self._rules):
             return TemporaryFailure("bad_response")
         asks_all = response.status in ASKING_ALL and bool(response.retry_after)
         reason = f"http_{response.status}"
@@ -100,14 +104,25 @@ class _Rule:
         self._id_pattern = re.compile(part.id_pattern) if part.id_pattern else None
         self._wait = _Wait(part.wait) if part.wait else None
         self.needs_json = any((part.path, part.id, part.wait and part.wait.path))
+        self.needs_body = any((self.needs_json, part.pattern, part.id_pattern, part.wait))
+
+    def matches_status(self, status: int) -> bool:
+        """Return whether the rule is for responses with this status."""
+        text = str(status)
+        return self._statuses is None or not self._statuses.isdisjoint((text, f"{text[0]}xx"))
+
+    def is_success(self, status: int) -> bool:
+        """Return whether the rule accepts responses with this status; 200 if it names none."""
+        if self._part.then != "accepted":
+            return False
+        return status == HTTPStatus.OK if self._statuses is None else self.matches_status(status)
 
     def match(self, response: Response, document: object) -> str | None:
         """Return the value at the rule's path as text; "" for a rule without path.
 
         Return None if the rule does not match.
         """
-        status = str(response.status)
-        if self._statuses and not {status, f"{status[0]}xx"} & self._statuses:
+        if not self.matches_status(response.status):
             return None
         if self._path is None and self._pattern is None:
             return ""

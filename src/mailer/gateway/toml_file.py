@@ -13,7 +13,7 @@ MAX_FILE_BYTES = 256 * 1024
 Table = TypeVar("Table", bound=msgspec.Struct)
 
 
-class FileError(ValueError):
+class ConfigFileError(ValueError):
     """A file that cannot be used. `mistakes` has one line for each mistake."""
 
     def __init__(self, mistakes: list[str]) -> None:
@@ -22,37 +22,39 @@ class FileError(ValueError):
 
 
 def read_file(path: Path) -> bytes:
-    """Return the content of a file. Raises `FileError`."""
+    """Return the content of a file. Raises `ConfigFileError`."""
     try:
         with path.open("rb") as file:
             content = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
-        raise FileError([f"{path}: cannot be read: {error.strerror}"]) from None
+        raise ConfigFileError([f"{path}: cannot be read: {error.strerror}"]) from None
     if len(content) > MAX_FILE_BYTES:
-        raise FileError([f"{path}: is larger than {MAX_FILE_BYTES:,} bytes"])
+        raise ConfigFileError([f"{path}: is larger than {MAX_FILE_BYTES:,} bytes"])
     return content
 
 
 def parse_toml(content: bytes, name: str) -> dict[str, Any]:
-    """Return the document in `content`. Raises `FileError`, which names the line of the mistake."""
+    """Return the document in `content`. Raises `ConfigFileError` with the line of the mistake."""
     try:
         return tomllib.loads(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise FileError([f"{name}: line {line} is not UTF-8; save the file as UTF-8"]) from None
+        raise ConfigFileError(
+            [f"{name}: line {line} is not UTF-8; save the file as UTF-8"]
+        ) from None
     except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise FileError([f"{name}: {error}"]) from None
+        raise ConfigFileError([f"{name}: {error}"]) from None
 
 
 def convert_table(table: object, model: type[Table]) -> Table:
-    """Return `table` as a `model`. Raises `FileError`, which names the path of each mistake."""
+    """Return `table` as a `model`. Raises `ConfigFileError` with the path of each mistake."""
     mistakes = list(_find_mistakes(table, model, ""))
     if not mistakes:
         try:
             return msgspec.convert(table, model)
         except msgspec.ValidationError as error:  # a rule of several fields
             mistakes = [_plain(error)]
-    raise FileError(mistakes)
+    raise ConfigFileError(mistakes)
 
 
 def _find_mistakes(table: object, model: type[msgspec.Struct], path: str) -> Iterator[str]:

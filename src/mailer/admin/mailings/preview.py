@@ -17,10 +17,10 @@ from mailer.client.model import Client
 from mailer.clock import database_clock
 from mailer.forecast import service as forecasts
 from mailer.forecast.model import Forecast
+from mailer.gateway.sms_parts import PART_CAPACITY, SmsEncoding, TextSize, count_parts
 from mailer.gateway.throughput import ThroughputEstimate
 from mailer.mailing import audience
 from mailer.mailing.model import Mailing, MailingChange, NewMailing
-from mailer.gateway.sms_parts import PART_CAPACITY, SmsEncoding, TextSize, count_parts
 from mailer.mailing.window import DAY, OpenInterval, SendingWindow, offsets_of, window_between
 
 SAMPLE_CLIENTS = 5
