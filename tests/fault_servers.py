@@ -113,7 +113,7 @@ async def read_request(reader: asyncio.StreamReader) -> ReceivedRequest:
     head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
     fields = (line.partition(": ") for line in head[1:] if line)
     headers = {name.lower(): value for name, _, value in fields}
-    body = await reader.readexactly(int(headers["content-length"]))
+    body = await reader.readexactly(int(headers.get("content-length", 0)))
     return ReceivedRequest(head[0], headers, body)
 
 

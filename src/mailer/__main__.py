@@ -6,6 +6,7 @@ and the errors of settings must appear at once.
 
 import asyncio
 import contextlib
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -17,7 +18,7 @@ import click
 from rich.console import Console
 
 from mailer.cli.access import keys, users
-from mailer.cli.runner import load_settings, run, run_on_database
+from mailer.cli.runner import EXIT_CANNOT_START, load_settings, run, run_on_database
 from mailer.log import configure_logging
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -138,6 +139,35 @@ def resume_after_restore(*, yes: bool) -> None:
         sys.exit(1)
     run_on_database(settings, partial(commands.resume, held_since=restored.hold.since))
     click.echo("Sending is allowed now.")
+
+
+@main.group()
+def gateways() -> None:
+    """Check the gateways of MAILER_GATEWAYS."""
+
+
+@gateways.command("check")
+@click.option("--send", "phone", metavar="PHONE", help="Send one message to PHONE (7XXXXXXXXXX).")
+def check_gateways(phone: str | None) -> None:
+    """Check the file, the connections and the balances; exit 1 if a gateway cannot be used."""
+    settings = load_settings()
+    from mailer.gateway import check
+    from mailer.gateway.config import configured_gateways
+    from mailer.gateway.toml_file import ConfigFileError
+
+    try:
+        configured = configured_gateways(settings, os.environ)
+    except ConfigFileError as error:
+        for mistake in error.mistakes:
+            click.echo(f"mailer: {mistake}", err=True)
+        sys.exit(EXIT_CANNOT_START)
+    if not configured:
+        click.echo(
+            "mailer: set MAILER_GATEWAYS to the path of a file, see docs/gateways.md", err=True
+        )
+        sys.exit(EXIT_CANNOT_START)
+    if not run(check.check_gateways(configured, phone, click.echo)):
+        sys.exit(1)
 
 
 def _fraction_option(name: str, description: str) -> Callable[[Command], Command]:

@@ -208,6 +208,8 @@ async def _open_channel(stack: AsyncExitStack, settings: Settings) -> Channel | 
         because = "neither MAILER_GATEWAYS nor MAILER_GATEWAY_URL is set"
         log.warning("gateway_not_configured", because=because)
         return None
+    if len(gateways) > 1:
+        raise StartError(f"MAILER_GATEWAYS: has {len(gateways)} gateways, and only one can be used")
     [configured] = gateways
     gateway = await stack.enter_async_context(
         HttpGateway(configured, retry_after_cap=settings.retry_after_cap)

@@ -159,3 +159,28 @@ async def test_sandbox_gateway_prints_its_address_and_its_counts(
     output, _ = await gateway.communicate()
     assert b"none" in output  # the count of requests
     assert gateway.returncode == 0
+
+
+def test_gateways_check_names_every_mistake_of_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "gateways.toml"
+    file.write_text('[[gateway]]\nname = "main"\nkind = "twilio"\ncolour = "red"\n')
+    check = run("gateways", "check", gateways=str(file))
+    assert check.returncode == 78
+    [line] = check.stderr.splitlines()
+    assert line.startswith(
+        f"mailer: {file}: gateway[1].colour: is not known; possible are account,"
+    )
+    file.write_text('[[gateway]]\nname = "main"\nkind = "twilio"\n')
+    check = run("gateways", "check", gateways=str(file))
+    assert check.stderr.splitlines() == [
+        f"mailer: {file}: gateway[1].account: is required for the kind twilio",
+        f"mailer: {file}: gateway[1].token: is required for the kind twilio",
+    ]
+
+
+def test_serve_names_a_mistake_in_the_file_of_gateways(database_url: str, tmp_path: Path) -> None:
+    serve = run("serve", database_url=database_url, gateways=str(tmp_path / "none.toml"), port="0")
+    assert serve.returncode == 78
+    assert serve.stderr.splitlines()[-1].endswith(
+        "none.toml: cannot be read: No such file or directory"
+    )

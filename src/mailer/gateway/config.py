@@ -12,7 +12,7 @@ from mailer.gateway.placeholders import ACCOUNT_PLACEHOLDERS
 from mailer.gateway.profile import GatewayProfile, account_keys, load_profile
 from mailer.gateway.request_template import RequestTemplate, Texts
 from mailer.gateway.toml_file import ConfigFileError, convert_table, parse_toml, read_file
-from mailer.settings import Settings
+from mailer.settings import LEASE_SLACK, Settings
 from mailer.urls import GatewayUrl, read_gateway_url
 
 MAX_GATEWAYS = 100
@@ -90,7 +90,16 @@ def configured_gateways(settings: Settings, environ: Mapping[str, str]) -> list[
     Raises `ConfigFileError`.
     """
     if settings.gateways is not None:
-        return read_gateways(Path(settings.gateways), environ)
+        gateways = read_gateways(Path(settings.gateways), environ)
+        max_timeout = settings.lease - LEASE_SLACK
+        if mistakes := [
+            f"{settings.gateways}: the timeout of {gateway.config.name} must be at most"
+            f" {max_timeout:g} s: MAILER_LEASE minus {LEASE_SLACK} s"
+            for gateway in gateways
+            if gateway.config.timeout > max_timeout
+        ]:
+            raise ConfigFileError(mistakes)
+        return gateways
     return [] if settings.gateway_url is None else [default_gateway(settings)]
 
 

@@ -1,0 +1,150 @@
+"""The command `mailer gateways check`: whether the gateways of the configuration can be used."""
+
+import asyncio
+import socket
+import ssl
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import assert_never
+
+from msgspec.structs import replace
+from yarl import URL
+
+from mailer.clock import database_clock, elapsed
+from mailer.gateway.config import ConfiguredGateway
+from mailer.gateway.http import HttpGateway
+from mailer.gateway.profile import BalancePart, RequestPart, ResponsePart
+from mailer.gateway.protocol import (
+    Aborted,
+    Accepted,
+    Outcome,
+    OutgoingMessage,
+    Rejected,
+    Request,
+    TemporaryFailure,
+    Unknown,
+)
+from mailer.validation import MAX_ID
+
+CHECK_TIMEOUT = 15.0
+"""Seconds for each step of the check."""
+TEST_TEXT = "Test message / Тестовое сообщение"
+
+Echo = Callable[[str], None]
+
+
+async def check_gateways(gateways: list[ConfiguredGateway], phone: str | None, echo: Echo) -> bool:
+    """Check each gateway, and print the results with `echo`. Return whether all can be used.
+
+    Resolves the name, connects with TLS if the address is https, and asks for the balance where the
+    provider has a request for it. With `phone`, sends one message to it through each gateway.
+    """
+    now = datetime.now(UTC)  # noqa: TID251  # there is no database here, and nothing rests on it
+    database_clock.sample(elapsed(), now, elapsed())
+    are_good = True
+    for gateway in gateways:
+        url = URL(gateway.url.before)
+        echo(f"{gateway.config.name} ({gateway.profile.title}): {url.origin()}")
+        for step in (_connect, _read_balance, _send_test):
+            try:
+                async with asyncio.timeout(CHECK_TIMEOUT):
+                    result = await step(gateway, phone)
+            except (OSError, ValueError) as error:
+                are_good = False
+                echo(f"  failed: {_describe(error)}")
+                break
+            if result is not None:
+                echo(f"  {result}")
+    return are_good
+
+
+async def _connect(gateway: ConfiguredGateway, _phone: str | None) -> str:
+    """Resolve the name and connect. Raises `OSError`."""
+    url = URL(gateway.url.before)
+    context = ssl.create_default_context() if url.scheme == "https" else None
+    _, writer = await asyncio.open_connection(url.host, url.port, ssl=context)
+    tls = writer.get_extra_info("ssl_object")
+    writer.close()
+    return f"connected, {tls.version()}" if tls else "connected, without TLS"
+
+
+async def _read_balance(gateway: ConfiguredGateway, _phone: str | None) -> str | None:
+    """Return the balance of the account. Raises `ValueError` if the gateway refuses to tell it."""
+    if gateway.profile.balance is None:
+        return None
+    outcome = await _send(balance_gateway(gateway, gateway.profile.balance), "79000000000")
+    if isinstance(outcome, Accepted):
+        return f"balance: {outcome.gateway_message_id}"
+    raise ValueError(f"the balance cannot be read: {describe_outcome(outcome)}")
+
+
+async def _send_test(gateway: ConfiguredGateway, phone: str | None) -> str | None:
+    """Send a test message to `phone`, if given. Raises `ValueError` if it is not accepted."""
+    if phone is None:
+        return None
+    outcome = await _send(gateway, phone)
+    result = f"the test message is {describe_outcome(outcome)}"
+    match outcome:
+        case Accepted():
+            return result
+        case _:
+            raise ValueError(result)
+
+
+def balance_gateway(gateway: ConfiguredGateway, balance: BalancePart) -> ConfiguredGateway:
+    """Return a gateway whose only request asks for the balance, which is its message id."""
+    request = RequestPart(
+        method=balance.method,
+        url=balance.url,
+        query=balance.query,
+        headers=balance.headers,
+        basic_auth=balance.basic_auth,
+        body="none",
+    )
+    response = ResponsePart(path=balance.path, pattern="[0-9]", then="accepted", id=balance.path)
+    profile = replace(gateway.profile, request=request, response=[response])
+    return replace(gateway, profile=profile)
+
+
+async def _send(gateway: ConfiguredGateway, phone: str) -> Outcome:
+    # ids of messages are never so large, so the provider has not seen this one
+    message_id = MAX_ID - int(time.time())  # noqa: TID251  # any number that is new
+    message = OutgoingMessage(
+        id=message_id, phone=phone, text=TEST_TEXT, sender=gateway.config.sender or ""
+    )
+    async with HttpGateway(gateway) as client:
+        return await client.send(Request(message, elapsed() + CHECK_TIMEOUT))
+
+
+def describe_outcome(outcome: Outcome) -> str:
+    """Return an outcome in words."""
+    match outcome:
+        case Accepted(gateway_message_id=None):
+            return "accepted"
+        case Accepted(gateway_message_id=message_id):
+            return f"accepted, with the id {message_id}"
+        case Rejected(reason=reason):
+            return f"rejected: {reason}"
+        case TemporaryFailure(reason=reason, trouble=trouble):
+            return f"not accepted: {reason}" + (f", {trouble}" if trouble else "")
+        case Unknown(reason=reason):
+            return f"perhaps accepted: {reason}"
+        case Aborted():
+            return "not sent"
+        case _:
+            assert_never(outcome)
+
+
+def _describe(error: OSError | ValueError) -> str:
+    match error:
+        case TimeoutError():
+            return f"no answer within {CHECK_TIMEOUT:g} s"
+        case socket.gaierror():
+            return "the name of the host cannot be resolved"
+        case ssl.SSLError():
+            return f"the TLS connection is refused: {error.reason or error}"
+        case OSError(strerror=str(reason)):
+            return f"cannot connect: {reason}"
+        case _:
+            return str(error)
