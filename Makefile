@@ -14,7 +14,7 @@ BENCHES := first_request deliver import_clients cost against_bare against_peers 
 	sending_during_import hostile_headers schema soak
 
 # Programs that only some tests need, and that pip cannot install.
-PROGRAMS := promtool chromium faketime
+PROGRAMS := promtool chromium faketime bearerbox
 
 .PHONY: help demo check test busy peers $(PROGRAMS) oidc-provider lint fmt bench properties texts security schema lock audit clean
 .DELETE_ON_ERROR:
@@ -50,6 +50,7 @@ peers: $(READY) ## compare the requests of gateways with those of the providers'
 promtool: PACKAGE := prometheus
 chromium: PACKAGE := chromium
 faketime: PACKAGE := faketime
+bearerbox: PACKAGE := kannel kannel-extras
 $(PROGRAMS): # installs a missing program from Debian, if run as root; otherwise prints what that means
 	@command -v $@ >/dev/null || \
 		{ [ "$$(id -u)" = 0 ] && { $(INSTALL) $(PACKAGE) || { apt-get update -qq && $(INSTALL) $(PACKAGE); }; } \
