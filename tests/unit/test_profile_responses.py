@@ -101,9 +101,9 @@ CASES = [
     ("twilio", 400, {"code": 21612}, Rejected("rejected_21612")),
     ("twilio", 400, {"code": 21614}, Rejected("rejected_21614")),
     ("twilio", 400, {"code": 21610}, OPTED_OUT),
-    ("twilio", 401, {"code": 20003}, account("code_20003", "bad_credentials")),
-    ("twilio", 400, {"code": 21606}, account("code_21606", "sender_refused")),
-    ("twilio", 400, {"code": 21608}, account("code_21608", "sender_refused")),
+    ("twilio", 401, {"code": 20003}, account("bad_credentials", "bad_credentials")),
+    ("twilio", 400, {"code": 21606}, account("sender_refused", "sender_refused")),
+    ("twilio", 400, {"code": 21608}, account("sender_refused", "sender_refused")),
     ("twilio", 429, {"code": 20429}, TemporaryFailure("code_20429", affects_all=True)),
     ("twilio", 500, {"code": 20500}, TemporaryFailure("http_500")),
     # vonage, where the status is always 200
@@ -124,7 +124,7 @@ CASES = [
     ),
     ("vonage", 200, vonage("33"), Rejected("rejected_33")),
     *(
-        ("vonage", 200, vonage(code), account(f"code_{code}", trouble))
+        ("vonage", 200, vonage(code), account(trouble, trouble))
         for code, trouble in VONAGE_TROUBLES.items()
     ),
     # infobip
@@ -134,13 +134,13 @@ CASES = [
         "infobip",
         200,
         infobip(5, "REJECTED_NOT_ENOUGH_CREDITS"),
-        account("code_REJECTED_NOT_ENOUGH_CREDITS", "no_credit"),
+        account("no_credit", "no_credit"),
     ),
     (
         "infobip",
         200,
         infobip(5, "REJECTED_SENDER"),
-        account("code_REJECTED_SENDER", "sender_refused"),
+        account("sender_refused", "sender_refused"),
     ),
     (
         "infobip",
@@ -166,8 +166,8 @@ CASES = [
         Accepted("e8077d803532c0b5937c639b60216938"),
     ),
     ("messagebird", 422, errors(9), Rejected("rejected_9")),
-    ("messagebird", 401, errors(2), account("code_2", "bad_credentials")),
-    ("messagebird", 422, errors(25), account("code_25", "no_credit")),
+    ("messagebird", 401, errors(2), account("bad_credentials", "bad_credentials")),
+    ("messagebird", 422, errors(25), account("no_credit", "no_credit")),
     # plivo
     ("plivo", 202, {"message_uuid": ["db3ce55a", "ff3ce55b"]}, Accepted("db3ce55a,ff3ce55b")),
     ("plivo", 400, {"error": "invalid dst"}, Rejected("rejected_400")),
@@ -180,8 +180,8 @@ CASES = [
     ("telnyx", 400, errors("40001"), Rejected("rejected_40001")),
     ("telnyx", 400, errors("40300"), OPTED_OUT),
     ("telnyx", 400, errors("40006"), TemporaryFailure("code_40006")),
-    ("telnyx", 403, errors("10009"), account("code_10009", "bad_credentials")),
-    ("telnyx", 403, errors("10010"), account("code_10010", "bad_credentials")),
+    ("telnyx", 403, errors("10009"), account("bad_credentials", "bad_credentials")),
+    ("telnyx", 403, errors("10010"), account("bad_credentials", "bad_credentials")),
     ("telnyx", 429, errors("10011"), TemporaryFailure("code_10011", affects_all=True)),
     ("telnyx", 429, errors("40011"), TemporaryFailure("code_40011", affects_all=True)),
     # smsc, where the status is always 200
@@ -191,9 +191,9 @@ CASES = [
         ("smsc", 200, {"error": "any", "error_code": code}, Rejected(f"rejected_{code}"))
         for code in (1, 5, 6, 7, 8)
     ),
-    ("smsc", 200, {"error": "any", "error_code": 2}, account("code_2", "bad_credentials")),
-    ("smsc", 200, {"error": "any", "error_code": 3}, account("code_3", "no_credit")),
-    ("smsc", 200, {"error": "any", "error_code": 4}, account("code_4", "account_blocked")),
+    ("smsc", 200, {"error": "any", "error_code": 2}, account("bad_credentials", "bad_credentials")),
+    ("smsc", 200, {"error": "any", "error_code": 3}, account("no_credit", "no_credit")),
+    ("smsc", 200, {"error": "any", "error_code": 4}, account("account_blocked", "account_blocked")),
     ("smsc", 200, {"error": "any", "error_code": 9}, Unknown("repeated_too_soon")),
     ("smsc", 200, {"error": "any", "error_code": 99}, TemporaryFailure("code_99")),
     # smsru, where the status is always 200
@@ -207,10 +207,10 @@ CASES = [
         for code in (220, 230, 231, 232, 500)
     ),
     ("smsru", 200, smsru(100, 209), OPTED_OUT),
-    ("smsru", 200, smsru(100, 201), account("code_201", "no_credit")),
-    ("smsru", 200, smsru(100, 204), account("code_204", "sender_refused")),
+    ("smsru", 200, smsru(100, 201), account("no_credit", "no_credit")),
+    ("smsru", 200, smsru(100, 204), account("sender_refused", "sender_refused")),
     *(
-        ("smsru", 200, {"status": "ERROR", "status_code": code}, account(f"code_{code}", trouble))
+        ("smsru", 200, {"status": "ERROR", "status_code": code}, account(trouble, trouble))
         for code, trouble in SMSRU_TROUBLES.items()
     ),
     (
@@ -221,7 +221,7 @@ CASES = [
     ),
     # smsaero
     ("smsaero", 200, {"success": True, "data": {"id": 1, "status": 0}}, Accepted("1")),
-    ("smsaero", 200, {"result": "no credits"}, account("code_no_credits", "no_credit")),
+    ("smsaero", 200, {"result": "no credits"}, account("no_credit", "no_credit")),
     ("smsaero", 200, {"result": "reject"}, Rejected("rejected")),
     ("smsaero", 401, "", account("http_401", "bad_credentials")),
     # exolve
@@ -252,7 +252,7 @@ CASES = [
         "jasmin",
         403,
         'Error "Cannot charge submit_sm, check if your balance"',
-        account("http_403", "no_credit"),
+        account("no_credit", "no_credit"),
     ),
     (
         "jasmin",

@@ -30,13 +30,26 @@ REASON_LABELS = {
     "filter_changed": gettext_noop("no longer in the audience"),
     "restored": gettext_noop("the database was restored"),
     "no_gateway": gettext_noop("no gateway is configured"),
+    "no_credit": gettext_noop("the account at the SMS provider has no credit: top it up"),
+    "bad_credentials": gettext_noop(
+        "the SMS provider refuses the key or password: correct the configuration of the gateway"
+    ),
+    "sender_refused": gettext_noop(
+        "the SMS provider does not allow the sender: register it, or use another one"
+    ),
+    "account_blocked": gettext_noop("the SMS provider has blocked the account: ask its support"),
+    "opted_out": gettext_noop("the client does not want messages"),
+    "partly_accepted": gettext_noop("the gateway accepted only some parts of the text"),
+    "repeated_too_soon": gettext_noop("the gateway calls it a repeat of an earlier request"),
 }
 """Why a message was not delivered, why its last attempt failed, or why a mailing is held."""
 ANSWER_REASON_LABELS = {
     "http": gettext_noop("the gateway answered {}"),
     "rejected": gettext_noop("the gateway rejected it with {}"),
+    "code": gettext_noop("the gateway answered with the code {}"),
 }
-"""Reasons that contain an HTTP status, such as `http_503`; `{}` is the place of the status."""
+"""Reasons that contain an HTTP status or a code of the gateway, such as `http_503`; `{}` is the place
+of the status or code."""
 SCOPE_LABELS = {
     "read": gettext_noop("Read clients, mailings and messages"),
     "write": gettext_noop("Also create and change clients and mailings"),
@@ -143,7 +156,7 @@ OPERATING_SYSTEMS = {
     "Linux": "Linux",
 }
 """Operating systems by a part of the User-Agent; the first match counts."""
-_ANSWER_REASON = re.compile(r"(http|rejected)_(\d{3})")
+_ANSWER_REASON = re.compile(r"(http|rejected|code)_([0-9A-Za-z_.-]+)")
 
 
 def reason_label(reason: str) -> str:

@@ -126,8 +126,8 @@ def describe_outcome(outcome: Outcome) -> str:
             return f"accepted, with the id {message_id}"
         case Rejected(reason=reason):
             return f"rejected: {reason}"
-        case TemporaryFailure(reason=reason, trouble=trouble):
-            return f"not accepted: {reason}" + (f", {trouble}" if trouble else "")
+        case TemporaryFailure(reason=reason):
+            return f"not accepted: {reason}"
         case Unknown(reason=reason):
             return f"perhaps accepted: {reason}"
         case Aborted():

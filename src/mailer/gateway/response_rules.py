@@ -155,6 +155,8 @@ class _Rule:
                 return Rejected("opted_out", is_opt_out=True)
             case "temporary" | "account":
                 asks_all = response.status in ASKING_ALL and bool(wait)
+                if value or part.pattern:  # the body says more than the status
+                    default = part.trouble or default
                 return TemporaryFailure(
                     part.reason or default,
                     wait,
