@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
 from tests.processes import until
-from tests.programs import missing, needed
+from tests.programs import find_program, skip_or_fail
 
 FAKESMSC = Path("/usr/lib/kannel/test/fakesmsc")
 USER, PASSWORD = "mailer", "sesame"
@@ -112,9 +112,9 @@ def _join(parts: list[Part]) -> str:
 @contextlib.asynccontextmanager
 async def kannel(folder: Path) -> AsyncIterator[Kannel]:
     """Run Kannel with its files in `folder`. Skip the test if it is not installed."""
-    bearerbox, smsbox = needed("bearerbox"), needed("smsbox")
+    bearerbox, smsbox = find_program("bearerbox"), find_program("smsbox")
     if not FAKESMSC.exists():
-        missing("fakesmsc")
+        skip_or_fail("fakesmsc")
     ports = {name: _free_port() for name in ("admin", "smsbox", "smsc", "sendsms")}
     config = folder / "kannel.conf"
     config.write_text(CONFIG.format(**ports, user=USER, password=PASSWORD))

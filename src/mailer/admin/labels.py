@@ -48,8 +48,8 @@ ANSWER_REASON_LABELS = {
     "rejected": gettext_noop("the gateway rejected it with {}"),
     "code": gettext_noop("the gateway answered with the code {}"),
 }
-"""Reasons that contain an HTTP status or a code of the gateway, such as `http_503`; `{}` is the place
-of the status or code."""
+"""Reasons that contain an HTTP status or a code of the gateway, such as `http_503`; `{}` is its
+place."""
 SCOPE_LABELS = {
     "read": gettext_noop("Read clients, mailings and messages"),
     "write": gettext_noop("Also create and change clients and mailings"),

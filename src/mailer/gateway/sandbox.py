@@ -1,6 +1,6 @@
 """The sandbox gateway: a server that stands in for an SMS gateway and sends nothing.
 
-It speaks the gateway protocol (see `gateway/http.py`), with latency and faults on request. It
+It speaks the protocol of the kind `json` (docs/gateways.md), with latency and faults on request. It
 serves the demo, the tests, the measurements, and the command `mailer sandbox`.
 """
 
