@@ -6,7 +6,7 @@
 import base64
 import json
 import subprocess
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
@@ -36,7 +36,7 @@ def message(text: str) -> OutgoingMessage:
         text=text,
         sender="ACME",
         validity=7_200,
-        valid_until=VALID_UNTIL,
+        valid_from=VALID_UNTIL - timedelta(seconds=7_200),
         callback="https://mailer.example/gateways/g/receipts?id=12",
     )
 

@@ -56,7 +56,7 @@ def message(text: str, *, sender: str = "ACME", callback: str = CALLBACK) -> Out
         text=text,
         sender=sender,
         validity=7_200,
-        valid_until=datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC),
+        valid_from=datetime(2030, 1, 2, 1, 4, 5, tzinfo=UTC),
         callback=callback,
     )
 

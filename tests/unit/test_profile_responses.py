@@ -302,5 +302,7 @@ def test_strange_body_is_never_accepted(kind: str, status: int, body: bytes) -> 
 
 def test_text_in_another_charset_is_read() -> None:
     rules = ResponseRules(load_profile("kannel").response)
-    response = Response(202, "0: Accepted for delivery".encode("utf-16"), charset="utf-16")
+    response = Response(
+        202, "0: Accepted for delivery".encode("utf-16"), content_type="text/plain; charset=utf-16"
+    )
     assert rules.outcome(response) == Accepted()

@@ -1,7 +1,7 @@
 """A channel: a gateway with its limits, and what this worker has measured of it."""
 
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Self
 
 import msgspec
@@ -70,14 +70,13 @@ class Channel:
         self, message_id: int, phone: str, text: str, seconds_left: float, now: datetime
     ) -> OutgoingMessage:
         """Return a message for the gateway, whose mailing ends in `seconds_left`."""
-        validity = self.limits.validity.limit(int(seconds_left))
         return OutgoingMessage(
             id=message_id,
             phone=phone,
             text=text,
             sender=self.sender,
-            validity=validity,
-            valid_until=now + timedelta(0, validity),
+            validity=self.limits.validity.limit(int(seconds_left)),
+            valid_from=now,
         )
 
     def add_breaker_listener(self, listener: Callable[[], None]) -> None:

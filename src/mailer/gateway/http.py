@@ -22,7 +22,6 @@ from mailer.gateway.protocol import Accepted, Outcome, Request, TemporaryFailure
 from mailer.gateway.response import (
     MAX_RESPONSE_BODY_BYTES,
     decompress,
-    find_charset,
     find_status,
     outcome_of_network_failure,
     parse_retry_after,
@@ -156,9 +155,13 @@ class HttpGateway:
             if encoding is not None:
                 received = decompress(received, encoding)
             body = received or b""
-        pause = parse_retry_after(
-            headers.get("Retry-After"), database_clock.now(), headers.get("Date")
-        )
-        if pause is not None:
-            pause = min(pause, self._retry_after_cap)
-        return self._rules.outcome(Response(status, body, pause, find_charset(headers)))
+        content_type = headers.get("Content-Type", "")
+        return self._rules.outcome(Response(status, body, self._pause(headers), content_type))
+
+    def _pause(self, headers: Mapping[str, str]) -> float | None:
+        """Return the seconds that a response asks to wait, at most `retry_after_cap`."""
+        retry_after = headers.get("Retry-After")
+        if retry_after is None:
+            return None
+        pause = parse_retry_after(retry_after, database_clock.now(), headers.get("Date"))
+        return None if pause is None else min(pause, self._retry_after_cap)

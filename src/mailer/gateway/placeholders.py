@@ -6,6 +6,7 @@ A placeholder of the message is replaced in each message. A placeholder of the a
 
 import re
 from collections.abc import Callable, Collection
+from datetime import timedelta
 from functools import lru_cache
 
 import msgspec
@@ -48,8 +49,10 @@ def utf16_hex(text: str) -> str:
 
 def _until(message: OutgoingMessage) -> str:
     """Return the end of the message's validity, as RFC 3339 in UTC with milliseconds."""
-    moment = message.valid_until
-    return f"{moment:%Y-%m-%dT%H:%M:%S}.{moment.microsecond // 1_000:03}Z" if moment else ""
+    if message.valid_from is None:
+        return ""
+    moment = message.valid_from + timedelta(seconds=message.validity)
+    return f"{moment:%Y-%m-%dT%H:%M:%S}.{moment.microsecond // 1_000:03}Z"
 
 
 MESSAGE_PLACEHOLDERS: dict[str, Value] = {

@@ -69,8 +69,8 @@ class OutgoingMessage(msgspec.Struct, frozen=True, kw_only=True):
     """Name or number that the client sees; "" for the gateway's default."""
     validity: int = DEFAULT_VALIDITY
     """Seconds after which the gateway should not deliver the message any more."""
-    valid_until: datetime | None = None
-    """The end of the validity."""
+    valid_from: datetime | None = None
+    """When the validity begins, by the database's clock."""
     callback: str = ""
     """URL for receipts; "" for none."""
 

@@ -3,7 +3,6 @@
 import contextlib
 import re
 import zlib
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
@@ -42,9 +41,9 @@ def find_status(received: bytes) -> int | None:
 _CHARSET = re.compile(r"charset\s*=\s*\"?([A-Za-z0-9_.:-]{1,40})", re.IGNORECASE)
 
 
-def find_charset(headers: Mapping[str, str]) -> str:
-    """Return the charset that the header Content-Type names; UTF-8 if it names none."""
-    charset = _CHARSET.search(headers.get("Content-Type", ""))
+def find_charset(content_type: str) -> str:
+    """Return the charset that a header Content-Type names; UTF-8 if it names none."""
+    charset = _CHARSET.search(content_type)
     return charset[1] if charset else "utf-8"
 
 

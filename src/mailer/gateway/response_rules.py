@@ -2,9 +2,10 @@
 
 import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from http import HTTPStatus
+from itertools import chain
 from typing import Any, assert_never
 
 import msgspec
@@ -12,7 +13,7 @@ import msgspec
 from mailer.gateway.json_path import JsonPath
 from mailer.gateway.profile import ResponsePart, WaitPart
 from mailer.gateway.protocol import Accepted, Outcome, Rejected, TemporaryFailure, Unknown
-from mailer.gateway.response import MAX_RESPONSE_BODY_BYTES
+from mailer.gateway.response import MAX_RESPONSE_BODY_BYTES, find_charset
 from mailer.json_input import JsonError, read_json
 
 MAX_REASON_VALUE_LENGTH = 32
@@ -35,13 +36,14 @@ class Response(msgspec.Struct, frozen=True):
     body: bytes
     retry_after: float | None = None
     """Seconds that a header Retry-After asks to wait."""
-    charset: str = "utf-8"
+    content_type: str = ""
+    """The header Content-Type."""
 
     @property
     def text(self) -> str:
         """The body as text; bytes that are none are replaced."""
         try:
-            return self.body.decode(self.charset, errors="replace")
+            return self.body.decode(find_charset(self.content_type), errors="replace")
         except LookupError:
             return self.body.decode(errors="replace")
 
@@ -66,10 +68,18 @@ class ResponseRules:
     def __init__(self, parts: Sequence[ResponsePart]) -> None:
         self._rules = [_Rule(part) for part in parts]
         self._needs_json = any(rule.needs_json for rule in self._rules)
+        self._needs_body: dict[int, bool] = {}
+        """By status, as far as it was asked for."""
 
     def needs_body(self, status: int) -> bool:
         """Return whether the outcome of a response with this status may depend on its body."""
-        return any(rule.needs_body and rule.matches_status(status) for rule in self._rules)
+        needs_body = self._needs_body.get(status)
+        if needs_body is None:
+            needs_body = any(
+                rule.needs_body and rule.matches_status(status) for rule in self._rules
+            )
+            self._needs_body[status] = needs_body
+        return needs_body
 
     def outcome(self, response: Response) -> Outcome:
         """Return the outcome of the first rule that matches; else by the status.
@@ -96,8 +106,9 @@ class _Rule:
     def __init__(self, part: ResponsePart) -> None:
         self._part = part
         statuses = part.status if isinstance(part.status, list) else [part.status]
-        self._statuses = {str(status) for status in statuses} if part.status else None
+        self._statuses = {*chain.from_iterable(map(_expand, statuses))} if part.status else None
         self._path = JsonPath(part.path) if part.path else None
+        self._is_exact = part.exact
         self._values = {_key(value, is_exact=part.exact) for value in part.values or ()}
         self._pattern = re.compile(part.pattern) if part.pattern else None
         self._id = JsonPath(part.id) if part.id else None
@@ -108,8 +119,7 @@ class _Rule:
 
     def matches_status(self, status: int) -> bool:
         """Return whether the rule is for responses with this status."""
-        text = str(status)
-        return self._statuses is None or not self._statuses.isdisjoint((text, f"{text[0]}xx"))
+        return self._statuses is None or status in self._statuses
 
     def is_success(self, status: int) -> bool:
         """Return whether the rule accepts responses with this status; 200 if it names none."""
@@ -133,21 +143,21 @@ class _Rule:
         return "" if self._path is None else scalar_text(matching[0])
 
     def _matches(self, value: object) -> bool:
-        if self._values and _key(value, is_exact=self._part.exact) not in self._values:
+        if self._values and _key(value, is_exact=self._is_exact) not in self._values:
             return False
         return self._pattern is None or self._pattern.search(scalar_text(value)) is not None
 
     def outcome(self, response: Response, document: object, matched: str) -> Outcome:
         """Return the outcome of a response that the rule matches; `matched` is from `match`."""
         part = self._part
+        if part.then in {"accepted", "duplicate"}:
+            return Accepted(self._message_id(response, document))
         value = re.sub(r"[^0-9A-Za-z_.-]+", "_", matched)[:MAX_REASON_VALUE_LENGTH]
         wait = response.retry_after
         if self._wait is not None:
             wait = self._wait.seconds(response, document) or wait
         default = f"code_{value}" if value else f"http_{response.status}"
         match part.then:
-            case "accepted" | "duplicate":
-                return Accepted(self._message_id(response, document))
             case "rejected":
                 reason = part.reason or f"rejected_{value or response.status}"
                 return Rejected(reason, other_gateways=part.other_gateways)
@@ -165,6 +175,8 @@ class _Rule:
                 )
             case "unknown":
                 return Unknown(part.reason or default)
+            case "accepted" | "duplicate":
+                raise AssertionError  # returned above
             case _:
                 assert_never(part.then)
 
@@ -196,6 +208,14 @@ class _Wait:
         return None
 
 
+def _expand(status: int | str | None) -> Iterable[int]:
+    """Return the status codes that a status of a profile stands for, such as 400 to 499 for 4xx."""
+    text = str(status)
+    if text.endswith("xx"):
+        return range(int(text[0]) * 100, int(text[0]) * 100 + 100)
+    return (int(text),)
+
+
 def scalar_text(value: object) -> str:
     """Return a value of a JSON document as text; "" for null, lists and objects.
 
@@ -216,5 +236,8 @@ def scalar_text(value: object) -> str:
 
 def _key(value: object, *, is_exact: bool) -> object:
     """Return what is equal for equal values; numbers and texts are never equal if exact."""
-    kind = type(value) if isinstance(value, bool | str) else "number"
-    return (kind, scalar_text(value)) if is_exact else scalar_text(value)
+    if not is_exact:
+        return scalar_text(value)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return value
+    return (type(value), scalar_text(value))
