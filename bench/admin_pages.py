@@ -75,9 +75,13 @@ OPEN_PAGES = (
     "/mailings/{short}",
     "/system",
 )
-"""Ten pages as users keep them open, with the same names in braces."""
+"""Ten pages as users keep them open, with the same names in braces. All receive live updates."""
+PAGE_PREFIX = ""
+"""What goes before the path of a page: nothing, because pages are not under `/api/v1`."""
 ASSET = re.compile(r'(?:src|href)="(/static/[^"]+)"')
+"""The URL of an asset, in the HTML of a page."""
 LIVE_URL = re.compile(r'data-live="([^"]+)"')
+"""The URL of the live updates, in the HTML of a page."""
 RESPONSE_HEAD_SIZE = 300
 """Bytes of the head of a response, roughly."""
 
@@ -110,7 +114,7 @@ async def measure_pages(url: str, times: int, verdict: harness.Verdict) -> None:
             seconds = []
             for _ in range(times):
                 began = time.perf_counter()
-                html = await mailer.get(values.path(page, prefix=""))
+                html = await mailer.get(values.path(page, prefix=PAGE_PREFIX))
                 seconds.append(time.perf_counter() - began)
             size = await page_size(mailer, html, asset_sizes)
             median, p99 = statistics.median(seconds), statistics.quantiles(seconds, n=100)[-1]
@@ -129,22 +133,34 @@ async def measure_pages(url: str, times: int, verdict: harness.Verdict) -> None:
 
 
 async def read_updates(session: aiohttp.ClientSession, path: str) -> None:
-    """Read the live updates of a page, as a browser does."""
-    async with session.get(path, timeout=aiohttp.ClientTimeout(total=None)) as response:
+    """Read the live updates of a page, as a browser does, until this task is cancelled.
+
+    Raises `RuntimeError` when they end earlier, and aiohttp's error for a status of 400 or above.
+    """
+    no_timeout = aiohttp.ClientTimeout(total=None)
+    async with session.get(path, timeout=no_timeout, raise_for_status=True) as response:
         async for _ in response.content:
             pass
+    message = f"the live updates {path} ended during the measurement"
+    raise RuntimeError(message)
 
 
 async def open_pages(mailer: harness.Mailer, stack: AsyncExitStack) -> None:
-    """Open ten pages, and read their live updates until `stack` is closed."""
+    """Open ten pages, and read their live updates until `stack` is closed.
+
+    Raises `RuntimeError` for a page without live updates: its cost would not be measured.
+    """
     values = await calls.read_values(mailer.database)
     session = await stack.enter_async_context(aiohttp.ClientSession(mailer.address))
     tasks = await stack.enter_async_context(asyncio.TaskGroup())
     for page in OPEN_PAGES:
-        html = (await mailer.get(values.path(page, prefix=""))).decode()
-        if live_url := LIVE_URL.search(html):
-            updates = tasks.create_task(read_updates(session, live_url[1].replace("&amp;", "&")))
-            stack.callback(updates.cancel)
+        html = (await mailer.get(values.path(page, prefix=PAGE_PREFIX))).decode()
+        live_url = LIVE_URL.search(html)
+        if live_url is None:
+            message = f"the page {page} has no live updates"
+            raise RuntimeError(message)
+        updates = tasks.create_task(read_updates(session, live_url[1].replace("&amp;", "&")))
+        stack.callback(updates.cancel)
 
 
 class CpuUse(NamedTuple):
@@ -208,6 +224,10 @@ async def main(folder: Path, clients: int, times: int, rounds: int, *, keep: boo
         sink = await stack.enter_async_context(harness.sink())
         state = f"sending {SEND_RATE} a second"
         await measure_open_pages(verdict, url, gateway_url=sink.url, rounds=rounds, state=state)
+        requests = (await sink.read_report()).requests
+        if requests < SEND_RATE * MEASURE_SECONDS * rounds:  # half of the measured time
+            message = f"mailer did not send all the time: {requests} requests"
+            raise RuntimeError(message)
     return verdict.status
 
 

@@ -1,4 +1,7 @@
-"""Hostile text is stored exactly, or refused in a response that names its field."""
+"""Hostile text is stored, normalized as `mailer/text.py` describes, or refused.
+
+The response to a refused text names its field or query parameter, unless the body cannot be read.
+"""
 
 import json
 from typing import Any
@@ -37,7 +40,7 @@ STORABLE_TEXTS = {
     "escaped": "\\u0000\\x00%00",
     "word": "NaN",
 }
-"""Text for fields that accept any text."""
+"""Text for fields that accept any text. They refuse only text without a visible character."""
 REFUSED_TEXTS = {
     "nul": "a\0b",
     "only nul": "\0",
@@ -51,7 +54,8 @@ REFUSED_TEXTS = {
 BROKEN_UTF8 = [b'"\xed\xa0\x80"', b'"\xff"', b'"\xc0\x80"', b'"\xf0\x9f"', b'"\xf5\x80\x80\x80"']
 """Strings of JSON with bytes that are not UTF-8."""
 FREE_TEXT_PLACES = {("tag",), ("text",), ("client_filter",), ("client_filter", "tags", "*")}
-"""Places of the fields that accept any text."""
+"""The places (`Field.place`) of the fields that accept any text. `client_filter` is one of them: it
+may be a string of operator codes and tags."""
 
 every_field = pytest.mark.parametrize("field", FIELDS, ids=str)
 every_query = pytest.mark.parametrize(("path", "name"), QUERIES)
@@ -59,20 +63,24 @@ every_query = pytest.mark.parametrize(("path", "name"), QUERIES)
 
 @pytest.fixture
 async def before(engine: AsyncEngine, ids: dict[str, int]) -> Contents:
-    """Every row of every table before each test, because other tests of this file store values."""
-    assert ids
+    """Every row of every table before the test, for the fixture `unchanged`.
+
+    It replaces the fixture of `conftest.py`, which reads the rows once for all tests of a file: in
+    this file some tests store values.
+    """
+    assert ids  # asked for, so that its objects exist before the rows are read
     return await contents(engine)
 
 
 def test_every_string_field_is_tested() -> None:
-    """Fields are read from the schema; this test detects a field that was not found."""
+    """The fields are found in the schema; this test fails if one was not found."""
     assert {field.name for field in FIELDS} == {
         *("phone", "operator_code", "tag", "time_zone"),
         *("datetime_start", "datetime_end", "send_interval_time_start", "send_interval_time_end"),
         *("text", "on_unknown", "client_filter", "client_filter.operator_codes"),
         *("client_filter.tags", "client_filter.time_zones"),
     }
-    assert len(FIELDS) == 28
+    assert len(FIELDS) == 2 * 14  # each of these is a field of a POST and of a PATCH
 
 
 async def send_value(
@@ -85,7 +93,7 @@ async def send_value(
 
 
 @every_field
-async def test_text_is_stored_as_displayed_or_refused_with_the_name_of_its_field(
+async def test_text_is_stored_normalized_or_refused_with_the_name_of_its_field(
     api: httpx.AsyncClient, engine: AsyncEngine, ids: dict[str, int], field: Field
 ) -> None:
     before = await contents(engine)
@@ -105,16 +113,16 @@ async def test_text_is_stored_as_displayed_or_refused_with_the_name_of_its_field
 async def assert_is_stored(
     api: httpx.AsyncClient, field: Field, value: str, created: dict[str, Any]
 ) -> None:
-    """Assert that a value is in the response and in the database; delete a created object.
+    """Assert that the response and a later GET show a value as it must be stored.
 
-    Invisible characters of a tag are removed, and characters of a text composed. A filter is
-    returned as given.
+    A tag is stored in the form of `clean_label`, a text in the form of `compose`, and a filter as
+    it was sent. An object that a POST created is deleted: the next POST has the same phone number.
     """
     place = field.place[0]
     address = f"/{field.path.split('/')[1]}/{created['id']}"
     stored = (await api.get(address)).json()
-    displayed = {"tag": clean_label, "text": compose}.get(place, str)(value)
-    assert created[place] == stored[place] == field.body(displayed)[place]
+    expected = {"tag": clean_label, "text": compose}.get(place, str)(value)
+    assert created[place] == stored[place] == field.body(expected)[place]
     if field.method == "POST":
         assert (await api.delete(address)).status_code == 204
 
@@ -124,6 +132,8 @@ async def assert_is_stored(
 async def test_invalid_unicode_and_too_long_text_is_refused(
     api: httpx.AsyncClient, ids: dict[str, int], field: Field
 ) -> None:
+    # Two refusals name no field, because the body is not read: a lone surrogate makes it invalid
+    # JSON, and a body of more than 1 MiB gets a 413.
     for name, value in REFUSED_TEXTS.items():
         response = await send_value(api, ids, field, value)
         assert_is_problem(response, 400, 413)
@@ -137,6 +147,7 @@ async def test_invalid_unicode_and_too_long_text_is_refused(
 async def test_broken_utf8_is_refused(
     api: httpx.AsyncClient, ids: dict[str, int], field: Field
 ) -> None:
+    # the response names no field, because such a body is not JSON
     content = json.dumps(field.body("HERE")).encode()
     for broken in BROKEN_UTF8:
         response = await api.request(
@@ -207,7 +218,8 @@ def is_empty_list(response: httpx.Response) -> bool:
 async def test_a_hostile_query_matches_nothing_or_is_refused_with_the_name_of_its_parameter(
     api: httpx.AsyncClient, ids: dict[str, int], path: str, name: str
 ) -> None:
-    tag = (await api.get(f"/clients/{ids['client_id']}")).json()["tag"] or ""
+    # an earlier test may have stored one of the values as the client's tag; that value matches it
+    client_tag = (await api.get(f"/clients/{ids['client_id']}")).json()["tag"] or ""
     for value in STORABLE_TEXTS.values():
         for accept in ("application/json", "text/csv"):
             headers = {"Accept": accept}
@@ -216,7 +228,7 @@ async def test_a_hostile_query_matches_nothing_or_is_refused_with_the_name_of_it
             if response.status_code != 200:
                 assert_is_problem(response, 400)
                 assert wrong_fields(response) == {name}
-            elif name != "tag" or fold_label(value) != fold_label(tag):
+            elif name != "tag" or fold_label(value) != fold_label(client_tag):
                 assert is_empty_list(response)
 
 

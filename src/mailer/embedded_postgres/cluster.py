@@ -5,7 +5,8 @@ All files of the server are in its home: the folder `postgresql/` in mailer's da
 
 - `data`: PostgreSQL's data directory;
 - `server.log`: its log since mailer started;
-- `lock`: a file that the mailer that runs the server keeps locked: this is how a home is locked;
+- `lock`: locked (flock(2)) by the mailer that runs the server; to lock a home means to lock this
+  file;
 - `pg_hba.conf` and `pg_ident.conf`: who may connect;
 - `programs-*`: a copy of the programs, for a user who cannot reach the installed ones.
 """
@@ -93,6 +94,7 @@ def _translate_os_errors(data_dir: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        # `filename2` is the target of a failed rename; `filename` is then a temporary folder
         cause = f"{error.strerror}: {error.filename2 or error.filename}"
         message = f"PostgreSQL cannot run under {data_dir}: {cause}"
         if error.errno in TRANSIENT_ERRNOS:
