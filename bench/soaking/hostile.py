@@ -1,7 +1,7 @@
 """Hostile input during the soak: files and request headers that are expensive to process.
 
-Only a server error in the answer is a violation here. Other checks find whether the input delayed
-or changed anything else.
+Only a server error in the answer is a violation here, except 503. Other checks find whether the
+input delayed or changed anything else.
 """
 
 import asyncio
@@ -75,9 +75,11 @@ async def _send(  # noqa: PLR0913, PLR0917  # a request and its description
 ) -> None:
     """Send a request; record a violation if the answer is a server error other than 503.
 
-    The workers require no authentication, so they process each request. A missing answer is no
-    violation: a worker that hangs is found by its log, and by the times without requests at the
-    gateway.
+    A worker answers 503 while it starts and while its database is unavailable. Other faults of the
+    soak cause both, so 503 does not show that the input did harm. Nor does a missing answer: a
+    worker that hangs is found by its log, and by the times without requests at the gateway.
+
+    The workers require no authentication, so they process each request.
     """
     method = "GET" if body is None else "POST"
     content_type = {} if body is None else {"Content-Type": "text/csv"}

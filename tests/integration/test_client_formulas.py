@@ -33,6 +33,8 @@ FORMULA_STARTS = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
 DELIMITERS = ",;\t"
 """A spreadsheet may split the lines of a file at any of them, whatever its own delimiter is."""
 PHONE = "79160000001"
+# `tag` is the folded form of a tag. `tag_written` is the form in which a user wrote it, or null if
+# that is the same; see `tag_columns`.
 INSERT_CLIENT = text("""
     INSERT INTO client (phone, operator_code, tag, tag_written)
     VALUES (:phone, '916', :tag, :tag_written)""")
@@ -40,13 +42,24 @@ FORMULAS = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "\uff1d1"]
 TAGS_WITH_APOSTROPHE = ["'=1", "''=1", "''", "'x"]
 """Tags that begin with an apostrophe of their own."""
 FORMULAS_INSIDE = [
-    *("a;=1", 'a";=1', "a\t=1", "a,=1", 'a","=1', "a\n=1", "a;'=1", ";;==", "';'=", "=\t=;'@'"),
+    "a;=1",
+    'a";=1',
+    "a\t=1",
+    "a,=1",
+    'a","=1',
+    "a\n=1",
+    "a;'=1",
+    ";;==",
+    "';'=",
+    "=\t=;'@'",
 ]
 """Tags with a formula in the middle, where another delimiter or a line end begins a new cell."""
 
 characters = st.sampled_from("'=+-@;,\t\r\n\"ax\uff1d") | st.characters(
     exclude_categories=["Cs"], exclude_characters="\0"
 )
+# Every stored tag has the form that `clean_label` gives to input. In this form a text may be empty,
+# or longer than before: NFC replaces some characters by two.
 tags = st.text(characters, max_size=64).map(clean_label).filter(lambda tag: 1 <= len(tag) <= 64)
 
 
@@ -95,6 +108,7 @@ async def test_no_exported_cell_is_a_formula_and_every_tag_is_imported_unchanged
     report = await import_content(engine, exported)
     assert line_counts(report) == LineCounts(unchanged=len(given_tags))
 
+    # now in chunks of 7 bytes, so that chunks also end inside cells, escapes and characters
     await delete_all_clients(engine)
     report = await import_content(engine, exported, chunk_size=7)
     assert line_counts(report) == LineCounts(created=len(given_tags))

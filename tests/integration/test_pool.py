@@ -37,6 +37,9 @@ async def test_connections_ended_by_the_server_fail_no_request(database_url: str
 async def test_setting_the_wall_clock_back_after_a_lost_connection_closes_no_other(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # By default, SQLAlchemy's pool notes the time at which it loses a connection, and then replaces
+    # each connection that was opened before that time. Here the pool's clock is an hour ahead when
+    # the connection is lost, so that connections which are opened later seem older than the loss.
     clock_an_hour_ahead = SimpleNamespace(time=lambda: time.time() + 3_600)
     engine = create_engine(database_url, pool_size=1)
     with monkeypatch.context() as patch:
@@ -44,7 +47,7 @@ async def test_setting_the_wall_clock_back_after_a_lost_connection_closes_no_oth
         with pytest.raises(DBAPIError):
             async with engine.connect() as connection:
                 await connection.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
-    # the clock is right again, so it was set back by an hour
+    # for the pool, the clock was now set back by an hour
     backends = set()
     for _ in range(3):
         async with engine.connect() as connection:

@@ -47,7 +47,7 @@ def test_message_is_unrecorded_until_its_result_is_written(claims: WorkerClaims)
     first, second = create_claim(1), create_claim(2)
     claims.add([first, second])
     assert claims.unrecorded == {1, 2}
-    lost = claims.record_written(delivered(first), stored_ids={1})
+    lost = claims.forget_written(delivered(first), stored_ids={1})
     assert lost == []
     assert claims.unrecorded == {2}
 
@@ -58,9 +58,9 @@ def test_discarded_result_leaves_a_newer_claim_of_the_message_unrecorded(
     discarded, newer = create_claim(1), create_claim(1, attempts=2)
     claims.add([discarded])
     claims.add([newer])
-    assert claims.record_written(delivered(discarded), stored_ids=set()) == [discarded]
+    assert claims.forget_written(delivered(discarded), stored_ids=set()) == [discarded]
     assert claims.unrecorded == {1}
-    claims.record_written(delivered(newer), stored_ids={1})
+    claims.forget_written(delivered(newer), stored_ids={1})
     assert claims.unrecorded == set()
 
 
@@ -70,7 +70,7 @@ def test_attempt_is_refunded_once_its_result_is_written(claims: WorkerClaims) ->
     claims.refunds.record_failure("channel", failed, failed_at=1)
     claims.refunds.confirm_outage("channel")
     assert take_refundable(claims) == []
-    claims.record_written(delivered(failed), stored_ids={1})
+    claims.forget_written(delivered(failed), stored_ids={1})
     assert take_refundable(claims) == [failed]
 
 
@@ -84,6 +84,6 @@ def test_attempt_is_not_refunded_after_the_lease_was_lost(
         claims.refunds.record_failure("channel", claim, failed_at=1)
     if is_outage_confirmed_before:
         claims.refunds.confirm_outage("channel")
-    assert claims.record_written(delivered(kept, lost), stored_ids={kept.id}) == [lost]
+    assert claims.forget_written(delivered(kept, lost), stored_ids={kept.id}) == [lost]
     claims.refunds.confirm_outage("channel")
     assert take_refundable(claims) == [kept]

@@ -96,9 +96,10 @@ class DailyMail:
         """
         newest = newest_due(now, self._at, ZoneInfo(self._time_zone))
         async with self._engine.begin() as connection:
-            after = newest - MAX_REPORT_AGE
-            await store.add_due(connection, after=after, newest=newest, now=now)
-            lease = await store.acquire(connection, after=after, now=now, until=now + SEND_LEASE)
+            too_old = newest - MAX_REPORT_AGE
+            await store.add_due(connection, too_old=too_old, newest_due=newest, now=now)
+            until = now + SEND_LEASE
+            lease = await store.acquire(connection, too_old=too_old, now=now, until=until)
         if lease is None:
             return
         pending = [

@@ -20,22 +20,30 @@ class ReportLease(msgspec.Struct, frozen=True):
     """Hashes of the recipients that the mail server has accepted or permanently refused."""
 
 
-# Adds rows for all days since the newest report up to `:newest`, so that days on which no worker
-# ran get a report, too. Leaves out days up to `:after`. The first row ever is of `:newest`.
+# Adds a row for each day after the last day in the table, up to `:newest_due`. So days on which no
+# worker ran get a report, too. Days up to `:too_old` are left out. In an empty table, the only new
+# row is of `:newest_due`. A new row can be leased at once, because its `leased_until` is now.
 INSERT_DUE = text("""
     INSERT INTO daily_report (day, leased_until)
     SELECT due_day::date, :now FROM generate_series(
-        greatest(:after + 1,
-            (SELECT coalesce(max(day) + 1, :newest) FROM daily_report))::timestamp,
-        (:newest)::timestamp, interval '1 day') AS due_day
+        greatest(:too_old + 1,
+            (SELECT coalesce(max(day) + 1, :newest_due) FROM daily_report))::timestamp,
+        (:newest_due)::timestamp, interval '1 day') AS due_day
     ON CONFLICT DO NOTHING""").bindparams(
-    bindparam("newest", type_=Date), bindparam("after", type_=Date)
+    bindparam("newest_due", type_=Date), bindparam("too_old", type_=Date)
 )
 
 
-async def add_due(connection: AsyncConnection, *, after: date, newest: date, now: datetime) -> None:
-    """Add the due reports to the table: those of days after `after`, up to `newest`."""
-    await connection.execute(INSERT_DUE, {"after": after, "newest": newest, "now": now})
+async def add_due(
+    connection: AsyncConnection, *, too_old: date, newest_due: date, now: datetime
+) -> None:
+    """Add the missing rows of due reports to the table.
+
+    `newest_due` is the newest day whose report is due. Reports of `too_old` and of the days before
+    are not sent any more, and are not added.
+    """
+    values = {"too_old": too_old, "newest_due": newest_due, "now": now}
+    await connection.execute(INSERT_DUE, values)
 
 
 # Leases the oldest report that is not sent and neither leased nor delayed. Skips a row that another
@@ -44,20 +52,20 @@ async def add_due(connection: AsyncConnection, *, after: date, newest: date, now
 ACQUIRE = text("""
     UPDATE daily_report SET attempts = attempts + 1, leased_until = :until
     WHERE day = (SELECT day FROM daily_report
-                 WHERE sent_at IS NULL AND leased_until <= :now AND day > :after
+                 WHERE sent_at IS NULL AND leased_until <= :now AND day > :too_old
                     AND (SELECT sending_is_allowed())
                  ORDER BY day LIMIT 1 FOR UPDATE SKIP LOCKED)
     RETURNING day, id, attempts, settled_recipients""")
 
 
 async def acquire(
-    connection: AsyncConnection, *, after: date, now: datetime, until: datetime
+    connection: AsyncConnection, *, too_old: date, now: datetime, until: datetime
 ) -> ReportLease | None:
     """Lease the oldest report that is to be sent, until `until`; return None if there is none.
 
-    Reports of days up to `after` are left out.
+    Reports of `too_old` and of the days before are not sent any more.
     """
-    values = {"after": after, "now": now, "until": until}
+    values = {"too_old": too_old, "now": now, "until": until}
     row = (await connection.execute(ACQUIRE, values)).one_or_none()
     return None if row is None else ReportLease(*row)
 

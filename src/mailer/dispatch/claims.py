@@ -43,14 +43,14 @@ class WorkerClaims:
         self._unrecorded.update((claim.id, claim) for claim in claims)
         self.prefetch.put(claims)
 
-    def record_written(
+    def forget_written(
         self, results: Sequence[MessageResult], stored_ids: Collection[int]
     ) -> list[ClaimedMessage]:
-        """Forget the claims of results that were written. Return the claims with a lost lease.
+        """Forget the claims of `results`, which are written. Return those whose lease was lost.
 
-        `stored_ids` are the messages whose lease was still valid. The database discarded the
-        results of the others, and their attempts are not refunded: another worker may have claimed
-        these messages since.
+        `stored_ids` are the ids of the messages whose lease was still valid, so that their results
+        are stored. The other results were discarded. The attempts of their messages are not
+        refunded, because another worker may have claimed these messages since.
         """
         self.forget(results)
         lost = [result.claim for result in results if result.claim.id not in stored_ids]

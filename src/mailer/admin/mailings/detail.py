@@ -182,7 +182,7 @@ class MailingPage(Controller):
             await action.call(engine, mailing_id, by)
         except ConflictError as error:
             status, message = HTTP_409_CONFLICT, str(error)
-        except StopTimeoutError as error:  # saved, but a worker is still stopping
+        except StopTimeoutError as error:  # saved, but a worker may still send
             status, message = HTTP_503_SERVICE_UNAVAILABLE, str(error)
         else:
             return redirect_with_flash(action.flash, return_path)
