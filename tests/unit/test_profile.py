@@ -51,6 +51,7 @@ def test_all_mistakes_of_structure_are_named() -> None:
         "title",
     ]
     assert "title: is required" in found
+    assert "request.method: must be one of GET, POST" in found
 
 
 @pytest.mark.parametrize(
@@ -114,7 +115,8 @@ def test_mistake_in_a_rule_is_named(addition: str, mistake: str) -> None:
     ],
 )
 def test_mistake_in_the_request_is_named(old: str, new: str, mistake: str) -> None:
-    assert mistakes(GOOD.replace(old, new)) == [mistake]
+    [found] = mistakes(GOOD.replace(old, new))
+    assert found.startswith(mistake)
 
 
 def test_mistake_of_toml_is_named_with_its_line() -> None:

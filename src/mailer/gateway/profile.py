@@ -256,7 +256,8 @@ def _find_mistakes(profile: GatewayProfile) -> Iterator[str]:
             known |= profile.by_text.keys() | profile.with_callback.keys()
         for placeholder, _ in PLACEHOLDER.findall(text):
             if placeholder not in known:
-                yield f"{path}: {{{placeholder}}} is not a placeholder"
+                choices = ", ".join(sorted(known))
+                yield f"{path}: {{{placeholder}}} is not a placeholder; possible are {choices}"
     for number, rule in enumerate(profile.response, start=1):
         yield from (f"response[{number}].{mistake}" for mistake in _find_rule_mistakes(rule))
 

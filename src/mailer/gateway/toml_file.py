@@ -4,7 +4,7 @@ import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import msgspec
 
@@ -80,7 +80,8 @@ def _find_value_mistakes(value: object, annotation: Any, path: str) -> Iterator[
         try:
             msgspec.convert(value, annotation)
         except msgspec.ValidationError as error:
-            yield f"{path}: {_plain(error)}"
+            choices = ", ".join(_choices(annotation))
+            yield f"{path}: must be one of {choices}" if choices else f"{path}: {_plain(error)}"
         return
     model, is_list, is_dict = inner
     if is_list and isinstance(value, list) and value:
@@ -105,6 +106,13 @@ def _inner_model(annotation: Any) -> tuple[type[msgspec.Struct], bool, bool] | N
             if isinstance(inner, type) and issubclass(inner, msgspec.Struct):
                 return inner, origin is list, origin is dict
     return None
+
+
+def _choices(annotation: Any) -> Iterator[str]:  # noqa: ANN401  # an annotation can be anything
+    """Yield the values that a `Literal` in an annotation allows."""
+    for part in (annotation, *get_args(annotation)):
+        if get_origin(part) is Literal:
+            yield from map(str, get_args(part))
 
 
 def _plain(error: msgspec.ValidationError) -> str:
