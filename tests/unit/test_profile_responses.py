@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from mailer.gateway.profile import load_profile, shipped_kinds
+from mailer.gateway.profile import ResponsePart, WaitPart, load_profile, shipped_kinds
 from mailer.gateway.protocol import (
     Accepted,
     AccountTrouble,
@@ -298,6 +298,28 @@ def test_retry_after_of_a_busy_gateway_concerns_all_messages(kind: str) -> None:
 @pytest.mark.parametrize("status", [200, 202, 302, 404, 500, 599])
 def test_strange_body_is_never_accepted(kind: str, status: int, body: bytes) -> None:
     assert not isinstance(outcome(kind, status, body), Accepted)
+
+
+def test_pause_in_a_body_is_limited() -> None:
+    hours = "Throughput Rate Exceeded - please wait [ 999999999999 ] and retry"
+    assert outcome("vonage", 200, vonage("1", text=hours)) == TemporaryFailure(
+        "code_1", 900, affects_all=True
+    )
+
+
+@pytest.mark.parametrize("number", ["nan", "inf", "-5", "0", "x", ""])
+def test_pause_that_is_no_positive_number_is_ignored(number: str) -> None:
+    wait = WaitPart(pattern="wait(.*)", unit="s")
+    rules = ResponseRules([ResponsePart(status=429, then="temporary", wait=wait)])
+    found = rules.outcome(Response(429, f"wait{number}".encode()))
+    assert isinstance(found, TemporaryFailure)
+    assert found.retry_after in {None, 900}
+
+
+def test_reason_never_contains_free_text_of_a_response() -> None:
+    rule = ResponsePart(status=400, path="message", pattern="phone", then="rejected")
+    response = Response(400, b'{"message": "the phone 79161234567 is not valid"}')
+    assert ResponseRules([rule]).outcome(response) == Rejected("rejected_400")
 
 
 def test_text_in_another_charset_is_read() -> None:

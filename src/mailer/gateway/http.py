@@ -50,9 +50,8 @@ class HttpGateway:
                 "Accept-Encoding": "identity",
             }
         )
-        self._rules = ResponseRules(gateway.profile.response)
+        self._rules = ResponseRules(gateway.profile.response, max_wait=retry_after_cap)
         self._concurrency = gateway.config.concurrency
-        self._retry_after_cap = retry_after_cap
         self._connector: GatewayConnector | None = None
 
     async def __aenter__(self) -> Self:
@@ -159,9 +158,8 @@ class HttpGateway:
         return self._rules.outcome(Response(status, body, self._pause(headers), content_type))
 
     def _pause(self, headers: Mapping[str, str]) -> float | None:
-        """Return the seconds that a response asks to wait, at most `retry_after_cap`."""
+        """Return the seconds that the header Retry-After asks to wait."""
         retry_after = headers.get("Retry-After")
         if retry_after is None:
             return None
-        pause = parse_retry_after(retry_after, database_clock.now(), headers.get("Date"))
-        return None if pause is None else min(pause, self._retry_after_cap)
+        return parse_retry_after(retry_after, database_clock.now(), headers.get("Date"))

@@ -9,6 +9,7 @@ from itertools import chain
 from typing import Any, assert_never
 
 import msgspec
+from msgspec.structs import replace
 
 from mailer.gateway.json_path import JsonPath
 from mailer.gateway.profile import ResponsePart, WaitPart
@@ -63,9 +64,13 @@ _read_json = partial(read_json, shape=Any, limit=MAX_RESPONSE_BODY_BYTES, is_len
 
 
 class ResponseRules:
-    """The rules of a profile, compiled. Raises `ValueError` for a wrong path or pattern."""
+    """The rules of a profile, compiled. Raises `ValueError` for a wrong path or pattern.
 
-    def __init__(self, parts: Sequence[ResponsePart]) -> None:
+    No outcome asks to wait for more than `max_wait` seconds, whatever a response says.
+    """
+
+    def __init__(self, parts: Sequence[ResponsePart], max_wait: float = 900.0) -> None:
+        self._max_wait = max_wait
         self._rules = [_Rule(part) for part in parts]
         self._needs_json = any(rule.needs_json for rule in self._rules)
         self._needs_body: dict[int, bool] = {}
@@ -88,16 +93,23 @@ class ResponseRules:
         gateway did not refuse clearly. The status of a success with a body that no rule knows is
         `bad_response`.
         """
-        document = response.document() if self._needs_json else NO_JSON
+        document = response.document() if self._needs_json and response.body else NO_JSON
         for rule in self._rules:
             matched = rule.match(response, document)
             if matched is not None:
-                return rule.outcome(response, document, matched)
+                return self._limit_wait(rule.outcome(response, document, matched))
         if any(rule.is_success(response.status) for rule in self._rules):
             return TemporaryFailure("bad_response")
         asks_all = response.status in ASKING_ALL and bool(response.retry_after)
         reason = f"http_{response.status}"
-        return TemporaryFailure(reason, response.retry_after, affects_all=asks_all)
+        return self._limit_wait(
+            TemporaryFailure(reason, response.retry_after, affects_all=asks_all)
+        )
+
+    def _limit_wait(self, outcome: Outcome) -> Outcome:
+        if isinstance(outcome, TemporaryFailure) and outcome.retry_after is not None:
+            return replace(outcome, retry_after=min(outcome.retry_after, self._max_wait))
+        return outcome
 
 
 class _Rule:
@@ -128,9 +140,10 @@ class _Rule:
         return status == HTTPStatus.OK if self._statuses is None else self.matches_status(status)
 
     def match(self, response: Response, document: object) -> str | None:
-        """Return the value at the rule's path as text; "" for a rule without path.
+        """Return which of the rule's values is at its path, as text; "" for a rule without values.
 
-        Return None if the rule does not match.
+        Return None if the rule does not match. Other values of a response are not returned: they
+        may contain a phone, and there is no limit to their number.
         """
         if not self.matches_status(response.status):
             return None
@@ -140,7 +153,7 @@ class _Rule:
         matching = [value for value in found if self._matches(value)]
         if not matching or (self._part.every and len(matching) < len(found)):
             return None
-        return "" if self._path is None else scalar_text(matching[0])
+        return scalar_text(matching[0]) if self._values else ""
 
     def _matches(self, value: object) -> bool:
         if self._values and _key(value, is_exact=self._is_exact) not in self._values:
@@ -165,7 +178,7 @@ class _Rule:
                 return Rejected("opted_out", is_opt_out=True)
             case "temporary" | "account":
                 asks_all = response.status in ASKING_ALL and bool(wait)
-                if value or part.pattern:  # the body says more than the status
+                if part.path or part.pattern:  # the body says more than the status
                     default = part.trouble or default
                 return TemporaryFailure(
                     part.reason or default,
@@ -203,8 +216,9 @@ class _Wait:
         texts = [response.text] if self._path is None else self._path.find(document)
         for text in texts:
             if found := self._pattern.search(scalar_text(text)):
-                with contextlib.suppress(ValueError, IndexError):
-                    return float(found[1][:MAX_NUMBER_LENGTH]) * self._unit
+                with contextlib.suppress(ValueError):
+                    seconds = float(found[1][:MAX_NUMBER_LENGTH]) * self._unit
+                    return seconds if seconds > 0 else None  # not a number is not above 0
         return None
 
 
