@@ -151,10 +151,13 @@ def gateways() -> None:
 def check_gateways(phone: str | None) -> None:
     """Check the file, the connections and the balances; exit 1 if a gateway cannot be used."""
     settings = load_settings()
+    from mailer.client.phone import STORED_FORM, normalize_phone
     from mailer.gateway import check
     from mailer.gateway.config import configured_gateways
     from mailer.gateway.toml_file import ConfigFileError
 
+    if phone is not None and not STORED_FORM.fullmatch(phone := normalize_phone(phone)):
+        raise click.BadParameter("must be a phone such as 79161234567", param_hint="--send")
     try:
         configured = configured_gateways(settings, os.environ)
     except ConfigFileError as error:

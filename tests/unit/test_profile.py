@@ -62,6 +62,16 @@ def test_all_mistakes_of_structure_are_named() -> None:
             "response[1].path: is not a path such as messages[0].status",
         ),
         ("values = [1]", "response[1].values: need a path"),
+        ('path = "a"', "response[1].path: needs values or a pattern"),
+        ('pattern = ""', "response[1].pattern: must not be empty"),
+        (
+            'path = "a"\nvalues = [1]\nevery = true',
+            "response[1].every: needs a path with [*]",
+        ),
+        (
+            "whole_gateway = true",
+            'response[1].whole_gateway: has no effect with then = "accepted"',
+        ),
         ("status = 700", 'response[1].status: must be codes such as 503, or classes such as "4xx"'),
         ("status = []", 'response[1].status: must be codes such as 503, or classes such as "4xx"'),
         (

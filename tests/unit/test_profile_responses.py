@@ -27,7 +27,8 @@ def outcome(kind: str, status: int, body: object, retry_after: float | None = No
     if isinstance(body, str):
         body = body.encode()
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    rules = ResponseRules(load_profile(kind).response)
+    profile = load_profile(kind)
+    rules = ResponseRules(profile.response, recognizes_repeats=profile.limits.recognizes_repeats)
     return rules.outcome(Response(status, content, retry_after))
 
 
@@ -110,7 +111,7 @@ CASES = [
     ("vonage", 200, vonage("0"), Accepted("id1")),
     ("vonage", 200, vonage(0), Accepted("id1")),
     ("vonage", 200, vonage("0", "0", "0"), Accepted("id1,id2,id3")),
-    ("vonage", 200, vonage("0", "5"), Rejected("partly_accepted")),
+    ("vonage", 200, vonage("0", "5"), Unknown("partly_accepted", is_final=True)),
     (
         "vonage",
         200,
@@ -298,6 +299,46 @@ def test_retry_after_of_a_busy_gateway_concerns_all_messages(kind: str) -> None:
 @pytest.mark.parametrize("status", [200, 202, 302, 404, 500, 599])
 def test_strange_body_is_never_accepted(kind: str, status: int, body: bytes) -> None:
     assert not isinstance(outcome(kind, status, body), Accepted)
+
+
+@pytest.mark.parametrize(
+    ("kind", "status", "body"),
+    [
+        ("twilio", 201, b""),
+        ("twilio", 201, b'{"sid":'),
+        ("messagebird", 201, b"{}"),
+        ("plivo", 202, b'{"message_uuid": "not in a list"}'),
+        ("vonage", 200, b"<html>"),
+    ],
+)
+def test_success_that_cannot_be_read_may_be_an_acceptance(
+    kind: str, status: int, body: bytes
+) -> None:
+    assert outcome(kind, status, body) == Unknown("bad_response")
+
+
+def test_unreadable_success_of_a_gateway_that_recognizes_repeats_is_tried_again() -> None:
+    assert outcome("android", 202, b"") == BAD_RESPONSE
+
+
+def test_unknown_refusal_in_a_document_is_tried_again() -> None:
+    assert outcome("smsc", 200, {"error": "new", "error_code": 777}) == BAD_RESPONSE
+
+
+@pytest.mark.parametrize("charset", ["idna", "undefined", "punycode", "zlib_codec", "no-such"])
+def test_charset_that_is_none_of_texts_counts_as_utf_8(charset: str) -> None:
+    rules = ResponseRules(load_profile("kannel").response)
+    content_type = f"text/plain; charset={charset}"
+    response = Response(202, b"0: Accepted for delivery", content_type=content_type)
+    assert rules.outcome(response) == Accepted()
+
+
+def test_entries_beyond_the_limit_are_not_read() -> None:
+    many = {"messages": [{"status": "0", "message-id": "a"}] * 1_000}
+    found = outcome("vonage", 200, many)
+    assert isinstance(found, Accepted)
+    assert found.gateway_message_id is not None
+    assert len(found.gateway_message_id) <= 128
 
 
 def test_pause_in_a_body_is_limited() -> None:

@@ -141,6 +141,12 @@ def test_message_is_requeued_after_a_temporary_failure_or_unknown_outcome(
     )
 
 
+def test_partly_accepted_message_is_not_sent_again() -> None:
+    outcome = Unknown("partly_accepted", is_final=True)
+    result = decide_after_send(CLAIM, MAILING, outcome, NOON, POLICY)
+    assert (result.status, result.reason) == ("unknown", "partly_accepted")
+
+
 def ended_as_unknown(claim: ClaimedMessage, reason: str) -> MessageResult:
     """Return the result of a message whose current attempt is unknown and the last one."""
     return MessageResult(

@@ -146,7 +146,9 @@ def decide_after_send(  # noqa: PLR0911, PLR0913  # one return for each kind of 
             return _end(claim, "undelivered", reason, claim.attempts, last_failure=reason)
         case Aborted():
             return release_untried(claim)
-        case Unknown(reason=reason) if is_last_attempt or not mailing.repeats_unknown:
+        case Unknown(reason=reason, is_final=is_final) if (
+            is_final or is_last_attempt or not mailing.repeats_unknown
+        ):
             result = MessageResult(claim, "unknown", claim.attempts, reason, sent_at=now)
             return replace(result, last_failure=reason, unknown_reason=reason)
         case Unknown(reason=reason):

@@ -16,6 +16,7 @@ from mailer.gateway.config import ConfiguredGateway
 from mailer.gateway.http import HttpGateway
 from mailer.gateway.profile import BalancePart, RequestPart, ResponsePart
 from mailer.gateway.protocol import (
+    DEFAULT_VALIDITY,
     Aborted,
     Accepted,
     Outcome,
@@ -111,7 +112,12 @@ async def _send(gateway: ConfiguredGateway, phone: str) -> Outcome:
     # ids of messages are never so large, so the provider has not seen this one
     message_id = MAX_ID - int(time.time())  # noqa: TID251  # any number that is new
     message = OutgoingMessage(
-        id=message_id, phone=phone, text=TEST_TEXT, sender=gateway.config.sender or ""
+        id=message_id,
+        phone=phone,
+        text=TEST_TEXT,
+        sender=gateway.config.sender or "",
+        validity=gateway.profile.limits.validity.limit(DEFAULT_VALIDITY),
+        valid_from=database_clock.now(),
     )
     async with HttpGateway(gateway) as client:
         return await client.send(Request(message, elapsed() + CHECK_TIMEOUT))

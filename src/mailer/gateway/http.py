@@ -50,7 +50,11 @@ class HttpGateway:
                 "Accept-Encoding": "identity",
             }
         )
-        self._rules = ResponseRules(gateway.profile.response, max_wait=retry_after_cap)
+        self._rules = ResponseRules(
+            gateway.profile.response,
+            max_wait=retry_after_cap,
+            recognizes_repeats=gateway.profile.limits.recognizes_repeats,
+        )
         self._concurrency = gateway.config.concurrency
         self._connector: GatewayConnector | None = None
 

@@ -2,7 +2,10 @@
 
 import re
 from collections.abc import Iterable
+from itertools import islice
 
+MAX_VALUES = 300
+"""More parts than a text has; a response with more entries must not block the event loop."""
 _STEP = re.compile(r"(?:^|\.)([A-Za-z0-9_@-]+|\*)|\[(\d{1,4}|\*)\]")
 
 
@@ -27,7 +30,10 @@ class JsonPath:
         """The name, if the path is nothing else."""
 
     def find(self, document: object) -> list[object]:
-        """Return the values at the path: none if it does not exist, several with `[*]`."""
+        """Return the values at the path: none if it does not exist, several with `[*]`.
+
+        At most `MAX_VALUES` are returned.
+        """
         if self._name is not None:  # as often: a quarter of the time
             return (
                 [document[self._name]]
@@ -36,7 +42,8 @@ class JsonPath:
             )
         found = [document]
         for step in self._steps:
-            found = [value for parent in found for value in _children(parent, step)]
+            values = (value for parent in found for value in _children(parent, step))
+            found = list(islice(values, MAX_VALUES))
         return found
 
 

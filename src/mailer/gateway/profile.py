@@ -32,7 +32,14 @@ Scalar = bool | int | float | str
 ReasonName = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
 
 Verdict = Literal[
-    "accepted", "rejected", "opted_out", "temporary", "account", "duplicate", "unknown"
+    "accepted",
+    "rejected",
+    "opted_out",
+    "temporary",
+    "account",
+    "duplicate",
+    "unknown",
+    "partly_accepted",
 ]
 
 
@@ -314,6 +321,13 @@ def _find_rule_mistakes(rule: ResponsePart) -> Iterator[str]:
         yield "values: must not be empty"
     if rule.values and rule.path is None:
         yield "values: need a path"
+    if rule.path is not None and not (rule.values or rule.pattern):
+        yield "path: needs values or a pattern"
+    if rule.pattern == "":
+        yield "pattern: must not be empty"
+    if rule.every and "[*]" not in (rule.path or ""):
+        yield "every: needs a path with [*]"
+    yield from _find_useless_keys(rule)
     if (rule.then == "account") != (rule.trouble is not None):
         yield 'trouble: belongs to then = "account", and is required there'
     if rule.id is not None and rule.id_pattern is not None:
@@ -325,6 +339,19 @@ def _find_rule_mistakes(rule: ResponsePart) -> Iterator[str]:
     if rule.wait is not None:
         yield from _find_path_mistakes("wait.path", rule.wait.path)
         yield from _find_pattern_mistakes("wait.pattern", rule.wait.pattern, needs_group=True)
+
+
+def _find_useless_keys(rule: ResponsePart) -> Iterator[str]:
+    """Yield each key that has no effect with the rule's verdict."""
+    for key, is_given, verdicts in (
+        ("other_gateways", rule.other_gateways, ("rejected",)),
+        ("whole_gateway", rule.whole_gateway, ("temporary",)),
+        ("wait", rule.wait is not None, ("temporary", "account")),
+        ("id", rule.id is not None, ("accepted", "duplicate")),
+        ("id_pattern", rule.id_pattern is not None, ("accepted", "duplicate")),
+    ):
+        if is_given and rule.then not in verdicts:
+            yield f'{key}: has no effect with then = "{rule.then}"'
 
 
 def _is_status(status: int | str | list[int | str]) -> bool:

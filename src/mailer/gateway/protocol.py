@@ -50,6 +50,8 @@ class Unknown(msgspec.Struct, frozen=True):
     """The message may or may not have been accepted: delivery is unknown."""
 
     reason: str
+    is_final: bool = False
+    """Whether the message is not sent again, because a part of it was certainly accepted."""
 
 
 class Aborted(msgspec.Struct, frozen=True):

@@ -38,11 +38,16 @@ def find_status(received: bytes) -> int | None:
     return None
 
 
-_CHARSET = re.compile(r"charset\s*=\s*\"?([A-Za-z0-9_.:-]{1,40})", re.IGNORECASE)
+_CHARSET = re.compile(
+    r"charset\s*=\s*\"?(utf-?(?:8|16|32)(?:le|be)?|us-ascii|iso-8859-\d{1,2}|(?:windows-|cp)125\d|koi8-[ru])"
+    r"(?![\w-])",
+    re.IGNORECASE,
+)
+"""Charsets of texts. Python has other codecs, which raise errors or take long."""
 
 
 def find_charset(content_type: str) -> str:
-    """Return the charset that a header Content-Type names; UTF-8 if it names none."""
+    """Return the charset that a header Content-Type names; UTF-8 if it names none of texts."""
     charset = _CHARSET.search(content_type)
     return charset[1] if charset else "utf-8"
 

@@ -3,7 +3,7 @@
 import contextlib
 import re
 from collections.abc import Iterable, Sequence
-from functools import partial
+from functools import cached_property, partial
 from http import HTTPStatus
 from itertools import chain
 from typing import Any, assert_never
@@ -30,23 +30,25 @@ NO_JSON = object()
 """In place of a JSON document when a body is none."""
 
 
-class Response(msgspec.Struct, frozen=True):
-    """A response of a gateway, as far as it was read."""
+class Response:
+    """A response of a gateway, as far as it was read.
 
-    status: int
-    body: bytes
-    retry_after: float | None = None
-    """Seconds that a header Retry-After asks to wait."""
-    content_type: str = ""
-    """The header Content-Type."""
+    `retry_after` is the number of seconds that a header Retry-After asks to wait, and
+    `content_type` the header Content-Type.
+    """
 
-    @property
+    def __init__(
+        self, status: int, body: bytes, retry_after: float | None = None, content_type: str = ""
+    ) -> None:
+        self.status = status
+        self.body = body
+        self.retry_after = retry_after
+        self.content_type = content_type
+
+    @cached_property
     def text(self) -> str:
         """The body as text; bytes that are none are replaced."""
-        try:
-            return self.body.decode(find_charset(self.content_type), errors="replace")
-        except LookupError:
-            return self.body.decode(errors="replace")
+        return self.body.decode(find_charset(self.content_type), errors="replace")
 
     def document(self) -> object:
         """Return the body as JSON; `NO_JSON` if it is none."""
@@ -67,10 +69,18 @@ class ResponseRules:
     """The rules of a profile, compiled. Raises `ValueError` for a wrong path or pattern.
 
     No outcome asks to wait for more than `max_wait` seconds, whatever a response says.
+    `recognizes_repeats` says whether the gateway does not send a message twice that mailer repeats.
     """
 
-    def __init__(self, parts: Sequence[ResponsePart], max_wait: float = 900.0) -> None:
+    def __init__(
+        self,
+        parts: Sequence[ResponsePart],
+        *,
+        max_wait: float = 900.0,
+        recognizes_repeats: bool = False,
+    ) -> None:
         self._max_wait = max_wait
+        self._recognizes_repeats = recognizes_repeats
         self._rules = [_Rule(part) for part in parts]
         self._needs_json = any(rule.needs_json for rule in self._rules)
         self._needs_body: dict[int, bool] = {}
@@ -89,9 +99,8 @@ class ResponseRules:
     def outcome(self, response: Response) -> Outcome:
         """Return the outcome of the first rule that matches; else by the status.
 
-        Without a rule, every response is a temporary failure, so that no message is lost that the
-        gateway did not refuse clearly. The status of a success with a body that no rule knows is
-        `bad_response`.
+        Without a rule, a failure is temporary, so that no message is lost that the gateway did not
+        refuse clearly.
         """
         document = response.document() if self._needs_json and response.body else NO_JSON
         for rule in self._rules:
@@ -99,12 +108,23 @@ class ResponseRules:
             if matched is not None:
                 return self._limit_wait(rule.outcome(response, document, matched))
         if any(rule.is_success(response.status) for rule in self._rules):
-            return TemporaryFailure("bad_response")
+            return self._outcome_of_success(response, document)
         asks_all = response.status in ASKING_ALL and bool(response.retry_after)
         reason = f"http_{response.status}"
         return self._limit_wait(
             TemporaryFailure(reason, response.retry_after, affects_all=asks_all)
         )
+
+    def _outcome_of_success(self, response: Response, document: object) -> Outcome:
+        """Return the outcome of a response with the status of a success that no rule knows.
+
+        Many gateways refuse with the status 200 and a document. Anything else may be an acceptance,
+        and a gateway that does not recognize repeats would send the message twice.
+        """
+        is_refusal = response.status == HTTPStatus.OK and document is not NO_JSON
+        if is_refusal or self._recognizes_repeats:
+            return TemporaryFailure("bad_response")
+        return Unknown("bad_response")
 
     def _limit_wait(self, outcome: Outcome) -> Outcome:
         if isinstance(outcome, TemporaryFailure) and outcome.retry_after is not None:
@@ -117,8 +137,7 @@ class _Rule:
 
     def __init__(self, part: ResponsePart) -> None:
         self._part = part
-        statuses = part.status if isinstance(part.status, list) else [part.status]
-        self._statuses = {*chain.from_iterable(map(_expand, statuses))} if part.status else None
+        self._statuses = _statuses_of(part)
         self._path = JsonPath(part.path) if part.path else None
         self._is_exact = part.exact
         self._values = {_key(value, is_exact=part.exact) for value in part.values or ()}
@@ -134,10 +153,8 @@ class _Rule:
         return self._statuses is None or status in self._statuses
 
     def is_success(self, status: int) -> bool:
-        """Return whether the rule accepts responses with this status; 200 if it names none."""
-        if self._part.then != "accepted":
-            return False
-        return status == HTTPStatus.OK if self._statuses is None else self.matches_status(status)
+        """Return whether the rule accepts responses with this status."""
+        return self._part.then == "accepted" and self.matches_status(status)
 
     def match(self, response: Response, document: object) -> str | None:
         """Return which of the rule's values is at its path, as text; "" for a rule without values.
@@ -188,6 +205,8 @@ class _Rule:
                 )
             case "unknown":
                 return Unknown(part.reason or default)
+            case "partly_accepted":
+                return Unknown(part.reason or "partly_accepted", is_final=True)
             case "accepted" | "duplicate":
                 raise AssertionError  # returned above
             case _:
@@ -222,7 +241,16 @@ class _Wait:
         return None
 
 
-def _expand(status: int | str | None) -> Iterable[int]:
+def _statuses_of(part: ResponsePart) -> frozenset[int] | None:
+    """Return the status codes of a rule; None for all."""
+    if part.status is None:
+        # a rule that accepts is never for the status of a failure
+        return frozenset(_expand("2xx")) if part.then == "accepted" else None
+    statuses = part.status if isinstance(part.status, list) else [part.status]
+    return frozenset(chain.from_iterable(map(_expand, statuses)))
+
+
+def _expand(status: int | str) -> Iterable[int]:
     """Return the status codes that a status of a profile stands for, such as 400 to 499 for 4xx."""
     text = str(status)
     if text.endswith("xx"):
