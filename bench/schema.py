@@ -3,8 +3,11 @@
 The program schemathesis generates requests, called cases, from `/openapi.json`: examples, boundary
 values of every rule, random and invalid data, and sequences of calls. It sends them with an API key
 and without to a real process that has clients, and mailings in every status. It runs several times
-(rounds), each time with another seed, until enough cases were sent. All its checks are on;
-`probing/hooks.py` adapts one of them, which would otherwise fail for correct answers.
+(rounds), each time with another seed, until enough cases were sent.
+
+All its checks are used except `positive_data_acceptance`. That check fails when data that the
+schema allows is rejected, but some of mailer's rules cannot be expressed by a schema. So
+`probing/hooks.py` adds a check of its own instead, which ignores rejections by these rules.
 
 Limits: no failed check, no status of 500 or above, the counts of every mailing equal its rows, and
 at least the requested number of cases, as counted by mailer's own metrics. The benchmark works on
@@ -52,6 +55,8 @@ MAX_EXAMPLES = 100
 """Random cases for each operation in a round; examples, boundary values and sequences are added."""
 CASES_PER_EXAMPLE = 30
 """How many cases a round has, roughly, for each random case of an operation."""
+CHECKS_PASSED, CHECKS_FAILED = 0, 1
+"""Exit statuses of schemathesis; with any other one it could not do its job."""
 # The configuration of schemathesis. error-feedback is off, because it learns from error messages:
 # it would read "is required together with" as "is required".
 CONFIG = """
@@ -78,7 +83,10 @@ ResponseCounts = Counter[tuple[str, str, int]]
 
 
 async def create_mailings(mailer: harness.Mailer) -> None:
-    """Create mailings in every status, with messages in every status."""
+    """Create mailings in every status, with messages in every status.
+
+    The last one, still to start, has the other form of a filter: a string of codes and tags.
+    """
     client_filter = {"operator_codes": [f"9{n:02}" for n in range(AUDIENCE_CODES)]}
     for status in ("finished", "running", "paused", "cancelled"):
         window = SHORT_WINDOW if status == "running" else NO_WINDOW
@@ -100,14 +108,18 @@ async def read_counts(mailer: harness.Mailer) -> ResponseCounts:
 
 
 def count_cases(counts: ResponseCounts) -> int:
-    """Return the number of cases, that is, of responses by the routes that get cases."""
+    """Return the number of cases, that is, of responses by the routes that get cases.
+
+    The few calls of `create_mailings` are counted too.
+    """
     return sum(count for (route, _, _), count in counts.items() if TESTED_ROUTE.match(route))
 
 
 async def run_schemathesis(mailer: harness.Mailer, folder: Path, examples: int, seed: int) -> bool:
     """Run schemathesis once, with `examples` random cases for each operation.
 
-    Return whether all checks passed; if not, print its output.
+    Return whether all checks passed; if not, print its output. Raises `RuntimeError` if it could
+    not do its job.
     """
     config = folder / "schemathesis.toml"
     config.write_text(CONFIG.format(examples=examples, key=mailer.key))
@@ -122,20 +134,30 @@ async def run_schemathesis(mailer: harness.Mailer, folder: Path, examples: int, 
         stderr=asyncio.subprocess.STDOUT,
     )
     output, _ = await process.communicate()
-    if process.returncode:
+    if process.returncode != CHECKS_PASSED:
         print(output.decode(), flush=True)
-    return process.returncode == 0
+    if process.returncode not in (CHECKS_PASSED, CHECKS_FAILED):
+        message = f"schemathesis ended with exit status {process.returncode}"
+        raise RuntimeError(message)
+    return process.returncode == CHECKS_PASSED
 
 
 async def run_rounds(mailer: harness.Mailer, folder: Path, cases: int, seed: int) -> int:
-    """Run rounds until `cases` cases were sent; return the number of failed rounds."""
+    """Run rounds until `cases` cases were sent; return the number of failed rounds.
+
+    Raises `RuntimeError` after a round in which schemathesis sent nothing: the next one would not
+    send anything either.
+    """
     failed = 0
     while (missing := cases - count_cases(await read_counts(mailer))) > 0:
         await create_mailings(mailer)
+        count_before = count_cases(await read_counts(mailer))
         examples = min(MAX_EXAMPLES, max(1, missing // CASES_PER_EXAMPLE))
         began = time.monotonic()
         failed += not await run_schemathesis(mailer, folder, examples, seed)
         count = count_cases(await read_counts(mailer))
+        if count == count_before:
+            raise RuntimeError("schemathesis sent no case")
         seconds = time.monotonic() - began
         print(f"seed {seed}: {seconds:.0f} s, {count:,} of {cases:,} cases", flush=True)
         seed += 1

@@ -51,7 +51,11 @@ class Postgres:
         )
         if await initdb.wait():
             raise RuntimeError(self._start_error())
-        await self.start()
+        try:
+            await self.start()
+        except BaseException:  # after an error here, Python does not call `__aexit__`
+            await self.stop(signal.SIGQUIT)
+            raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -63,8 +67,8 @@ class Postgres:
         options = {
             "listen_addresses": "",
             "unix_socket_directories": data,
-            "fsync": "on",
-            "track_commit_timestamp": "on",
+            "fsync": "on",  # the default, explicit: as in production, a commit waits for the disk
+            "track_commit_timestamp": "on",  # `record.py` reads when a mailing's change committed
             "log_error_verbosity": "terse",  # details and statements may contain phones
             "log_min_error_statement": "panic",
         }
@@ -80,7 +84,7 @@ class Postgres:
         """Stop the server by a signal and wait for its end.
 
         After SIGINT it closes all connections and stops in order. SIGQUIT is a crash: it ends at
-        once, and the next start must recover the data.
+        once, and the next start must recover the data. Does nothing if the server is not running.
         """
         if self._process is not None and self._process.returncode is None:
             self._process.send_signal(stop_signal)

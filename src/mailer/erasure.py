@@ -1,4 +1,4 @@
-"""Erasing a client: also cancels the client's open messages and erases stored responses.
+"""Erasing a client: also cancels the client's scheduled messages and erases stored responses.
 
 It is apart from `mailer.client`, which knows nothing of messages.
 """
@@ -16,14 +16,14 @@ from mailer.mailing import ending
 
 
 async def erase_client(engine: AsyncEngine, client_id: int, actor: Actor) -> None:
-    """Erase a client's personal data permanently and cancel the client's open messages.
+    """Erase a client's personal data permanently and cancel the client's scheduled messages.
 
     Raises `ClientNotFoundError`.
     """
     async with engine.begin() as connection:
         await clients.erase(connection, client_id)
         await claims.erase_of_client(connection, client_id)
-        await ending.cancel_of_client(connection, client_id)
+        await ending.cancel_scheduled_of_client(connection, client_id)
         await audit.record(connection, actor, "client_erased", audit.Target("client", client_id))
 
 
@@ -37,7 +37,7 @@ class ErasureController(Controller):
     async def delete_client(
         self, engine: NamedDependency[AsyncEngine], by: NamedDependency[Actor], client_id: ClientId
     ) -> None:
-        """Delete a client: erase the personal data permanently and cancel its open messages.
+        """Delete a client: erase the personal data permanently and cancel its scheduled messages.
 
         A message that may already have been accepted becomes `unknown` instead of `cancelled`.
         """

@@ -13,8 +13,9 @@ Shape = TypeVar("Shape")
 MAX_JSON_CONTAINERS = 5_000
 """Lists and objects in one document: decoding a million would take 100 ms, in which no other task
 runs, and freeing them longer."""
-MAX_JSON_ENTRIES = 50_000
-"""Entries in one document, of all lists and objects together."""
+MAX_JSON_COMMAS = 50_000
+"""Commas in one document. They are counted in place of the entries of its lists and objects: n
+entries have n - 1 commas."""
 
 
 class JsonError(ValueError):
@@ -22,7 +23,7 @@ class JsonError(ValueError):
 
 
 class TooManyValuesError(JsonError):
-    """The JSON has more than `MAX_JSON_CONTAINERS` or `MAX_JSON_ENTRIES`."""
+    """The JSON has more than `MAX_JSON_CONTAINERS` or `MAX_JSON_COMMAS`."""
 
 
 def read_json(content: bytes, shape: type[Shape], *, limit: int, is_lenient: bool = False) -> Shape:
@@ -37,8 +38,8 @@ def read_json(content: bytes, shape: type[Shape], *, limit: int, is_lenient: boo
     """
     if len(content) > limit:
         raise JsonError
-    containers, entries = content.count(b"[") + content.count(b"{"), content.count(b",")
-    if containers > MAX_JSON_CONTAINERS or entries > MAX_JSON_ENTRIES:
+    containers, commas = content.count(b"[") + content.count(b"{"), content.count(b",")
+    if containers > MAX_JSON_CONTAINERS or commas > MAX_JSON_COMMAS:
         raise TooManyValuesError
     try:
         shaped: Shape = _decoder(shape).decode(content)  # type: ignore[arg-type]  # a cast costs time

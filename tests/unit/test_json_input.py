@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from mailer.json_input import MAX_JSON_CONTAINERS, MAX_JSON_ENTRIES, TooManyValuesError, read_json
+from mailer.json_input import MAX_JSON_COMMAS, MAX_JSON_CONTAINERS, TooManyValuesError, read_json
 
 LIMIT = 1024 * 1024
 """Maximum bytes: more than any input of these tests."""
@@ -15,12 +15,23 @@ class NeverDecoded(msgspec.Struct):
     required: int
 
 
+def list_of(*, containers: int, commas: int) -> bytes:
+    """Return a list with this many containers, itself included, and this many commas.
+
+    Its entries are empty lists, and then numbers. It has one entry more than commas.
+    """
+    list_count = containers - 1
+    number_count = commas + 1 - list_count
+    return b"[" + b",".join([b"[]"] * list_count + [b"1"] * number_count) + b"]"
+
+
+# each part has one comma or more
 @pytest.mark.parametrize("part", [b"[],", b"{},", b"[ ] ,", b'{"a":1},', b'"",', b"1,", b"1,[],"])
 @pytest.mark.parametrize("is_lenient", [False, True])
 def test_json_with_too_many_values_is_rejected_without_decoding(
     part: bytes, *, is_lenient: bool
 ) -> None:
-    content = b"[" + part * (MAX_JSON_ENTRIES + 1) + b"1]"
+    content = b"[" + part * (MAX_JSON_COMMAS + 1) + b"1]"
     with pytest.raises(TooManyValuesError):
         read_json(content, NeverDecoded, limit=LIMIT, is_lenient=is_lenient)
 
@@ -31,9 +42,17 @@ def test_json_with_too_many_levels_is_rejected_without_decoding(part: bytes) -> 
         read_json(part * (MAX_JSON_CONTAINERS + 1), NeverDecoded, limit=LIMIT)
 
 
-def test_json_with_the_maximum_number_of_values_is_decoded() -> None:
-    list_count = MAX_JSON_CONTAINERS - 1  # beside the outer list
-    lists, numbers = [b"[]"] * list_count, [b"1"] * (MAX_JSON_ENTRIES - list_count)
-    content = b"[" + b",".join([*lists, *numbers]) + b"]"
+def test_json_with_the_maximum_number_of_containers_and_commas_is_decoded() -> None:
+    content = list_of(containers=MAX_JSON_CONTAINERS, commas=MAX_JSON_COMMAS)
     decoded = read_json(content, list[object], limit=LIMIT)
-    assert decoded == [[]] * list_count + [1] * len(numbers)
+    assert decoded.count([]) == MAX_JSON_CONTAINERS - 1
+    assert len(decoded) == MAX_JSON_COMMAS + 1
+
+
+@pytest.mark.parametrize(
+    ("containers", "commas"),
+    [(MAX_JSON_CONTAINERS + 1, MAX_JSON_COMMAS), (MAX_JSON_CONTAINERS, MAX_JSON_COMMAS + 1)],
+)
+def test_json_with_one_container_or_comma_more_is_rejected(containers: int, commas: int) -> None:
+    with pytest.raises(TooManyValuesError):
+        read_json(list_of(containers=containers, commas=commas), list[object], limit=LIMIT)

@@ -28,8 +28,9 @@ log = structlog.get_logger()
 MIN_REFRESH_INTERVAL, MAX_REFRESH_INTERVAL = 2.0, 15.0
 """Seconds between two refreshes of a page, at least and at most."""
 MAX_TIME_SHARE = 0.01
-"""Maximum share of the time that refreshes of all pages take together. With many different pages
-open, each is refreshed less often, so that sending is not slowed down."""
+"""The share of a worker's time that refreshes of all pages may take together, including the wait
+for their queries. With many different pages open, each is refreshed less often, so that sending is
+not slowed down. `MAX_REFRESH_INTERVAL` has priority: very many pages take more than this share."""
 SHARED_RESULT_FRACTION = 0.75
 """The share of the refresh interval for which a result is reused for other viewers of the page."""
 KEEPALIVE_INTERVAL = 20.0
@@ -168,7 +169,10 @@ class LiveUpdates:
 
     @property
     def refresh_interval(self) -> float:
-        """Seconds between two refreshes of a page; keeps all pages below `MAX_TIME_SHARE`."""
+        """Seconds between two refreshes of a page; keeps all pages within `MAX_TIME_SHARE`.
+
+        But it is never longer than `MAX_REFRESH_INTERVAL`.
+        """
         seconds_for_all_pages = sum(self._refresh_seconds.values())
         interval = seconds_for_all_pages / MAX_TIME_SHARE
         return min(MAX_REFRESH_INTERVAL, max(MIN_REFRESH_INTERVAL, interval))

@@ -74,7 +74,12 @@ class RowValidator:
         self._tag_columns = functools.lru_cache(CACHED_VALUES)(_tag_columns)
 
     def validate(self, records: Iterable[Record]) -> None:
-        """Validate more records. Beyond `MAX_REPORTED_LINES`, rejected lines are only counted."""
+        """Validate more records. Beyond `MAX_REPORTED_LINES`, rejected lines are only counted.
+
+        Bytes that are invalid in the file's encoding are lone surrogates here (`TextDecoder`). They
+        need no check of their own: no phone, operator code or time zone has one, and the pattern of
+        a tag (`STORABLE`) excludes them. `_find_errors` only gives such a field a better message.
+        """
         # local names are found faster than attributes, and this loop is the longest of an import
         add_row, zones = self.valid_rows.append, self._zones
         is_phone, is_code, is_tag = self._is_phone, self._is_code, self._is_tag
@@ -124,6 +129,7 @@ class RowValidator:
             messages["time_zone"] = UNKNOWN_ZONE_MESSAGE
         if is_rounded(values["phone"]):
             messages["phone"] = ROUNDED_MESSAGE
+        # rejected by the rules of the model already; this message is more exact
         undecodable = f"is not {self._decoder.encoding}"
         return messages | {
             name: undecodable for name, value in values.items() if not is_decoded(value)

@@ -68,7 +68,8 @@ class Forecast(msgspec.Struct, frozen=True):
     until: datetime | None = None
     """When the simulation stopped, if clients are waiting then; None otherwise."""
     waiting: int = 0
-    """Clients who are not reached by `until`."""
+    """Clients who are not reached by `until` but may be reached between `MAX_HORIZON` and the end.
+    0 if the mailing ends before the horizon: clients not reached by the end are `missed`."""
 
     @property
     def reached(self) -> int:

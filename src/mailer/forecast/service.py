@@ -25,7 +25,10 @@ from mailer.time_slices import run_in_slices
 
 
 class SendingCapacity(msgspec.Struct, frozen=True):
-    """The workers that send a mailing's messages, and the mailings that share them."""
+    """The workers that send a mailing's messages, and the mailings that share them.
+
+    The pages show it under a forecast, to explain the rate of the forecast.
+    """
 
     workers: int
     """Number of active workers; 1 when there are none, because forecasts assume one."""
@@ -129,10 +132,14 @@ def expected_end(mailing: Mailing, expected: Forecast | None) -> datetime | None
 
     That is at the latest the mailing's end, when the remaining messages expire. Return None when it
     is not known: before the start, while the mailing is paused or held, while no rate is known, and
-    when it is beyond the horizon of the forecast. Return None too when no client is left.
+    when it is beyond `MAX_HORIZON`. Return None too when no client is left.
     """
-    if mailing.status != "running" or expected is None or expected.rate is None:
+    if mailing.status != "running":
         return None
+    # a held mailing has no forecast, for whatever reason it is held: `read_basis` returns None
+    if expected is None or expected.rate is None:
+        return None
+    # clients who are `waiting` are reached after the horizon
     if not expected.clients or expected.waiting:
         return None
     return mailing.datetime_end if expected.missed else expected.done_at

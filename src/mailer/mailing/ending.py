@@ -26,22 +26,31 @@ def end_set_clause(reason: str) -> str:
     return ", ".join(f"{column} = {value}" for column, value in end_columns(reason).items())
 
 
-# Does not find a message that a worker is claiming at this moment. That worker finds no phone for
-# it, and cancels it.
-OPEN_OF_CLIENT = """
+# The messages to cancel when a client is erased. Before its start a mailing has no messages, and
+# after its end `finishing` ends them, with the reason of that end. So only running and paused
+# mailings matter here.
+#
+# A message that is being sent stays: its worker has the phone already, and sends it. If it is
+# scheduled again afterwards, its next claim finds no phone, and the worker cancels it. The same
+# happens to a message that is enqueued while the client is erased.
+SCHEDULED_OF_CLIENT = """
     client_id = :client_id AND status = 'scheduled'
         AND mailing_id IN (SELECT id FROM mailing WHERE status IN ('running', 'paused'))"""
+# The triggers of `message` change `mailing_counts` in the same transaction.
 CANCEL_OF_CLIENT = text(f"""
     UPDATE message SET {end_set_clause("'client_deleted'")}
-    WHERE {OPEN_OF_CLIENT}""")  # noqa: S608  # the condition is a constant above
-COUNT_OF_CLIENT = text(f"SELECT count(*) FROM message WHERE {OPEN_OF_CLIENT}")  # noqa: S608  # as above
+    WHERE {SCHEDULED_OF_CLIENT}""")  # noqa: S608  # the condition is a constant above
+COUNT_OF_CLIENT = text(f"SELECT count(*) FROM message WHERE {SCHEDULED_OF_CLIENT}")  # noqa: S608  # as above
 
 
-async def cancel_of_client(connection: AsyncConnection, client_id: int) -> None:
-    """Cancel the scheduled messages of a client who is being erased."""
+async def cancel_scheduled_of_client(connection: AsyncConnection, client_id: int) -> None:
+    """Cancel the scheduled messages of a client who is being erased.
+
+    A message that is being sent stays; see `SCHEDULED_OF_CLIENT`.
+    """
     await connection.execute(CANCEL_OF_CLIENT, {"client_id": client_id})
 
 
-async def count_open_of_client(connection: AsyncConnection, client_id: int) -> int:
-    """Return the number of messages that erasing the client would cancel."""
+async def count_scheduled_of_client(connection: AsyncConnection, client_id: int) -> int:
+    """Return the number of messages that `cancel_scheduled_of_client` would cancel."""
     return int((await connection.execute(COUNT_OF_CLIENT, {"client_id": client_id})).scalar_one())

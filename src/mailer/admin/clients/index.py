@@ -30,7 +30,7 @@ from mailer.client.store import PhoneTakenError
 from mailer.erasure import erase_client
 from mailer.errors import FieldError, InvalidError
 from mailer.idempotency.model import IdempotencyClaim
-from mailer.mailing.ending import count_open_of_client
+from mailer.mailing.ending import count_scheduled_of_client
 from mailer.web.download import csv_answer
 from mailer.web.query import read_unvalidated_query
 
@@ -164,7 +164,7 @@ class Clients(Controller):
         """Ask for confirmation before a client is deleted, and describe the effects."""
         async with engine.connect() as connection:
             client = await store.get(connection, client_id)
-            unsent = await count_open_of_client(connection, client_id)
+            unsent = await count_scheduled_of_client(connection, client_id)
         return await context.render_page("clients/delete.html", client=client, unsent=unsent)
 
     @post("/clients/{client_id:int}/delete", required_scope="write")
