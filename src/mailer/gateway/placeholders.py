@@ -81,7 +81,7 @@ rounded down."""
 
 MAY_BE_EMPTY: Collection[str] = frozenset({"sender", "callback", "validity.until"})
 """Placeholders of the message that may stand for an empty text."""
-OF_ANY_CHARACTERS: Collection[str] = frozenset({"text", "sender"})
+OF_ANY_CHARACTERS = frozenset({"text", "sender"})
 """Placeholders of the message whose value may have a character that a header cannot have."""
 URL_SAFE: Collection[str] = MESSAGE_PLACEHOLDERS.keys() - {
     "text",
