@@ -28,6 +28,12 @@ class GatewayUrl(msgspec.Struct, frozen=True):
     user: str | None = None
     password: str = ""
 
+    def __repr__(self) -> str:
+        origin = "/".join(self.before.split("/")[:3])
+        return f"GatewayUrl({origin!r})"  # no secrets: they can be in the rest
+
+    __str__ = __repr__
+
 
 def split_url(value: str, schemes: Collection[str]) -> SplitResult:
     """Return the parts of a URL with one of `schemes` and a valid host and port.

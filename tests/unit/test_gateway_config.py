@@ -126,4 +126,69 @@ def test_file_that_is_missing_is_named(tmp_path: Path) -> None:
 def test_secrets_are_not_in_the_text_of_an_object(tmp_path: Path) -> None:
     text = '[[gateway]]\nname = "a"\nkind = "telnyx"\ntoken = "sesame"\n'
     [gateway] = read(tmp_path, text)
-    assert "sesame" not in repr(gateway.config)
+    assert "sesame" not in repr(gateway)
+
+
+def test_secrets_of_the_address_are_not_in_the_text_of_an_object(tmp_path: Path) -> None:
+    url = "https://bob:sesame@gateway.example/?key=sesame"
+    [gateway] = read(tmp_path, f'[[gateway]]\nname = "a"\nkind = "json"\nurl = "{url}"\n')
+    assert "sesame" not in repr(gateway)
+
+
+@pytest.mark.parametrize("value", ["${TEL-NYX}", "Bearer ${X}", "${X}${X}"])
+def test_value_with_a_wrong_reference_is_refused(tmp_path: Path, value: str) -> None:
+    text = f'[[gateway]]\nname = "a"\nkind = "telnyx"\ntoken = "{value}"\n'
+    [mistake] = mistakes(tmp_path, text, X="1")
+    assert mistake.startswith('gateway[1].token: must be "${NAME}" and nothing else')
+
+
+def test_address_with_a_wrong_reference_is_named_once(tmp_path: Path) -> None:
+    text = '[[gateway]]\nname = "a"\nkind = "json"\nurl = "http://${X}/"\n'
+    [mistake] = mistakes(tmp_path, text, X="1")
+    assert mistake.startswith('gateway[1].url: must be "${NAME}" and nothing else')
+
+
+def test_variable_that_is_not_utf_8_is_named(tmp_path: Path) -> None:
+    text = '[[gateway]]\nname = "a"\nkind = "telnyx"\ntoken = "${X}"\n'
+    assert mistakes(tmp_path, text, X="\udcff") == [
+        "gateway[1].token: the environment variable X is not UTF-8"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "keys", "mistake"),
+    [
+        ("exolve", 'token = "a\\nb"', "token: must be one line of printable ASCII"),
+        ("exolve", 'token = "токен"', "token: must be one line of printable ASCII"),
+        ("twilio", 'account = ".."\ntoken = "t"', "account: must not be .."),
+        ("twilio", 'account = "a:b"\ntoken = "t"', "account: must have no colon"),
+    ],
+)
+def test_key_that_a_request_cannot_have_is_named(
+    tmp_path: Path, kind: str, keys: str, mistake: str
+) -> None:
+    [found] = mistakes(tmp_path, f'[[gateway]]\nname = "a"\nkind = "{kind}"\n{keys}\n')
+    assert found.startswith(f"gateway[1].{mistake}")
+
+
+def test_key_that_only_the_request_for_the_balance_cannot_have_is_named(tmp_path: Path) -> None:
+    profile = """
+title = "Test"
+[request]
+url = "{url}/send"
+[[response]]
+then = "accepted"
+[balance]
+url = "{url}/{account}"
+path = "balance"
+"""
+    (tmp_path / "my.toml").write_text(profile)
+    text = '[[gateway]]\nname = "a"\nkind = "my.toml"\nurl = "http://h"\naccount = "."\n'
+    [mistake] = mistakes(tmp_path, text)
+    assert mistake.startswith("gateway[1].account: must not be .")
+
+
+def test_name_with_a_line_end_is_refused(tmp_path: Path) -> None:
+    text = '[[gateway]]\nname = "a\\n"\nkind = "telnyx"\ntoken = "t"\n'
+    [mistake] = mistakes(tmp_path, text)
+    assert mistake.startswith("gateway[1].name: expected str matching regex")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mailer.gateway.profile import load_profile, read_profile
+from mailer.gateway.profile import account_keys, load_profile, read_profile
 from mailer.gateway.toml_file import ConfigFileError
 
 GOOD = """
@@ -127,6 +127,161 @@ def test_mistake_in_a_rule_is_named(addition: str, mistake: str) -> None:
 def test_mistake_in_the_request_is_named(old: str, new: str, mistake: str) -> None:
     [found] = mistakes(GOOD.replace(old, new))
     assert found.startswith(mistake)
+
+
+def addition_to_request(line: str) -> str:
+    """Return `GOOD` with a line in its request."""
+    return GOOD.replace("[[response]]", f"{line}\n[[response]]")
+
+
+@pytest.mark.parametrize(
+    ("line", "mistake"),
+    [
+        ('headers = { "X Key" = "1" }', "request.headers.'X Key': is not the name of a header"),
+        ('headers = { "X:" = "1" }', "request.headers.'X:': is not the name of a header"),
+        ('headers = { host = "x" }', "request.headers.host: is set by mailer"),
+        ('headers = { Content-Length = "1" }', "request.headers.Content-Length: is set by mailer"),
+        (
+            'headers = { Transfer-Encoding = "chunked" }',
+            "request.headers.Transfer-Encoding: is set",
+        ),
+        ('headers = { X-A = "1", x-a = "2" }', "request.headers.x-a: is there twice"),
+        (
+            'headers = { authorization = "x" }\nbasic_auth = { username = "a", password = "b" }',
+            "request.headers.authorization: cannot be combined with basic_auth",
+        ),
+        (
+            'headers = { X-A = "a\\nX-B: {id}" }',
+            "request.headers.X-A: must be one line of printable",
+        ),
+        ('headers = { X-A = "я{id}" }', "request.headers.X-A: must be one line of printable"),
+        ('headers = { X-A = "{text}" }', "request.headers.X-A: cannot have {text}"),
+        ('headers = { X-A = "{sender}" }', "request.headers.X-A: cannot have {sender}"),
+        ('fields = { a = "{Text}" }', "request.fields.a: {Text} is not a placeholder"),
+        ('fields = { a = "{ text }" }', "request.fields.a: { text } is not a placeholder"),
+        ('fields = { a = "{url}/x" }', "request.fields.a: {url} can only be the start"),
+        (
+            'basic_auth = { username = "{id}", password = "x" }',
+            "request.basic_auth.username: {id} is not a placeholder; possible are account, pass",
+        ),
+        (
+            'basic_auth = { username = "a:{account}", password = "x" }',
+            "request.basic_auth.username: must have no colon",
+        ),
+    ],
+)
+def test_mistake_in_a_text_is_named(line: str, mistake: str) -> None:
+    [found] = mistakes(addition_to_request(line))
+    assert found.startswith(mistake)
+
+
+@pytest.mark.parametrize(
+    ("definition", "mistake"),
+    [
+        ('[by_text]\na = { gsm = "{text}", ucs2 = "x" }', "cannot have {text}"),
+        ('[by_text]\na = { gsm = "x", ucs2 = "я" }', "must be one line of printable ASCII"),
+        ('[with_callback]\na = "x\\ny"', "must be one line of printable ASCII"),
+    ],
+)
+def test_definition_that_a_header_cannot_have_is_named(definition: str, mistake: str) -> None:
+    text = addition_to_request('headers = { X-A = "{a}" }') + definition
+    [found] = mistakes(text)
+    assert found.startswith(f"request.headers.X-A: {mistake}")
+
+
+@pytest.mark.parametrize(
+    ("url", "mistake"),
+    [
+        ("{url}/{sender}", "{sender} may be empty"),
+        ("{url}/{token?}", "{token?} may be empty"),
+        ("{url}/{a}", "{a} may be empty"),
+        ("{url}/{b}", "{b} may be empty"),
+        ("{url}/send?x=1", "must have no ? and no #; use query"),
+        ("{url}/send now", "has a character that a URL cannot have; write it as %XX"),
+        ("{url}/{url}", "{url} can only be the start of request.url and balance.url"),
+    ],
+)
+def test_mistake_in_the_address_is_named(url: str, mistake: str) -> None:
+    definitions = '[by_text]\na = { gsm = "x", ucs2 = "{sender}" }\n[with_callback]\nb = "x"\n'
+    [found] = mistakes(GOOD.replace("{url}/send", url) + definitions)
+    assert found.startswith(f"request.url: {mistake}")
+
+
+BALANCE = """
+[balance]
+url = "{url}/balance"
+path = "balance"
+"""
+
+
+@pytest.mark.parametrize(
+    ("addition", "mistake"),
+    [
+        (BALANCE.replace("{url}", "https://x"), "balance.url: must start with {url}"),
+        (BALANCE.replace('"balance"', '"a..b"'), "balance.path: is not a path such as"),
+        (BALANCE + 'headers = { Host = "x" }', "balance.headers.Host: is set by mailer"),
+        (
+            BALANCE + 'basic_auth = { username = "{user}", password = "x" }',
+            "balance.basic_auth.username: {user} is not a placeholder",
+        ),
+        ('[with_callback]\na = "{id}"', "with_callback.a: {id} is not a placeholder; none is"),
+        ('[with_callback]\ntext = "x"', "with_callback.text: is the name of another placeholder"),
+        (
+            '[by_text]\nid = { gsm = "1", ucs2 = "2" }',
+            "by_text.id: is the name of another placeholder",
+        ),
+        (
+            '[by_text]\na = { gsm = "1", ucs2 = "2" }\n[with_callback]\na = "x"',
+            "with_callback.a: is the name of another placeholder",
+        ),
+        (
+            "[limits]\nvalidity = { min = 5, max = 4 }",
+            "limits.validity: min must not be larger than max",
+        ),
+    ],
+)
+def test_mistake_in_another_part_is_named(addition: str, mistake: str) -> None:
+    [found] = mistakes(GOOD + addition)
+    assert found.startswith(mistake)
+
+
+def test_keys_of_the_balance_are_those_of_the_account() -> None:
+    basic_auth = 'basic_auth = { username = "{username}", password = "{token}" }'
+    profile = read_profile((GOOD + BALANCE + basic_auth).encode(), "my.toml")
+    assert account_keys(profile) == {"username": True, "token": True}
+
+
+@pytest.mark.parametrize(
+    ("addition", "mistake"),
+    [
+        (
+            '[receipt]\nid = "id"\nstatus = "s"\n[receipt.statuses]\nsent = 3',
+            "receipt.statuses.sent: expected array, got int",
+        ),
+        (
+            '[receipt]\nid = "id"\nstatus = "s"\n[receipt.statuses]\nlost = [3]',
+            "receipt.statuses.lost: must be one of delivered, sent, failed, expired, unknown",
+        ),
+        (
+            '[receipt]\nid = "id"\nstatus = "s"\nmethods = ["PUT"]\nstatuses = {}',
+            "receipt.methods[1]: must be one of GET, POST",
+        ),
+        ('[by_text]\nA = { gsm = "1", ucs2 = "2" }', "by_text: expected str matching regex"),
+        ('[with_callback]\n"a\\n" = "x"', "with_callback.a\n: expected str matching regex"),
+    ],
+)
+def test_wrong_value_is_named_with_its_place(addition: str, mistake: str) -> None:
+    [found] = mistakes(GOOD + addition)
+    assert found.startswith(mistake)
+
+
+def test_number_that_is_too_long_is_named() -> None:
+    assert mistakes(f"a = {'1' * 5_000}") == ["has a number that is too long"]
+
+
+def test_path_that_no_file_can_have_is_named() -> None:
+    with pytest.raises(ConfigFileError, match=r"is not the path of a file"):
+        load_profile("a\0.toml")
 
 
 def test_mistake_of_toml_is_named_with_its_line() -> None:

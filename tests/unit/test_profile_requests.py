@@ -333,12 +333,22 @@ then = "accepted"
 """
 
 
-def render(account: dict[str, str]) -> Sent:
-    """Return a request of `PROFILE`."""
-    profile = read_profile(PROFILE.encode(), "test.toml")
-    url = read_gateway_url("http://gateway.example")
-    template = RequestTemplate(profile.request, url, Texts(account), {"Host": "h"})
-    return Sent(template.render(message(LATIN)))
+def render(
+    account: dict[str, str],
+    *changes: tuple[str, str],
+    url: str = "http://gateway.example",
+    text: str = LATIN,
+    callback: str = CALLBACK,
+) -> Sent:
+    """Return a request of `PROFILE`, in which texts are replaced by others."""
+    document = PROFILE
+    for old, new in changes:
+        assert old in document
+        document = document.replace(old, new)
+    profile = read_profile(document.encode(), "test.toml")
+    texts = Texts(account, profile.by_text, profile.with_callback)
+    template = RequestTemplate(profile.request, read_gateway_url(url), texts, {"Host": "h"})
+    return Sent(template.render(message(text, callback=callback)))
 
 
 def test_account_is_escaped_in_the_path() -> None:
@@ -352,3 +362,86 @@ def test_optional_key_may_be_missing() -> None:
 def test_required_key_must_be_there() -> None:
     with pytest.raises(ValueError, match="needs account"):
         render({"token": "t"})
+
+
+@pytest.mark.parametrize("account", [".", ".."])
+def test_account_that_is_a_step_of_a_path_is_refused(account: str) -> None:
+    with pytest.raises(ValueError, match=r"account: must not be \."):
+        render({"account": account})
+
+
+@pytest.mark.parametrize(
+    ("placeholder", "text", "expected"),
+    [
+        ("{text}", "a/../b?c d\r\nX: ü", "a%2F..%2Fb%3Fc%20d%0D%0AX%3A%20%C3%BC"),
+        ("{phone.plus}", LATIN, "%2B79161234567"),
+        ("{phone.digits}-{id}", LATIN, "79161234567-12"),
+        ("{type}", LATIN, "a%2Fb"),
+        ("{type}", CYRILLIC, "%D0%BF"),
+    ],
+)
+def test_value_of_the_message_is_escaped_in_the_path(
+    placeholder: str, text: str, expected: str
+) -> None:
+    by_text = 'accepted"\n[by_text]\ntype = { gsm = "a/b", ucs2 = "п" }'
+    sent = render({}, ("{account}", placeholder), ('accepted"', by_text), text=text)
+    assert sent.target == f"/{expected}/send"
+
+
+@pytest.mark.parametrize("token", ["a\r\nX: 1", "токен"])
+def test_key_that_a_header_cannot_have_is_refused(token: str) -> None:
+    with pytest.raises(ValueError, match="token: must be one line of printable ASCII"):
+        render({"account": "a", "token": token}, ("{token?}", "{token?} {id}"))
+
+
+def test_key_in_a_definition_that_a_header_cannot_have_is_refused() -> None:
+    by_text = 'accepted"\n[by_text]\nkey = { gsm = "{token}", ucs2 = "x" }'
+    with pytest.raises(ValueError, match="token: must be one line of printable ASCII"):
+        render({"account": "a", "token": "a\n"}, ("{token?}", "{key}"), ('accepted"', by_text))
+
+
+def test_user_with_a_colon_is_refused() -> None:
+    basic_auth = 'basic_auth = { username = "{username}", password = "{password}" }'
+    with pytest.raises(ValueError, match="username: must have no colon"):
+        render(
+            {"account": "a", "username": "a:b", "password": "c"},
+            ('headers = { X-Key = "{token?}" }', basic_auth),
+        )
+
+
+def test_header_without_a_value_is_left_out() -> None:
+    change = ("{token?}", "to {callback}")
+    assert render({"account": "a"}, change).headers["X-Key"] == f"to {CALLBACK}"
+    assert "X-Key" not in render({"account": "a"}, change, callback="").headers
+
+
+@pytest.mark.parametrize("name", ["content-type", "authorization"])
+def test_header_of_the_profile_is_the_only_one_of_its_name(name: str) -> None:
+    changes = ("X-Key", name), ("{token?}", "x")
+    headers = render({"account": "a"}, *changes, url="http://user:secret@h").headers
+    assert headers[name] == "x"
+    assert [each.lower() for each in headers].count(name) == 1
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("http://h/x?key=", "/x/a/send?key=&to=1"),
+        ("http://h/x?key=1", "/x/a/send?key=1&to=1"),
+        ("http://h/x?", "/x/a/send?to=1"),
+    ],
+)
+def test_query_of_the_address_comes_after_the_path(url: str, expected: str) -> None:
+    change = ("headers =", 'query = { to = "1" }\nheaders =')
+    assert render({"account": "a"}, change, url=url).target == expected
+
+
+def test_id_alone_is_a_value_of_the_query_that_ends_the_address() -> None:
+    change = ("{url}/{account}/send", "{url}{id}")
+    assert render({}, change, url="http://h/x?key=1&id=").target == "/x?key=1&id=12"
+
+
+def test_secrets_are_not_in_the_text_of_an_object() -> None:
+    url = read_gateway_url("https://bob:sesame@h/hook/sesame?key=sesame")
+    assert "sesame" not in f"{url} {url!r} {Texts({'token': 'sesame'})!r}"
+    assert repr(url) == "GatewayUrl('https://h')"

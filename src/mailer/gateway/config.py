@@ -8,15 +8,15 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from mailer.gateway.placeholders import ACCOUNT_PLACEHOLDERS
-from mailer.gateway.profile import GatewayProfile, account_keys, load_profile
+from mailer.gateway.placeholders import ACCOUNT_KEYS, ACCOUNT_PLACEHOLDERS
+from mailer.gateway.profile import GatewayProfile, RequestPart, account_keys, load_profile
 from mailer.gateway.request_template import RequestTemplate, Texts
+from mailer.gateway.response_rules import ResponseRules
 from mailer.gateway.toml_file import ConfigFileError, convert_table, parse_toml, read_file
 from mailer.settings import LEASE_SLACK, Settings
 from mailer.urls import GatewayUrl, read_gateway_url
 
 MAX_GATEWAYS = 100
-ACCOUNT_KEYS = [name for name in ACCOUNT_PLACEHOLDERS if name != "url"]
 MAX_SECRET_BYTES = 64 * 1024
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _SECRETS = (*ACCOUNT_PLACEHOLDERS, "callback_secret")
@@ -28,7 +28,7 @@ ConfigText = Annotated[str, Meta(min_length=1, max_length=4_096)]
 class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One `[[gateway]]` of the file. Durations are in seconds."""
 
-    name: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")]
+    name: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$(?!\n)")]
     kind: ConfigText
     """Name of a profile that is shipped with mailer, or the path of one's own."""
     url: ConfigText | None = None
@@ -47,7 +47,8 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     price: Annotated[float, Meta(ge=0, le=1_000)] | None = None
     """Price of one part, in the company's currency."""
     operator_codes: (
-        Annotated[list[Annotated[str, Meta(pattern=r"^[0-9]{3}$")]], Meta(min_length=1)] | None
+        Annotated[list[Annotated[str, Meta(pattern=r"^[0-9]{3}$(?!\n)")]], Meta(min_length=1)]
+        | None
     ) = None
     """Operator codes for which it is used. Default: all."""
     order: Annotated[int, Meta(ge=1, le=100)] = 1
@@ -74,14 +75,35 @@ class ConfiguredGateway(msgspec.Struct, frozen=True):
         return self.profile.limits.rate or 0.0 if self.config.rate is None else self.config.rate
 
     def request_template(self, headers: Mapping[str, str]) -> RequestTemplate:
-        """Return the template of its requests; `headers` are added to those of the profile."""
+        """Return the template of its requests; `headers` are added to those of the profile.
+
+        Raises `ValueError`.
+        """
+        return self._template(self.profile.request, headers)
+
+    def find_mistakes(self) -> Iterator[str]:
+        """Yield what prevents requests or rules of this profile with the values of this account."""
+        requests = [self.profile.request]
+        if self.profile.balance is not None:
+            requests.append(self.profile.balance.request)
+        try:
+            for request in requests:
+                self._template(request, {})
+        except ValueError as error:
+            yield str(error)
+        try:
+            ResponseRules(self.profile.response)
+        except ValueError as error:
+            yield f"kind: {error}"
+
+    def _template(self, request: RequestPart, headers: Mapping[str, str]) -> RequestTemplate:
         account = {
             name: value
             for name in ACCOUNT_KEYS
             if (value := getattr(self.config, name)) is not None
         }
         texts = Texts(account, self.profile.by_text, self.profile.with_callback)
-        return RequestTemplate(self.profile.request, self.url, texts, headers)
+        return RequestTemplate(request, self.url, texts, headers)
 
 
 def configured_gateways(settings: Settings, environ: Mapping[str, str]) -> list[ConfiguredGateway]:
@@ -152,20 +174,9 @@ def read_gateways(path: Path, environ: Mapping[str, str]) -> list[ConfiguredGate
 
 def _read_gateway(table: object, folder: Path, environ: Mapping[str, str]) -> ConfiguredGateway:
     """Return one gateway of the file. Raises `ConfigFileError` with paths inside its table."""
-    mistakes: list[str] = []
-    if isinstance(table, dict):
-        table = dict(table)
-        for key in _SECRETS:
-            if isinstance(value := table.get(key), str):
-                try:
-                    table[key] = _resolve(value, folder, environ)
-                except ValueError as error:
-                    mistakes.append(f"{key}: {error}")
+    secrets, mistakes = _read_secrets(table, folder, environ)
     try:
-        config = convert_table(table, GatewayConfig)
-    except ConfigFileError as error:
-        raise ConfigFileError(mistakes + error.mistakes) from None
-    try:
+        config = convert_table(table | secrets if isinstance(table, dict) else table, GatewayConfig)
         profile = load_profile(config.kind, folder)
     except ConfigFileError as error:
         raise ConfigFileError(mistakes + error.mistakes) from None
@@ -173,14 +184,32 @@ def _read_gateway(table: object, folder: Path, environ: Mapping[str, str]) -> Co
     address = config.url or profile.url
     if address is None:
         mistakes.append(f"url: is required for the kind {config.kind}")
-    else:
+    elif config.url is None or "url" in secrets:  # else its mistake is known
         try:
             url = read_gateway_url(address)
         except ValueError as error:
             mistakes.append(f"url: {error}")
     if mistakes:
         raise ConfigFileError(mistakes)
-    return ConfiguredGateway(config, profile, url)
+    gateway = ConfiguredGateway(config, profile, url)
+    if mistakes := list(gateway.find_mistakes()):
+        raise ConfigFileError(mistakes)
+    return gateway
+
+
+def _read_secrets(
+    table: object, folder: Path, environ: Mapping[str, str]
+) -> tuple[dict[str, str], list[str]]:
+    """Return the values of the secrets in a table by their keys, and the mistakes in them."""
+    secrets: dict[str, str] = {}
+    mistakes: list[str] = []
+    for key in _SECRETS:
+        if isinstance(table, dict) and isinstance(value := table.get(key), str):
+            try:
+                secrets[key] = _resolve(value, folder, environ)
+            except ValueError as error:
+                mistakes.append(f"{key}: {error}")
+    return secrets, mistakes
 
 
 def _find_key_mistakes(config: GatewayConfig, profile: GatewayProfile) -> Iterator[str]:
@@ -197,9 +226,17 @@ def _find_key_mistakes(config: GatewayConfig, profile: GatewayProfile) -> Iterat
 def _resolve(value: str, folder: Path, environ: Mapping[str, str]) -> str:
     """Return a secret's value. Raises `ValueError` if its variable or file cannot be read."""
     if variable := _VARIABLE.fullmatch(value):
-        if not environ.get(variable[1]):
+        resolved = environ.get(variable[1])
+        if not resolved:
             raise ValueError(f"the environment variable {variable[1]} is not set or empty")
-        return environ[variable[1]]
+        if any("\ud800" <= character <= "\udfff" for character in resolved):
+            raise ValueError(f"the environment variable {variable[1]} is not UTF-8")
+        return resolved
+    if "${" in value:
+        raise ValueError(
+            'must be "${NAME}" and nothing else, with letters, digits and _ in the name; a value'
+            ' that itself has ${ can be in a file: "file:PATH"'
+        )
     if not value.startswith("file:"):
         return value
     path = folder / value.removeprefix("file:")

@@ -16,9 +16,13 @@ from mailer.gateway.sms_parts import count_parts
 
 PLACEHOLDER = re.compile(r"\{([a-z][a-z0-9_.]*)(\??)\}")
 """A placeholder's name, and a question mark if its value may be missing."""
+BRACES = re.compile(r"\{[^{}]*\}")
+"""A placeholder, or what looks like one: `{Text}` or `{ text }`."""
 
 ACCOUNT_PLACEHOLDERS = ("url", "account", "username", "password", "token")
 """Keys of a gateway's configuration."""
+ACCOUNT_KEYS = tuple(name for name in ACCOUNT_PLACEHOLDERS if name != "url")
+"""Those that can be anywhere in a profile; `{url}` is the start of an address and nothing else."""
 
 Value = Callable[[OutgoingMessage], str | int]
 """Returns the value of a placeholder for one message."""
@@ -77,3 +81,13 @@ rounded down."""
 
 MAY_BE_EMPTY: Collection[str] = frozenset({"sender", "callback", "validity.until"})
 """Placeholders of the message that may stand for an empty text."""
+OF_ANY_CHARACTERS = frozenset({"text", "sender"})
+"""Placeholders of the message whose value may have a character that a header cannot have."""
+URL_SAFE: Collection[str] = MESSAGE_PLACEHOLDERS.keys() - {
+    "text",
+    "sender",
+    "callback",
+    "phone.plus",
+    "validity.until",
+}
+"""Placeholders of the message whose value needs no escape in a URL."""

@@ -7,7 +7,7 @@ profile's parts for sending.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,19 +17,28 @@ from msgspec import Meta
 
 from mailer.gateway.json_path import JsonPath
 from mailer.gateway.placeholders import (
+    ACCOUNT_KEYS,
     ACCOUNT_PLACEHOLDERS,
+    BRACES,
+    MAY_BE_EMPTY,
     MESSAGE_PLACEHOLDERS,
+    OF_ANY_CHARACTERS,
     PLACEHOLDER,
     SmsText,
 )
 from mailer.gateway.protocol import AccountTrouble
 from mailer.gateway.toml_file import ConfigFileError, convert_table, parse_toml, read_file
+from mailer.urls import URL_CHARACTERS
 
-PlaceholderName = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
+PlaceholderName = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]{0,31}$(?!\n)")]
+HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+"""A token of RFC 9110, section 5.6.2."""
+OWN_HEADERS = frozenset({"content-length", "host", "transfer-encoding"})
+"""Headers that say how a request is sent, which is no matter of a profile."""
 STATUS = re.compile(r"[1-5]([0-9]{2}|xx)")
 """A status code of HTTP, or a class of them such as 4xx."""
 Scalar = bool | int | float | str
-ReasonName = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
+ReasonName = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]{0,63}$(?!\n)")]
 
 Verdict = Literal[
     "accepted",
@@ -148,6 +157,18 @@ class BalancePart(_Part, frozen=True, kw_only=True):
     path: str
     """Where the balance is in the JSON body of the response."""
 
+    @property
+    def request(self) -> RequestPart:
+        """The request, as that of a message without a body."""
+        return RequestPart(
+            method=self.method,
+            url=self.url,
+            query=self.query,
+            headers=self.headers,
+            basic_auth=self.basic_auth,
+            body="none",
+        )
+
 
 class ReceiptPart(_Part, frozen=True, kw_only=True):
     """How to read a delivery receipt."""
@@ -249,55 +270,151 @@ def account_keys(profile: GatewayProfile) -> dict[str, bool]:
     keys: dict[str, bool] = {}
     for _, text in _texts(profile):
         for name, optional in PLACEHOLDER.findall(text):
-            if name in ACCOUNT_PLACEHOLDERS and name != "url":
+            if name in ACCOUNT_KEYS:
                 keys[name] = keys.get(name, False) or not optional
     return keys
 
 
 def _find_mistakes(profile: GatewayProfile) -> Iterator[str]:
     """Yield each mistake that the types of single fields cannot show."""
-    yield from _find_request_mistakes(profile.request)
+    for place, request in _requests(profile):
+        yield from (f"{place}.{mistake}" for mistake in _find_request_mistakes(request))
+        yield from (f"{place}.url: {mistake}" for mistake in _find_url_mistakes(profile, request))
+        yield from (f"{place}.{mistake}" for mistake in _find_header_mistakes(profile, request))
+    yield from _find_definition_mistakes(profile)
     for path, text in _texts(profile):
-        known = {*ACCOUNT_PLACEHOLDERS, *MESSAGE_PLACEHOLDERS}
-        if not path.startswith("by_text"):
-            known |= profile.by_text.keys() | profile.with_callback.keys()
-        for placeholder, _ in PLACEHOLDER.findall(text):
-            if placeholder not in known:
-                choices = ", ".join(sorted(known))
-                yield f"{path}: {{{placeholder}}} is not a placeholder; possible are {choices}"
+        known = _known_placeholders(profile, path)
+        yield from (f"{path}: {mistake}" for mistake in _find_text_mistakes(text, known))
+    if profile.limits.validity.min > profile.limits.validity.max:
+        yield "limits.validity: min must not be larger than max"
+    if profile.balance is not None:
+        yield from _find_path_mistakes("balance.path", profile.balance.path)
     for number, rule in enumerate(profile.response, start=1):
         yield from (f"response[{number}].{mistake}" for mistake in _find_rule_mistakes(rule))
 
 
+def _requests(profile: GatewayProfile) -> Iterator[tuple[str, RequestPart]]:
+    """Yield the requests of a profile and their paths."""
+    yield "request", profile.request
+    if profile.balance is not None:
+        yield "balance", profile.balance.request
+
+
 def _find_request_mistakes(request: RequestPart) -> Iterator[str]:
-    if not request.url.startswith("{url}"):
-        yield "request.url: must start with {url}, the address of the API"
     if request.method == "GET" and request.body != "none":
-        yield 'request.body: must be "none" with the method GET'
+        yield 'body: must be "none" with the method GET'
+    if request.basic_auth is not None and ":" in BRACES.sub("", request.basic_auth.username):
+        yield "basic_auth.username: must have no colon, because the password would begin there"
     if request.body == "none" and request.fields:
-        yield "request.fields: a request without body has none; use request.query"
+        yield "fields: a request without body has none; use request.query"
     if request.body == "form":
         for field, value in request.fields.items():
             if not isinstance(value, str):
-                yield f"request.fields.{field}: must be a text in quotes"
+                yield f"fields.{field}: must be a text in quotes"
+
+
+def _find_url_mistakes(profile: GatewayProfile, request: RequestPart) -> Iterator[str]:
+    if not request.url.startswith("{url}"):
+        yield "must start with {url}, the address of the API"
+    constant = BRACES.sub("", request.url)
+    if "?" in constant or "#" in constant:
+        yield "must have no ? and no #; use query"
+    elif not URL_CHARACTERS.fullmatch(constant):
+        yield "has a character that a URL cannot have; write it as %XX"
+    for name, optional in PLACEHOLDER.findall(request.url):
+        if _may_be_empty(profile, name, optional):
+            yield f"{{{name}{optional}}} may be empty, so it cannot be in a URL"
+
+
+def _may_be_empty(profile: GatewayProfile, name: str, optional: str) -> bool:
+    """Return whether a placeholder may stand for an empty text."""
+    if name in profile.by_text:
+        texts = profile.by_text[name]
+        return any(
+            not text or any(_may_be_empty(profile, *each) for each in PLACEHOLDER.findall(text))
+            for text in (texts.gsm, texts.ucs2)
+        )
+    if name in ACCOUNT_PLACEHOLDERS:
+        return bool(optional)
+    return name in MAY_BE_EMPTY or name in profile.with_callback
+
+
+def _find_header_mistakes(profile: GatewayProfile, request: RequestPart) -> Iterator[str]:
+    seen: set[str] = set()
+    for name, text in request.headers.items():
+        place = f"headers.{name}"
+        if not HEADER_NAME.fullmatch(name):
+            yield f"headers.{name!r}: is not the name of a header"
+        elif name.lower() in OWN_HEADERS:
+            yield f"{place}: is set by mailer"
+        elif name.lower() in seen:
+            yield f"{place}: is there twice; capitals make no difference"
+        elif name.lower() == "authorization" and request.basic_auth is not None:
+            yield f"{place}: cannot be combined with basic_auth"
+        seen.add(name.lower())
+        parts = list(_defined_texts(profile, text))
+        if not all(part.isascii() and part.isprintable() for part in parts):
+            yield f"{place}: must be one line of printable ASCII characters"
+        placeholders = {found[0] for part in parts for found in PLACEHOLDER.findall(part)}
+        for placeholder in sorted(placeholders & OF_ANY_CHARACTERS):
+            yield f"{place}: cannot have {{{placeholder}}}, whose characters may be any"
+
+
+def _defined_texts(profile: GatewayProfile, text: str) -> Iterator[str]:
+    """Yield a text and those that the profile defines for the placeholders in it."""
+    yield text
+    for name, _ in PLACEHOLDER.findall(text):
+        if name in profile.by_text:
+            yield profile.by_text[name].gsm
+            yield profile.by_text[name].ucs2
+        elif name in profile.with_callback:
+            yield profile.with_callback[name]
+
+
+def _find_definition_mistakes(profile: GatewayProfile) -> Iterator[str]:
+    """Yield the placeholders of the profile that have the name of another one."""
+    taken = {*ACCOUNT_PLACEHOLDERS, *MESSAGE_PLACEHOLDERS}
+    for name in sorted(taken & profile.by_text.keys()):
+        yield f"by_text.{name}: is the name of another placeholder"
+    for name in sorted((taken | profile.by_text.keys()) & profile.with_callback.keys()):
+        yield f"with_callback.{name}: is the name of another placeholder"
+
+
+def _known_placeholders(profile: GatewayProfile, path: str) -> Collection[str]:
+    """Return the placeholders that the text at a path of the profile may have."""
+    if path.startswith("with_callback."):
+        return ()
+    if path.startswith(("request.basic_auth.", "balance.basic_auth.")):
+        return ACCOUNT_KEYS
+    if path.startswith("by_text."):
+        return (*ACCOUNT_KEYS, *MESSAGE_PLACEHOLDERS)
+    return (*ACCOUNT_KEYS, *MESSAGE_PLACEHOLDERS, *profile.by_text, *profile.with_callback)
+
+
+def _find_text_mistakes(text: str, known: Collection[str]) -> Iterator[str]:
+    """Yield what is in braces and none of the placeholders that are `known`."""
+    choices = f"possible are {', '.join(sorted(known))}" if known else "none is possible here"
+    for found in BRACES.findall(text):
+        placeholder = PLACEHOLDER.fullmatch(found)
+        if found == "{url}":
+            yield "{url} can only be the start of request.url and balance.url"
+        elif placeholder is None or placeholder[1] not in known:
+            yield f"{found} is not a placeholder; {choices}"
 
 
 def _texts(profile: GatewayProfile) -> Iterator[tuple[str, str]]:
-    """Yield the path and the text of each value that may have placeholders."""
-    request = profile.request
-    yield "request.url", request.url
-    for name in ("query", "headers", "fields"):
-        yield from _nested_texts(f"request.{name}", getattr(request, name))
-    if request.basic_auth is not None:
-        yield "request.basic_auth.username", request.basic_auth.username
-        yield "request.basic_auth.password", request.basic_auth.password
-    if profile.balance is not None:
-        yield "balance.url", profile.balance.url
-        yield from _nested_texts("balance.query", profile.balance.query)
-        yield from _nested_texts("balance.headers", profile.balance.headers)
+    """Yield the path and the text of each value that may have placeholders, but not `{url}`."""
+    for place, request in _requests(profile):
+        yield f"{place}.url", request.url.removeprefix("{url}")
+        for name in ("query", "headers", "fields"):
+            yield from _nested_texts(f"{place}.{name}", getattr(request, name))
+        if request.basic_auth is not None:
+            yield f"{place}.basic_auth.username", request.basic_auth.username
+            yield f"{place}.basic_auth.password", request.basic_auth.password
     for name, texts in profile.by_text.items():
         yield f"by_text.{name}.gsm", texts.gsm
         yield f"by_text.{name}.ucs2", texts.ucs2
+    yield from _nested_texts("with_callback", profile.with_callback)
 
 
 def _nested_texts(path: str, value: object) -> Iterator[tuple[str, str]]:

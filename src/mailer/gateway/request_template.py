@@ -14,6 +14,7 @@ from mailer.gateway.placeholders import (
     MAY_BE_EMPTY,
     MESSAGE_PLACEHOLDERS,
     PLACEHOLDER,
+    URL_SAFE,
     SmsText,
     Value,
     needs_ucs2,
@@ -26,6 +27,12 @@ Piece = bytes | Callable[[OutgoingMessage], bytes]
 """A constant part of a request, or one that depends on the message."""
 TemplateOf = Callable[[str], "Template"]
 """Returns the template of a text of the profile."""
+Escape = Callable[[str], str]
+Check = Callable[[str, str], None]
+"""Raises `ValueError` if a key of the account, given by name and value, cannot be used."""
+
+CONTENT_TYPES = {"json": "application/json", "form": "application/x-www-form-urlencoded"}
+"""By the `body` of a profile."""
 
 _escape_form = lru_cache(MAX_CACHED_TEXTS)(quote_plus)
 _escape_url = lru_cache(MAX_CACHED_TEXTS)(partial(quote, safe=""))
@@ -39,14 +46,28 @@ class Texts(msgspec.Struct, frozen=True):
     by_text: Mapping[str, SmsText] = {}
     with_callback: Mapping[str, str] = {}
 
+    def __repr__(self) -> str:
+        return f"Texts({', '.join(self.account)})"  # no secrets
+
+    __str__ = __repr__
+
+
+def _accept(_name: str, _value: str) -> None:
+    """Accept every value of the account."""
+
 
 class Template:
     """A text with placeholders. Those of the account are replaced at once.
 
-    Raises `ValueError` for a placeholder that has no value.
+    `escape` is applied to the values of all placeholders, but not to the text between them, and
+    `check` to those of the account. Raises `ValueError` for a placeholder that has no value.
     """
 
-    def __init__(self, text: str, texts: Texts) -> None:
+    def __init__(
+        self, text: str, texts: Texts, check: Check = _accept, escape: Escape | None = None
+    ) -> None:
+        self._check = check
+        self._escape = escape
         self._parts: list[str | Value] = []
         """Constant texts, and functions that return a text or number."""
         self._is_empty = not text
@@ -66,26 +87,35 @@ class Template:
 
     def _add_placeholder(self, name: str, texts: Texts, *, is_optional: bool) -> None:
         if name in ACCOUNT_PLACEHOLDERS:
-            if texts.account.get(name):
-                self._add(texts.account[name])
+            if value := texts.account.get(name):
+                self._check(name, value)
+                self._add(self._escape(value) if self._escape else value)
             elif is_optional:
                 self._is_empty = self.may_be_empty = True
             else:
                 raise ValueError(f"needs {name}")
         elif name in texts.by_text:
-            gsm = Template(texts.by_text[name].gsm, Texts(texts.account))
-            ucs2 = Template(texts.by_text[name].ucs2, Texts(texts.account))
+            gsm = Template(texts.by_text[name].gsm, Texts(texts.account), self._check)
+            ucs2 = Template(texts.by_text[name].ucs2, Texts(texts.account), self._check)
             self.may_be_empty |= gsm.may_be_empty or ucs2.may_be_empty
-            self._parts.append(
+            self._add_value(
                 lambda message: (ucs2 if needs_ucs2(message.text) else gsm).text(message)
             )
         elif name in texts.with_callback:
             self.may_be_empty = True
-            value = texts.with_callback[name]
-            self._parts.append(lambda message: value if message.callback else "")
+            with_callback = texts.with_callback[name]
+            self._add_value(lambda message: with_callback if message.callback else "")
         else:
             self.may_be_empty |= name in MAY_BE_EMPTY
-            self._parts.append(MESSAGE_PLACEHOLDERS[name])
+            self._add_value(MESSAGE_PLACEHOLDERS[name], is_safe=name in URL_SAFE)
+
+    def _add_value(self, value: Value, *, is_safe: bool = False) -> None:
+        """Add what depends on the message; a value that is safe needs no escape."""
+        escape = self._escape
+        if escape is None or is_safe:
+            self._parts.append(value)
+        else:
+            self._parts.append(lambda message: escape(str(value(message))))
 
     @property
     def constant(self) -> str | None:
@@ -126,7 +156,8 @@ class RequestTemplate:
 
     `url` is the address of the API. Its query is kept. Its user and password are sent as Basic
     authentication, unless the profile defines an authentication. `headers` are added to those of
-    the profile. Raises `ValueError` for a placeholder without a value.
+    the profile. Raises `ValueError`, which names the key of the account, for a placeholder without
+    a value and for a value that a request cannot have.
     """
 
     def __init__(
@@ -136,13 +167,12 @@ class RequestTemplate:
         texts: Texts,
         headers: Mapping[str, str],
     ) -> None:
-        escaped = {name: _escape_url(value) for name, value in texts.account.items()}
 
         def template(text: str) -> Template:
             return Template(text, texts)
 
         def path_template(text: str) -> Template:
-            return Template(text, Texts(escaped))
+            return Template(text, texts, _check_in_path, _escape_url)
 
         self._has_body = part.body != "none"
         self._body = _merge(_compile_body(part, template)) if self._has_body else ()
@@ -152,7 +182,7 @@ class RequestTemplate:
                 f"{part.method} ".encode(),
                 *_compile_target(part, url, template, path_template),
                 b" HTTP/1.1\r\n",
-                *_compile_headers(part, url, headers, template),
+                *_compile_headers(part, url, headers, texts),
                 length,
             ]
         )
@@ -185,44 +215,72 @@ def _compile_target(
     part: RequestPart, url: GatewayUrl, template: TemplateOf, path_template: TemplateOf
 ) -> list[Piece]:
     """Compile path and query. What follows `{url}` in the profile is added to the path of `url`."""
-    path = url.before[url.before.index("/", url.before.index("//") + 2) :]
     addition = part.url.removeprefix("{url}")
-    if addition.startswith("/") and "?" not in path:
+    before, after = url.before, url.after
+    if addition != "{id}":  # only the id alone can be a value in the query of the address
+        before, _, query = f"{before}{after}".partition("?")
+        after = f"?{query}" if query else ""
+    path = before[before.index("/", before.index("//") + 2) :]
+    if addition.startswith("/"):
         path = path.rstrip("/")
     pieces: list[Piece] = [
         path.encode(),
         path_template(addition).piece(str),
-        url.after.encode(),
+        after.encode(),
     ]
-    start = b"&" if "?" in path + url.after else b"?"
+    start = b"&" if "?" in path + after else b"?"
     return pieces + _compile_pairs(part.query, start, _escape_url, template)
 
 
 def _compile_headers(
-    part: RequestPart, url: GatewayUrl, headers: Mapping[str, str], template: TemplateOf
+    part: RequestPart, url: GatewayUrl, headers: Mapping[str, str], texts: Texts
 ) -> list[Piece]:
-    texts = dict(headers)
+    """Compile the headers. Each is there once, and left out if it is empty."""
+
+    def template(text: str) -> Template:
+        return Template(text, texts, _check_in_header)
+
+    values = {name.lower(): (name, template(text)) for name, text in headers.items()}
     for name, text in part.headers.items():
         value = template(text)
         if value.constant != "":
-            texts[name] = text
-    if part.body == "json":
-        texts["Content-Type"] = "application/json"
-    elif part.body == "form":
-        texts["Content-Type"] = "application/x-www-form-urlencoded"
+            values[name.lower()] = (name, value)
+    if part.body in CONTENT_TYPES:
+        values.setdefault("content-type", ("Content-Type", template(CONTENT_TYPES[part.body])))
     if part.basic_auth is not None:
-        user = template(part.basic_auth.username).constant or ""
-        password = template(part.basic_auth.password).constant or ""
-        texts["Authorization"] = _basic(user, password)
-    elif url.user is not None and "Authorization" not in texts:
-        texts["Authorization"] = _basic(url.user, url.password)
-    pieces: list[Piece] = []
-    for name, text in texts.items():
-        value = template(text)
-        if not (value.constant or "").isascii() or not (value.constant or "").isprintable():
-            raise ValueError(f"the header {name} must be printable ASCII")  # no line ends
-        pieces += [f"{name}: ".encode(), value.piece(str), b"\r\n"]
-    return pieces
+        user = Template(part.basic_auth.username, texts, _check_user).constant or ""
+        password = Template(part.basic_auth.password, texts).constant or ""
+        values["authorization"] = ("Authorization", template(_basic(user, password)))
+    elif url.user is not None and "authorization" not in values:
+        values["authorization"] = ("Authorization", template(_basic(url.user, url.password)))
+    return [piece for name, value in values.values() for piece in _compile_header(name, value)]
+
+
+def _compile_header(name: str, value: Template) -> list[Piece]:
+    prefix, piece = f"{name}: ".encode(), value.piece(str)
+    if isinstance(piece, bytes) or not value.may_be_empty:
+        return [prefix, piece, b"\r\n"]
+
+    def render(message: OutgoingMessage) -> bytes:
+        text = piece(message)
+        return b"%s%s\r\n" % (prefix, text) if text else b""
+
+    return [render]
+
+
+def _check_in_header(name: str, value: str) -> None:
+    if not value.isascii() or not value.isprintable():  # a line end would begin another header
+        raise ValueError(f"{name}: must be one line of printable ASCII characters, for a header")
+
+
+def _check_in_path(name: str, value: str) -> None:
+    if value in {".", ".."}:  # a step in a path, also if it is escaped
+        raise ValueError(f"{name}: must not be {value}, because it is a part of the address")
+
+
+def _check_user(name: str, value: str) -> None:
+    if ":" in value:
+        raise ValueError(f"{name}: must have no colon, because the password would begin there")
 
 
 def _basic(user: str, password: str) -> str:

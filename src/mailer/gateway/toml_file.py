@@ -4,11 +4,14 @@ import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import msgspec
 
 MAX_FILE_BYTES = 256 * 1024
+_PLACE = re.compile(r" - at `(?:key` in `)?\$\.?(.*?)`$")
+"""The end of a message of msgspec, with the path of the mistake."""
 
 Table = TypeVar("Table", bound=msgspec.Struct)
 
@@ -28,6 +31,8 @@ def read_file(path: Path) -> bytes:
             content = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
         raise ConfigFileError([f"{path}: cannot be read: {error.strerror}"]) from None
+    except ValueError:
+        raise ConfigFileError([f"{str(path)!r}: is not the path of a file"]) from None
     if len(content) > MAX_FILE_BYTES:
         raise ConfigFileError([f"{path}: is larger than {MAX_FILE_BYTES:,} bytes"])
     return content
@@ -44,6 +49,8 @@ def parse_toml(content: bytes, name: str) -> dict[str, Any]:
         ) from None
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigFileError([f"{name}: {error}"]) from None
+    except ValueError:  # of an integer with thousands of digits
+        raise ConfigFileError([f"{name}: has a number that is too long"]) from None
 
 
 def convert_table(table: object, model: type[Table]) -> Table:
@@ -53,7 +60,7 @@ def convert_table(table: object, model: type[Table]) -> Table:
         try:
             return msgspec.convert(table, model)
         except msgspec.ValidationError as error:  # a rule of several fields
-            mistakes = [_plain(error)]
+            mistakes = [_with_place(error)]
     raise ConfigFileError(mistakes)
 
 
@@ -77,11 +84,7 @@ def _find_mistakes(table: object, model: type[msgspec.Struct], path: str) -> Ite
 def _find_value_mistakes(value: object, annotation: Any, path: str) -> Iterator[str]:  # noqa: ANN401  # an annotation can be anything
     inner = _inner_model(annotation)
     if inner is None:
-        try:
-            msgspec.convert(value, annotation)
-        except msgspec.ValidationError as error:
-            choices = ", ".join(_choices(annotation))
-            yield f"{path}: must be one of {choices}" if choices else f"{path}: {_plain(error)}"
+        yield from _find_simple_mistakes(value, annotation, path)
         return
     model, is_list, is_dict = inner
     if is_list and isinstance(value, list) and value:
@@ -94,6 +97,40 @@ def _find_value_mistakes(value: object, annotation: Any, path: str) -> Iterator[
             yield from _find_mistakes(entry, model, f"{path}.{name}")
     else:
         yield from _find_mistakes(value, model, path)
+
+
+def _find_simple_mistakes(value: object, annotation: Any, path: str) -> Iterator[str]:  # noqa: ANN401  # an annotation can be anything
+    """Yield the mistakes of a value without structs, at the entries that have them."""
+    try:
+        msgspec.convert(value, annotation)
+    except msgspec.ValidationError as error:
+        mistakes = list(_find_entry_mistakes(value, annotation, path))
+        choices = ", ".join(_choices(annotation))
+        if not mistakes:
+            mistakes = [f"{path}: {f'must be one of {choices}' if choices else _plain(error)}"]
+        yield from mistakes
+
+
+def _find_entry_mistakes(value: object, annotation: Any, path: str) -> Iterator[str]:  # noqa: ANN401  # an annotation can be anything
+    """Yield the mistakes of the entries of a dict or a list; none for another value."""
+    for part in _parts(annotation):
+        arguments = get_args(part)
+        if get_origin(part) is dict and isinstance(value, dict):
+            for name, entry in value.items():
+                yield from _find_simple_mistakes(name, arguments[0], f"{path}.{name}")
+                yield from _find_simple_mistakes(entry, arguments[1], f"{path}.{name}")
+        elif get_origin(part) in {list, tuple} and isinstance(value, list):
+            for number, entry in enumerate(value, start=1):
+                yield from _find_simple_mistakes(entry, arguments[0], f"{path}[{number}]")
+
+
+def _parts(annotation: Any) -> tuple[Any, ...]:  # noqa: ANN401  # an annotation can be anything
+    """Return the types of a union, or the one that an `Annotated` is for; else the type itself."""
+    if get_origin(annotation) is Annotated:
+        return _parts(get_args(annotation)[0])
+    if get_origin(annotation) in {Union, UnionType}:
+        return tuple(part for member in get_args(annotation) for part in _parts(member))
+    return (annotation,)
 
 
 def _inner_model(annotation: Any) -> tuple[type[msgspec.Struct], bool, bool] | None:  # noqa: ANN401  # an annotation can be anything
@@ -110,12 +147,19 @@ def _inner_model(annotation: Any) -> tuple[type[msgspec.Struct], bool, bool] | N
 
 def _choices(annotation: Any) -> Iterator[str]:  # noqa: ANN401  # an annotation can be anything
     """Yield the values that a `Literal` in an annotation allows."""
-    for part in (annotation, *get_args(annotation)):
+    for part in _parts(annotation):
         if get_origin(part) is Literal:
             yield from map(str, get_args(part))
 
 
 def _plain(error: msgspec.ValidationError) -> str:
     """Return msgspec's message, shortened to one line, without its own path."""
-    message = re.sub(r" - at `\$(.*?)`$", r"", str(error)).replace("`", "")
+    message = _PLACE.sub("", str(error)).replace("`", "")
     return message[:1].lower() + message[1:]
+
+
+def _with_place(error: msgspec.ValidationError) -> str:
+    """Return msgspec's message after its path, in which entries are counted from 1."""
+    place = _PLACE.search(str(error))
+    path = re.sub(r"\d+(?=\])", lambda index: str(int(index[0]) + 1), place[1]) if place else ""
+    return f"{path}: {_plain(error)}" if path else _plain(error)
