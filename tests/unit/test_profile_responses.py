@@ -359,6 +359,12 @@ CASES = [
         TemporaryFailure("no_bound_connector", affects_all=True),
     ),
     ("jasmin", 500, 'Error "Cannot send submit_sm"', TemporaryFailure("http_500")),
+    (
+        "jasmin",
+        400,
+        'Error "Authorization failed for username [x] (Long content is not authorized)."',
+        Rejected("content_not_allowed", other_gateways=True),
+    ),
     # android
     ("android", 202, {"id": "12", "state": "Pending"}, Accepted("12")),
     ("android", 409, {"message": "duplicate"}, Accepted()),

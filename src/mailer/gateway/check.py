@@ -14,7 +14,7 @@ from yarl import URL
 from mailer.clock import database_clock, elapsed
 from mailer.gateway.config import ConfiguredGateway
 from mailer.gateway.http import HttpGateway
-from mailer.gateway.profile import BalancePart, RequestPart, ResponsePart
+from mailer.gateway.profile import BalancePart, ResponsePart
 from mailer.gateway.protocol import (
     DEFAULT_VALIDITY,
     Aborted,
@@ -95,16 +95,8 @@ async def _send_test(gateway: ConfiguredGateway, phone: str | None) -> str | Non
 
 def balance_gateway(gateway: ConfiguredGateway, balance: BalancePart) -> ConfiguredGateway:
     """Return a gateway whose only request asks for the balance, which is its message id."""
-    request = RequestPart(
-        method=balance.method,
-        url=balance.url,
-        query=balance.query,
-        headers=balance.headers,
-        basic_auth=balance.basic_auth,
-        body="none",
-    )
     response = ResponsePart(path=balance.path, pattern="[0-9]", then="accepted", id=balance.path)
-    profile = replace(gateway.profile, request=request, response=[response])
+    profile = replace(gateway.profile, request=balance.request, response=[response])
     return replace(gateway, profile=profile)
 
 
