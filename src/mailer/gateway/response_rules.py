@@ -83,6 +83,8 @@ class ResponseRules:
         self._recognizes_repeats = recognizes_repeats
         self._rules = [_Rule(part) for part in parts]
         self._needs_json = any(rule.needs_json for rule in self._rules)
+        self._last_key: tuple[object, ...] = ()
+        self._last_outcome: Outcome = TemporaryFailure("bad_response")
         self._needs_body: dict[int, bool] = {}
         """By status, as far as it was asked for."""
 
@@ -97,6 +99,17 @@ class ResponseRules:
         return needs_body
 
     def outcome(self, response: Response) -> Outcome:
+        """Return the outcome of a response.
+
+        For speed, that of the last response is remembered: many gateways accept every message with
+        the same few bytes.
+        """
+        key = (response.status, response.body, response.retry_after, response.content_type)
+        if key != self._last_key:
+            self._last_key, self._last_outcome = key, self._decide(response)
+        return self._last_outcome
+
+    def _decide(self, response: Response) -> Outcome:
         """Return the outcome of the first rule that matches; else by the status.
 
         Without a rule, a failure is temporary, so that no message is lost that the gateway did not
