@@ -107,7 +107,7 @@ async def test_an_invalid_host_is_refused(engine: AsyncEngine, host: bytes, path
 async def test_a_query_that_is_not_utf_8_is_refused(engine: AsyncEngine) -> None:
     inner = wrap_asgi(shared_app(engine, Settings()), trusted_proxies=[], is_auth_enabled=True)
 
-    async def app(scope, receive, send) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+    async def app(scope, receive, send) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001  # an ASGI application
         await inner(scope | {"query_string": b"return_path=\xff"}, receive, send)
 
     transport = inside(app)
@@ -124,7 +124,7 @@ async def test_two_hosts_are_refused(engine: AsyncEngine) -> None:
 async def test_http_1_1_without_host_is_refused(engine: AsyncEngine) -> None:
     inner = wrap_asgi(app_without_streams(engine), trusted_proxies=[], is_auth_enabled=True)
 
-    async def app(scope, receive, send) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+    async def app(scope, receive, send) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001  # an ASGI application
         await inner(scope | {"headers": []}, receive, send)
 
     async with httpx.AsyncClient(transport=inside(app), base_url="http://mailer") as client:
@@ -138,7 +138,7 @@ async def test_http_1_0_without_host_is_served_under_the_servers_address(
 ) -> None:
     inner = wrap_asgi(app_without_streams(engine), trusted_proxies=[], is_auth_enabled=True)
 
-    async def app(scope, receive, send) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+    async def app(scope, receive, send) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001  # an ASGI application
         headers = [(name, value) for name, value in scope["headers"] if name != b"host"]
         old_request = {"headers": headers, "server": server, "http_version": "1.0"}
         await inner(scope | old_request, receive, send)

@@ -62,7 +62,7 @@ async def test_the_sender_is_the_last_address_that_is_no_trusted_proxy(
 ) -> None:
     addresses_of_clients = []
 
-    async def app(scope, receive, send) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+    async def app(scope, receive, send) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001  # an ASGI application
         del receive
         addresses_of_clients.append(scope["client"][0])
         await send({"type": "http.response.start", "status": 204, "headers": []})

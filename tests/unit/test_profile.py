@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from mailer.gateway.profile import account_keys, load_profile, read_profile
+from mailer.gateway.profile_file import load_profile, read_profile
+from mailer.gateway.profile_mistakes import account_keys
 from mailer.gateway.toml_file import ConfigFileError
 
 GOOD = """

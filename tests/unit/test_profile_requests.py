@@ -7,7 +7,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 
-from mailer.gateway.profile import load_profile, read_profile, shipped_kinds
+from mailer.gateway.profile_file import load_profile, read_profile, shipped_kinds
 from mailer.gateway.protocol import OutgoingMessage
 from mailer.gateway.request_template import RequestTemplate, Texts
 from mailer.urls import read_gateway_url

@@ -7,7 +7,8 @@ import json
 
 import pytest
 
-from mailer.gateway.profile import ResponsePart, WaitPart, load_profile, shipped_kinds
+from mailer.gateway.profile import ResponsePart, WaitPart
+from mailer.gateway.profile_file import load_profile, shipped_kinds
 from mailer.gateway.protocol import (
     Accepted,
     AccountTrouble,

@@ -9,7 +9,9 @@ import msgspec
 from msgspec import Meta
 
 from mailer.gateway.placeholders import ACCOUNT_KEYS, ACCOUNT_PLACEHOLDERS
-from mailer.gateway.profile import GatewayProfile, RequestPart, account_keys, load_profile
+from mailer.gateway.profile import GatewayProfile, RequestPart
+from mailer.gateway.profile_file import load_profile
+from mailer.gateway.profile_mistakes import account_keys
 from mailer.gateway.request_template import RequestTemplate, Texts
 from mailer.gateway.response_rules import ResponseRules
 from mailer.gateway.toml_file import ConfigFileError, convert_table, parse_toml, read_file

@@ -26,20 +26,12 @@ class JsonPath:
             end = step.end()
         if end != len(text) or not text:
             raise ValueError("is not a path such as messages[0].status")
-        self._name = text if self._steps == [text] else None
-        """The name, if the path is nothing else."""
 
     def find(self, document: object) -> list[object]:
         """Return the values at the path: none if it does not exist, several with `[*]`.
 
         At most `MAX_VALUES` are returned.
         """
-        if self._name is not None:  # as often: a quarter of the time
-            return (
-                [document[self._name]]
-                if isinstance(document, dict) and self._name in document
-                else []
-            )
         found = [document]
         for step in self._steps:
             values = (value for parent in found for value in _children(parent, step))

@@ -79,11 +79,6 @@ MESSAGE_PLACEHOLDERS: dict[str, Value] = {
 """Values of a message. The validity is the time left until the mailing's end, in whole units,
 rounded down."""
 
-DIGITS_OF_NUMBERS: dict[Value, Callable[[OutgoingMessage], str]] = {
-    MESSAGE_PLACEHOLDERS["id.number"]: lambda message: str(message.id),
-    MESSAGE_PLACEHOLDERS["phone.number"]: lambda message: message.phone,
-}
-"""Decimal digits of placeholders that are numbers in JSON."""
 MAY_BE_EMPTY: Collection[str] = frozenset({"sender", "callback", "validity.until"})
 """Placeholders of the message that may stand for an empty text."""
 OF_ANY_CHARACTERS = frozenset({"text", "sender"})

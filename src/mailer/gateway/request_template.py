@@ -10,7 +10,6 @@ import msgspec
 
 from mailer.gateway.placeholders import (
     ACCOUNT_PLACEHOLDERS,
-    DIGITS_OF_NUMBERS,
     MAX_CACHED_TEXTS,
     MAY_BE_EMPTY,
     MESSAGE_PLACEHOLDERS,
@@ -144,7 +143,7 @@ class Template:
             texts.append(text)
         return "".join(texts)
 
-    def piece(self, escape: Callable[[str], str]) -> Piece:
+    def piece(self, escape: Escape) -> Piece:
         """Return the escaped text as a piece of a request."""
         constant, single = self.constant, self.single
         if constant is not None:
@@ -261,14 +260,9 @@ def _compile_headers(
 
 def _compile_header(name: str, value: Template) -> list[Piece]:
     prefix, piece = f"{name}: ".encode(), value.piece(str)
-    if isinstance(piece, bytes) or not value.may_be_empty:
-        return [prefix, piece, b"\r\n"]
-
-    def render(message: OutgoingMessage) -> bytes:
-        text = piece(message)
-        return b"%s%s\r\n" % (prefix, text) if text else b""
-
-    return [render]
+    if value.may_be_empty:
+        return [_unless_empty(prefix, piece, b"\r\n")]
+    return [prefix, piece, b"\r\n"]
 
 
 def _check_in_header(name: str, value: str) -> None:
@@ -299,7 +293,7 @@ def _compile_body(part: RequestPart, template: TemplateOf) -> list[Piece]:
 
 
 def _compile_pairs(
-    texts: Mapping[str, str], start: bytes, escape: Callable[[str], str], template: TemplateOf
+    texts: Mapping[str, str], start: bytes, escape: Escape, template: TemplateOf
 ) -> list[Piece]:
     """Compile `name=value` pairs, joined by `&`, after `start`. Empty ones are left out."""
     required: list[Piece] = []
@@ -317,14 +311,14 @@ def _compile_pairs(
     return [_join_optional(start, optional)] if optional else []
 
 
-def _unless_empty(prefix: bytes, piece: Piece) -> Piece:
-    """Return a piece for `prefix` and `piece`, which is empty if `piece` is."""
+def _unless_empty(prefix: bytes, piece: Piece, end: bytes = b"") -> Piece:
+    """Return `piece` between `prefix` and `end`; the result is empty if `piece` is."""
     if isinstance(piece, bytes):
-        return prefix + piece if piece else b""
+        return prefix + piece + end if piece else b""
 
     def render(message: OutgoingMessage) -> bytes:
         value = piece(message)
-        return prefix + value if value else b""
+        return prefix + value + end if value else b""
 
     return render
 
@@ -369,8 +363,6 @@ def _compile_json_text(text: Template) -> tuple[list[Piece], bool]:
     if text.constant is not None:
         return [_encode_json(text.constant) if text.constant else b""], not text.constant
     if (single := text.single) is not None and not text.may_be_empty:
-        if (digits := DIGITS_OF_NUMBERS.get(single)) is not None:  # for speed
-            return [lambda message: digits(message).encode()], False
         return [lambda message: _encode_json(single(message))], False
 
     def render(message: OutgoingMessage) -> bytes:

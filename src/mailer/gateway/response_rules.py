@@ -152,7 +152,6 @@ class _Rule:
         self._part = part
         self._statuses = _statuses_of(part)
         self._path = JsonPath(part.path) if part.path else None
-        self._is_exact = part.exact
         self._values = {_key(value, is_exact=part.exact) for value in part.values or ()}
         self._pattern = re.compile(part.pattern) if part.pattern else None
         self._id = JsonPath(part.id) if part.id else None
@@ -186,21 +185,21 @@ class _Rule:
         return scalar_text(matching[0]) if self._values else ""
 
     def _matches(self, value: object) -> bool:
-        if self._values and _key(value, is_exact=self._is_exact) not in self._values:
+        if self._values and _key(value, is_exact=self._part.exact) not in self._values:
             return False
         return self._pattern is None or self._pattern.search(scalar_text(value)) is not None
 
     def outcome(self, response: Response, document: object, matched: str) -> Outcome:
         """Return the outcome of a response that the rule matches; `matched` is from `match`."""
         part = self._part
-        if part.then in {"accepted", "duplicate"}:
-            return Accepted(self._message_id(response, document))
         value = re.sub(r"[^0-9A-Za-z_.-]+", "_", matched)[:MAX_REASON_VALUE_LENGTH]
         wait = response.retry_after
         if self._wait is not None:
             wait = self._wait.seconds(response, document) or wait
         default = f"code_{value}" if value else f"http_{response.status}"
         match part.then:
+            case "accepted" | "duplicate":
+                return Accepted(self._message_id(response, document))
             case "rejected":
                 reason = part.reason or f"rejected_{value or response.status}"
                 return Rejected(reason, other_gateways=part.other_gateways)
@@ -220,8 +219,6 @@ class _Rule:
                 return Unknown(part.reason or default)
             case "partly_accepted":
                 return Unknown(part.reason or "partly_accepted", is_final=True)
-            case "accepted" | "duplicate":
-                raise AssertionError  # returned above
             case _:
                 assert_never(part.then)
 
