@@ -87,11 +87,15 @@ class LiveStream(ServerSentEvent):
 class LiveUpdates:
     """Keeps open pages up to date until the worker stops.
 
-    Streams of pages with the same content have the same key and share each refresh.
+    Streams of pages with the same content have the same key and share each refresh. `clock` returns
+    seconds, and measures how long a refresh takes.
     """
 
-    def __init__(self, lifetime: float = STREAM_LIFETIME) -> None:
+    def __init__(
+        self, lifetime: float = STREAM_LIFETIME, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
         self._lifetime = lifetime
+        self._clock = clock
         self._stopping = asyncio.Event()
         self._streams_by_owner: Counter[Hashable] = Counter()
         """Number of streams, including those whose response has not started yet."""
@@ -218,7 +222,7 @@ class LiveUpdates:
         """
         async with self._refresh_lock:
             start.set_result(asyncio.get_running_loop().time())
-            rendering_start = time.perf_counter()
+            rendering_start = self._clock()
             try:
                 async with asyncio.timeout(MAX_REFRESH_INTERVAL):
                     return await render()
@@ -229,7 +233,7 @@ class LiveUpdates:
                     log.error("live_failed", **describe(error))  # noqa: TRY400  # describe leaves out texts
                 return None
             finally:
-                self._record_duration(key, time.perf_counter() - rendering_start)
+                self._record_duration(key, self._clock() - rendering_start)
 
     def _record_duration(self, key: Hashable, seconds: float) -> None:
         """Record the duration of a refresh, at most twice the one recorded before.
