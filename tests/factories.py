@@ -8,17 +8,18 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 from uuid import UUID
 
+from msgspec.structs import replace
 from sqlalchemy import RowMapping, TextClause, event, text
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.db.engine import FIRST_STOP_LOCK, asyncpg_connection, create_engine
-from mailer.gateway.channel import Channel, ChannelLimits
+from mailer.gateway.channel import Channel, ChannelLimits, Channels
 from mailer.gateway.config import default_gateway
-from mailer.gateway.protocol import Outcome, Request
+from mailer.gateway.protocol import Gateway, Outcome, Request
 from mailer.mailing import (
     enqueuing,
     finishing,
@@ -54,6 +55,10 @@ DAY = timedelta(days=1)
 OWNER = UUID(int=1)
 """The worker that claims messages in tests."""
 LEASE = timedelta(seconds=60)
+GATEWAY = "default"
+"""Name of the gateway that is configured by the settings alone."""
+ROUTE = 1
+"""Id of the route with this one gateway."""
 """The time for which a claim is valid, unless a test gives another one."""
 CHUNK = 5_000
 """Messages that a step of the dispatcher changes at most, unless a test gives another number."""
@@ -275,10 +280,8 @@ async def claim(
     async with engine.connect() as pooled:
         return await messages.claim(
             await asyncpg_connection(pooled),
-            {mailing_id: messages.FIRST_CURSOR},
-            count,
-            OWNER,
-            lease,
+            messages.ClaimSource(ROUTE, {mailing_id: messages.FIRST_CURSOR}, count),
+            messages.ClaimTarget(OWNER, lease, GATEWAY),
         )
 
 
@@ -288,7 +291,17 @@ async def finish(engine: AsyncEngine, *finished: MessageResult) -> int:
         return len(await messages.record_results(await asyncpg_connection(pooled), OWNER, finished))
 
 
-class UnusedGateway:
+class FakeGateway:
+    """Base of fake gateways, which have nothing to open or close."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        pass
+
+
+class UnusedGateway(FakeGateway):
     """A gateway for tests in which nothing is sent."""
 
     async def send(self, request: Request) -> Outcome:
@@ -297,9 +310,19 @@ class UnusedGateway:
 
 def create_channel(**settings: Any) -> Channel:
     """Return a channel with the limits of these settings. Its gateway cannot send."""
-    return Channel(UnusedGateway(), channel_limits(Settings(**settings)))
+    return channel_of(UnusedGateway(), Settings(**settings))
 
 
-def channel_limits(settings: Settings) -> ChannelLimits:
-    """Return the limits of the gateway that these settings describe."""
-    return ChannelLimits.of(default_gateway(settings), settings)
+def create_channels(**settings: Any) -> Channels:
+    """Return the channels of a worker with one gateway; see `create_channel`."""
+    return Channels([create_channel(**settings)])
+
+
+def channel_of(gateway: Gateway, settings: Settings, **config: Any) -> Channel:
+    """Return a channel to a fake gateway, with the limits of these settings.
+
+    `config` replaces fields of the gateway's configuration, such as `name`.
+    """
+    default = default_gateway(settings)
+    configured = replace(default, config=replace(default.config, **config))
+    return Channel(gateway, configured, ChannelLimits.of(configured, settings))

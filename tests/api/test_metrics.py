@@ -50,16 +50,21 @@ async def test_process_metrics_need_no_database_and_reveal_no_version(
 
 async def test_message_results_are_counted_by_outcome_and_reason(api: httpx.AsyncClient) -> None:
     before = await samples(api)
-    # each result is a status, a reason and a number of attempts
-    results = [("delivered", None, 1), ("scheduled", "timeout", 1), ("delivered", None, 3)]
+    # each result is a gateway, a status, a reason and a number of attempts
+    results = [
+        ("main", "delivered", None, 1),
+        ("main", "scheduled", "timeout", 1),
+        ("main", "delivered", None, 3),
+    ]
     metrics.results_recorded(results, discarded=1)
     after = await samples(api)
 
     def increase(name: str) -> float:
         return after[name] - before.get(name, 0)
 
-    assert increase("mailer_message_results_total outcome=delivered reason=") == 2
-    assert increase("mailer_message_results_total outcome=scheduled reason=timeout") == 1
+    name = "mailer_message_results_total gateway=main"
+    assert increase(f"{name} outcome=delivered reason=") == 2
+    assert increase(f"{name} outcome=scheduled reason=timeout") == 1
     assert increase("mailer_results_discarded_total") == 1
     # only of the two delivered messages
     assert increase("mailer_message_attempts_sum") == 1 + 3
@@ -72,36 +77,37 @@ async def test_requests_to_the_gateway_are_counted_and_timed(api: httpx.AsyncCli
     name = "mailer_gateway_request_duration_seconds"
     before = await samples(api)
     for seconds in (0.003, 0.005, 0.3, 61):
-        metrics.gateway_request_ended(seconds)
+        metrics.gateway_request_ended("main", seconds)
     after = await samples(api)
 
     def increase(series: str) -> float:
-        return after[f"{name}_{series}"] - before[f"{name}_{series}"]
+        return after[f"{name}_{series}"] - before.get(f"{name}_{series}", 0)
 
-    assert increase("count") == 4
-    assert increase("sum") == pytest.approx(61.308)
+    assert increase("count gateway=main") == 4
+    assert increase("sum gateway=main") == pytest.approx(61.308)
     # with at most so many seconds; a bound belongs to its bucket
     requests_by_bound = {"0.005": 2, "0.01": 2, "0.25": 2, "0.5": 3, "60.0": 3, "+Inf": 4}
     for bound, requests in requests_by_bound.items():
-        assert increase(f"bucket le={bound}") == requests, bound
+        assert increase(f"bucket gateway=main le={bound}") == requests, bound
 
 
 async def test_requests_in_flight_are_read_at_scrape_time(api: httpx.AsyncClient) -> None:
     in_flight: list[str] = []
-    metrics.watch_gateway_requests(in_flight.__len__)
+    metrics.watch_gateway_requests("main", in_flight.__len__)
     for count in (0, 2):
         in_flight += ["request"] * count
-        assert (await samples(api))["mailer_gateway_requests_in_flight"] == count
+        assert (await samples(api))["mailer_gateway_requests_in_flight gateway=main"] == count
 
 
 async def test_exactly_one_breaker_state_is_set(api: httpx.AsyncClient) -> None:
-    openings = "mailer_gateway_breaker_openings_total"
-    before = (await samples(api))[openings]
+    openings = "mailer_gateway_breaker_openings_total gateway=main"
+    before = (await samples(api)).get(openings, 0)
     for state in BREAKER_STATES:
-        metrics.breaker_changed(state, BREAKER_STATES)
+        metrics.breaker_changed("main", state, BREAKER_STATES)
         values = await samples(api)
         gauges = {
-            each: values[f"mailer_gateway_breaker_state state={each}"] for each in BREAKER_STATES
+            each: values[f"mailer_gateway_breaker_state gateway=main state={each}"]
+            for each in BREAKER_STATES
         }
         assert gauges == {each: each == state for each in BREAKER_STATES}
     assert values[openings] == before + 1
@@ -121,10 +127,10 @@ async def test_claim_batches_are_counted_by_size(api: httpx.AsyncClient) -> None
 
 def test_reasons_over_the_limit_are_counted_as_other() -> None:
     registry = CollectorRegistry()
-    counter = Counter("finished", "", ["outcome", "reason"], registry=registry)
+    counter = Counter("finished", "", ["gateway", "outcome", "reason"], registry=registry)
     bounded = BoundedCounter(counter, max_series=2)
     for number in (1, 2, 3, 4, 1):
-        bounded.inc("undelivered", f"rejected_{number}", 10)
+        bounded.inc("main", "undelivered", f"rejected_{number}", 10)
 
     counts_by_reason = {
         sample.labels["reason"]: sample.value

@@ -16,11 +16,13 @@ from tests.factories import (
     add_mailing,
     add_messages,
     create_channel,
+    create_channels,
     execute,
     value,
 )
 
 from mailer.app import create_app
+from mailer.gateway.channel import Channels
 from mailer.gateway.protocol import TemporaryFailure
 
 UNKNOWN_ID = 10**9
@@ -214,7 +216,7 @@ async def api_with_open_breaker(engine: AsyncEngine) -> AsyncIterator[httpx.Asyn
     generation = channel.breaker.acquire(now=0)
     assert generation is not None
     channel.breaker.record(generation, TemporaryFailure("http_503"), now=0, at=opened_at)
-    transport = inside(create_app(engine, channel, settings=OPEN))
+    transport = inside(create_app(engine, Channels([channel]), settings=OPEN))
     async with httpx.AsyncClient(transport=transport, base_url="http://mailer/api/v1") as client:
         yield client
 
@@ -251,7 +253,7 @@ async def test_the_page_shows_that_no_gateway_is_configured(
 @pytest.fixture
 async def api_with_gateway(engine: AsyncEngine) -> AsyncIterator[httpx.AsyncClient]:
     """The application with a gateway that accepts one message a second."""
-    app = create_app(engine, create_channel(gateway_rate=1), settings=OPEN)
+    app = create_app(engine, create_channels(gateway_rate=1), settings=OPEN)
     async with httpx.AsyncClient(transport=inside(app), base_url="http://mailer/api/v1") as client:
         yield client
 

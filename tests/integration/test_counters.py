@@ -22,6 +22,7 @@ from tests.factories import (
 from mailer.access.model import COMMAND_LINE
 from mailer.client import segment_counts
 from mailer.dispatch.schedule import JobLimits, jobs
+from mailer.gateway.channel import NO_CHANNELS
 from mailer.mailing import audience, downsampling, purging, service
 from mailer.message import counters
 from mailer.settings import Settings
@@ -240,7 +241,7 @@ async def test_an_empty_segment_is_deleted(api: httpx.AsyncClient, engine: Async
 
 async def test_a_periodic_job_merges_segment_deltas_every_two_seconds(engine: AsyncEngine) -> None:
     await add_clients(engine, 8)
-    all_jobs = jobs(engine, JobLimits.of(Settings()), report=None)
+    all_jobs = jobs(engine, NO_CHANNELS, JobLimits.of(Settings()), report=None)
     [merge_job] = [job for job in all_jobs if job.name == "merge_counters"]
     assert merge_job.interval == 2
     await merge_job.run()

@@ -18,6 +18,7 @@ from tests.factories import (
 )
 
 from mailer.dispatch.schedule import JobLimits, jobs
+from mailer.gateway.channel import NO_CHANNELS
 from mailer.mailing import purging, store
 from mailer.mailing.model import Mailing
 from mailer.settings import Settings
@@ -133,6 +134,6 @@ async def test_the_mailing_whose_retention_ended_first_is_deleted_first(
 def test_only_with_the_setting_a_periodic_job_deletes_messages(engine: AsyncEngine) -> None:
     def job_names(**values: int) -> set[str]:
         settings = Settings(data_dir="/nowhere", **values)  # type: ignore[arg-type]  # values of one type
-        return {job.name for job in jobs(engine, JobLimits.of(settings), None)}
+        return {job.name for job in jobs(engine, NO_CHANNELS, JobLimits.of(settings), None)}
 
     assert job_names(retention_days=30) - job_names() == {"purge_messages"}

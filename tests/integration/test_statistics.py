@@ -14,14 +14,16 @@ from tests.factories import (
     add_mailing,
     add_messages,
     create_channel,
+    create_channels,
     execute,
 )
 
 from mailer.access.model import COMMAND_LINE
 from mailer.errors import InvalidError
 from mailer.forecast import service as forecast
+from mailer.forecast.throughput import Throughput
+from mailer.gateway.channel import NO_CHANNELS, Channels
 from mailer.gateway.protocol import TemporaryFailure
-from mailer.gateway.throughput import ThroughputEstimate
 from mailer.mailing import service, store
 from mailer.mailing.model import MailingNotFoundError
 from mailer.statistics import service as statistics
@@ -232,7 +234,7 @@ async def get_statistics(
 ) -> MailingStatistics:
     """Return the statistics, given a working gateway and a limit of `rate` messages a second."""
     return await statistics.of_mailing(
-        engine, mailing_id, channel=create_channel(gateway_rate=rate)
+        engine, mailing_id, channels=create_channels(gateway_rate=rate)
     )
 
 
@@ -266,7 +268,7 @@ async def test_the_expected_end_includes_clients_that_are_not_enqueued_yet(
 async def test_the_expected_end_equals_the_forecast(engine: AsyncEngine) -> None:
     mailing_id = await add_sending_mailing(engine)
     result = await get_statistics(engine, mailing_id, rate=4)
-    throughput = ThroughputEstimate(concurrency=50, limit=4)
+    throughput = Throughput(4, is_limited=True)
     expected = await forecast.of_mailing(engine, mailing_id, throughput)
     assert expected is not None
     assert expected.done_at is not None
@@ -283,8 +285,8 @@ async def test_without_a_working_gateway_there_is_no_expected_end(
     assert permit is not None
     in_outage.breaker.record(permit, TemporaryFailure("http_503"), 0.0, datetime.now(UTC))
     assert in_outage.breaker.outage is not None
-    for channel in (in_outage, None):
-        result = await statistics.of_mailing(engine, mailing_id, channel=channel)
+    for channels in (Channels([in_outage]), NO_CHANNELS):
+        result = await statistics.of_mailing(engine, mailing_id, channels=channels)
         assert result.expected_end is None
 
 

@@ -3,10 +3,11 @@
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
 import msgspec
 from msgspec import Meta
+from msgspec.structs import replace
 
 from mailer.gateway.placeholders import ACCOUNT_KEYS, ACCOUNT_PLACEHOLDERS
 from mailer.gateway.profile import GatewayProfile, RequestPart
@@ -82,6 +83,19 @@ class ConfiguredGateway(msgspec.Struct, frozen=True):
         Raises `ValueError`.
         """
         return self._template(self.profile.request, headers)
+
+    def connects_like(self, other: Self) -> bool:
+        """Return whether a channel of `other` can also serve this gateway.
+
+        What the router and the composition of messages read may differ: they read it each time.
+        """
+        return self._without_routing() == other._without_routing()  # the same class
+
+    def _without_routing(self) -> Self:
+        config = replace(
+            self.config, sender=None, price=None, operator_codes=None, order=1, weight=1
+        )
+        return replace(self, config=config)
 
     def find_mistakes(self) -> Iterator[str]:
         """Yield what prevents requests or rules of this profile with the values of this account."""

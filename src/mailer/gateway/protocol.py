@@ -164,11 +164,15 @@ class Request:
 
 
 class Gateway(Protocol):
-    """What the dispatcher needs of a gateway.
+    """What the dispatcher needs of a gateway: an async context manager, entered before `send`.
 
     A failure of the gateway or the network is returned as an outcome. Only the cancellation of the
     sending task is raised.
     """
+
+    async def __aenter__(self) -> object: ...
+
+    async def __aexit__(self, *exc_info: object) -> None: ...
 
     async def send(self, request: Request) -> Outcome:
         """Send one message and return its outcome, also when the request is aborted."""

@@ -12,7 +12,8 @@ from mailer.db import workers
 from mailer.db.engine import snapshot
 from mailer.forecast import service as forecast
 from mailer.forecast.basis import read_basis
-from mailer.gateway.channel import Channel
+from mailer.forecast.throughput import usable_throughput
+from mailer.gateway.channel import NO_CHANNELS, Channels
 from mailer.mailing import store as mailings
 from mailer.mailing.activity import with_hold
 from mailer.mailing.model import Mailing
@@ -64,19 +65,19 @@ async def of_mailing(
     mailing_id: int,
     bucket: int | None = None,
     *,
-    channel: Channel | None = None,
+    channels: Channels = NO_CHANNELS,
 ) -> MailingStatistics:
     """Return detailed statistics of a mailing, over time in buckets of `bucket` seconds.
 
-    `channel` is None when no gateway is configured; there is no expected end then. Reads counters,
-    and of the messages only those being sent. Raises `MailingNotFoundError`, and `InvalidError`
-    when `bucket` is too short or not a multiple of the resolution of the counters.
+    Without a usable gateway there is no expected end. Reads counters, and of the messages only
+    those being sent. Raises `MailingNotFoundError`, and `InvalidError` when `bucket` is too short
+    or not a multiple of the resolution of the counters.
     """
     async with snapshot(engine) as connection:
-        mailing = with_hold(await mailings.get(connection, mailing_id), channel)
+        mailing = with_hold(await mailings.get(connection, mailing_id), channels)
         [mailing_progress] = await progress.get_progress(connection, [mailing])
         active = await workers.active_workers(connection)
-        throughput = forecast.usable_throughput(channel)
+        throughput = usable_throughput(channels)
         basis = await read_basis(connection, mailing, throughput, len(active) or 1)
         statistics = await count_in_detail(connection, mailing_progress, bucket)
     end = forecast.expected_end(mailing, await forecast.compute(basis))

@@ -107,16 +107,18 @@ COMPARE_COUNTERS = text(f"""
         SELECT id FROM mailing WHERE id > :after AND id <= :upper
             AND deleted_at IS NULL AND purge_started_at IS NULL
     ), counted_message AS (
-        SELECT mailing_id, operator_code, time_zone, reason, attempts, status,
+        SELECT mailing_id, operator_code, time_zone, reason, attempts, gateway, parts, status,
             CASE WHEN NOT {one_of("status", OPEN)}
                 THEN floor(extract(epoch FROM coalesce(sent_at, updated_at)))::bigint END AS second
         FROM message JOIN compared ON compared.id = mailing_id
     ), counted AS (
         SELECT mailing_id, dimension, key, count(*) AS messages,
-            {count_by_status(OUTCOMES)}
+            {count_by_status(OUTCOMES)},
+            coalesce(sum(parts) FILTER (WHERE status = 'delivered'), 0)::bigint AS parts
         FROM counted_message CROSS JOIN LATERAL (VALUES
             ('operator_code', operator_code), ('time_zone', time_zone), ('reason', reason),
             ('attempts', CASE WHEN second IS NOT NULL THEN attempts::text END),
+            ('gateway', CASE WHEN second IS NOT NULL THEN gateway END),
             ('second', CASE WHEN second IS NOT NULL THEN 'any' END)) AS keys (dimension, key)
         WHERE key IS NOT NULL
         GROUP BY mailing_id, dimension, key
@@ -130,6 +132,7 @@ COMPARE_COUNTERS = text(f"""
         expected
     FROM stored FULL JOIN counted USING (mailing_id, dimension, key) CROSS JOIN LATERAL (VALUES
         ('all', stored.messages, counted.messages),
+        ('parts of', stored.parts, counted.parts),
         {values_of(OUTCOMES, COUNT_OF_KEY)}
     ) AS pair (quantity, stored_count, actual_count), LATERAL (
         SELECT coalesce(stored_count, 0)::bigint AS found, coalesce(actual_count, 0) AS expected

@@ -104,8 +104,8 @@ mailing = Table(
     # The counts stay.
     timestamp("purge_started_at", nullable=True),
     Column("is_purged", Boolean, nullable=False, server_default="false"),
-    # Name of the gateway that takes all messages instead of those of `operator_route`, and the id in
-    # `route` of this one gateway; both null when the mailing has none.
+    # Name of the gateway that takes all messages instead of those of `operator_route`, and the id
+    # in `route` of this one gateway; both null when the mailing has none.
     Column("gateway", String),
     Column("route", Integer),
     # name or number that clients see; null: that of the gateway

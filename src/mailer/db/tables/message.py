@@ -133,9 +133,9 @@ def _message_count_columns() -> list[Column[Any]]:
 
 
 # Counters of a mailing's messages and their outcomes, by dimension: operator code, time zone,
-# reason, number of attempts, gateway, or second of the outcome. A change of messages inserts deltas into
-# `message_count_delta`, whose dimension `outcome` is for `outcome_count` below. A periodic job adds
-# the deltas to the two tables of counts and deletes them.
+# reason, number of attempts, gateway, or second of the outcome. A change of messages inserts deltas
+# into `message_count_delta`, whose dimension `outcome` is for `outcome_count` below. A periodic job
+# adds the deltas to the two tables of counts and deletes them.
 message_count = Table(
     "message_count",
     metadata,
