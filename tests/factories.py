@@ -184,6 +184,12 @@ async def value(engine: AsyncEngine, query: str) -> Any:
         return (await connection.execute(text(query))).scalar_one()
 
 
+async def rows(engine: AsyncEngine, query: str) -> Sequence[RowMapping]:
+    """Return the rows of a query."""
+    async with engine.connect() as connection:
+        return (await connection.execute(text(query))).mappings().all()
+
+
 @asynccontextmanager
 async def behind_all_stops(engine: AsyncEngine) -> AsyncIterator[None]:
     """Act as a worker that has not applied any stop of a mailing yet, such as a pause.

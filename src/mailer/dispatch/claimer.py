@@ -151,9 +151,10 @@ class Claimer:
     async def _claim_due(self) -> bool:
         """Claim due messages of each route. Return whether there may be more to claim now."""
         may_have_more = False
-        for route in list(self._due):
-            due = self._due.pop(route)
-            self._due[route] = due  # it is the last one now
+        for due in list(self._due.values()):
+            if self._due.pop(due.route, None) is None:
+                continue  # a reload has removed the route meanwhile
+            self._due[due.route] = due  # it is the last one now
             if self._is_stopping or (choice := self._choose(due)) is None:
                 continue
             try:
@@ -203,14 +204,14 @@ class Claimer:
             return False
         if not batch.mailing_ids:
             return due.has_unchecked
-        claims = await self._claim(due, batch, choice.name)
+        claims = await self._claim(due, batch, choice)
         metrics.messages_claimed(len(claims))
         for claim in claims:
             log_claimed(claim)
         return bool(claims) or due.scheduler.queued > 0 or due.has_unchecked
 
     async def _claim(
-        self, due: DueMailings, batch: MailingBatch, gateway: str
+        self, due: DueMailings, batch: MailingBatch, choice: Choice
     ) -> Sequence[ClaimedMessage]:
         """Claim messages of a batch of mailings for a gateway, and plan the next claims."""
         try:
@@ -223,31 +224,31 @@ class Claimer:
                 claims = await store.claim(
                     connection,
                     store.ClaimSource(due.route, cursors, batch.share),
-                    store.ClaimTarget(self._claims.owner, self._claims.lease, gateway),
+                    store.ClaimTarget(self._claims.owner, self._claims.lease, choice.name),
                 )
         except BaseException:
             # They are in no queue of the scheduler now, and it is unknown what was claimed.
             due.recheck(batch.mailing_ids)
             raise
-        self._pass_on(claims, gateway)
+        self._pass_on(claims, choice)
         below_share = due.scheduler.record_claimed(
             batch, Counter(claim.mailing_id for claim in claims)
         )
         due.record_claimed(claims, below_share, claimed_at)
         return claims
 
-    def _pass_on(self, claims: Sequence[ClaimedMessage], gateway: str) -> None:
+    def _pass_on(self, claims: Sequence[ClaimedMessage], choice: Choice) -> None:
         """Pass claimed messages to the sender of their gateway.
 
         If a reload has removed the sender during the claim, the messages are orphans.
         """
-        sender = self._senders.get(gateway)
+        sender = self._senders.get(choice.name)
         if sender is None:
             self._may_have_orphans = True
             return
         self._claims.add(claims)
         sender.prefetch.put(claims)
-        self._router.record(gateway, len(claims), sender.channel.config.weight)
+        self._router.record(choice, len(claims))
 
     async def _release_orphans(self) -> None:
         """Release messages that are leased by this worker although it does not know them.

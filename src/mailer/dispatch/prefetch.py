@@ -52,7 +52,7 @@ class PrefetchQueue:
     """Claimed messages in the order in which they are sent.
 
     Its size, the number of messages to keep claimed, follows the throughput. It is `initial_size`
-    at first. `on_capacity` is called whenever the queue becomes at most half full.
+    at first. After `capacity` has returned 0, `on_capacity` is called when that changes.
     """
 
     def __init__(self, initial_size: int, on_capacity: Callable[[], None] = lambda: None) -> None:
@@ -65,6 +65,7 @@ class PrefetchQueue:
             maximum=2 * MAX_CLAIM,
         )
         self._on_capacity = on_capacity
+        self._must_report_capacity = False
 
     @property
     def is_empty(self) -> bool:
@@ -74,7 +75,8 @@ class PrefetchQueue:
     def capacity(self) -> int:
         """Return how many messages to claim now: 0 while the queue is more than half full."""
         self._sizer.measure(elapsed())
-        if self._is_over_half_full:
+        self._must_report_capacity = self._is_over_half_full
+        if self._must_report_capacity:
             return 0
         return min(MAX_CLAIM, self._sizer.size - self._claims.qsize())
 
@@ -86,7 +88,8 @@ class PrefetchQueue:
     async def get(self) -> ClaimedMessage | None:
         """Wait for the next message. Return None once the queue is drained."""
         claim = await self._claims.get()
-        if not self._is_over_half_full:
+        if self._must_report_capacity and not self._is_over_half_full:
+            self._must_report_capacity = False
             self._on_capacity()
         return claim
 

@@ -178,13 +178,14 @@ def summarize(channels: Channels) -> GatewayStatus:
     statuses = [channel.breaker.status() for channel in channels]
     if not statuses:
         return GatewayStatus(is_set=False)
+    failures = max(status.failures for status in statuses)
     if (outage := channels.outage()) is None:
-        return GatewayStatus(is_set=True)
+        return GatewayStatus(is_set=True, failures=failures)
     probes = [status.retry_at for status in statuses if status.retry_at is not None]
     return GatewayStatus(
         is_set=True,
         breaker="half_open" if any(s.breaker == "half_open" for s in statuses) else "open",
         held=outage,
         retry_at=min(probes, default=None),
-        failures=max(status.failures for status in statuses),
+        failures=failures,
     )

@@ -56,8 +56,9 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Operator codes for which it is used. Default: all."""
     order: Annotated[int, Meta(ge=1, le=100)] = 1
     """Gateways with the lowest order are used first; the next ones when these are out."""
-    weight: Annotated[int, Meta(ge=1, le=1_000)] = 1
-    """Share of the messages among gateways of the same order."""
+    weight: Annotated[int, Meta(ge=1, le=1_000)] | None = None
+    """Share of the messages among gateways of the same order. If none of them has a weight, each
+    gets as many as it can take."""
 
     def __repr__(self) -> str:
         return f"GatewayConfig(name={self.name!r}, kind={self.kind!r})"  # no secrets
@@ -89,13 +90,15 @@ class ConfiguredGateway(msgspec.Struct, frozen=True):
 
         What the router and the composition of messages read may differ: they read it each time.
         """
-        return self._without_routing() == other._without_routing()  # the same class
-
-    def _without_routing(self) -> Self:
         config = replace(
-            self.config, sender=None, price=None, operator_codes=None, order=1, weight=1
+            self.config,
+            sender=other.config.sender,
+            price=other.config.price,
+            operator_codes=other.config.operator_codes,
+            order=other.config.order,
+            weight=other.config.weight,
         )
-        return replace(self, config=config)
+        return replace(self, config=config) == other
 
     def find_mistakes(self) -> Iterator[str]:
         """Yield what prevents requests or rules of this profile with the values of this account."""

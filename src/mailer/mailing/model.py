@@ -97,7 +97,7 @@ GatewayName = Annotated[
         extra={"rule": "must be the name of a gateway, or null"},
     ),
 ]
-Sender = Annotated[
+SenderName = Annotated[
     str,
     Meta(
         min_length=1,
@@ -173,7 +173,7 @@ class NewMailing(MailingInput, frozen=True, kw_only=True):
     on_unknown: OnUnknown = "retry"
     gateway: GatewayName | None = None
     """The gateway that takes all messages; null for the gateways of each client's operator code."""
-    sender: Sender | None = None
+    sender: SenderName | None = None
     """Name or number that clients see; null for the sender of the gateway."""
 
     @classmethod
@@ -196,7 +196,7 @@ class MailingChange(MailingInput, frozen=True, kw_only=True):
     client_filter: ClientFilter | UnsetType = UNSET
     on_unknown: OnUnknown | UnsetType = UNSET
     gateway: GatewayName | UnsetType | None = UNSET
-    sender: Sender | UnsetType | None = UNSET
+    sender: SenderName | UnsetType | None = UNSET
 
     def provided_values(self) -> dict[str, Any]:
         """Return the fields that are present in the request, by name."""
