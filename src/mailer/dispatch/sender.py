@@ -110,7 +110,7 @@ class Sender:
 
     async def run(self) -> None:
         """Send messages, `concurrency` at the same time, until `drain` is called."""
-        metrics.watch_gateway_requests(self.channel.name, self._in_flight.__len__)
+        metrics.watch_gateway_requests(self.channel.name, lambda: self.channel.in_flight)
         async with self.channel.gateway, asyncio.TaskGroup() as tasks:
             for _ in range(self.channel.limits.concurrency):
                 tasks.create_task(self._send_all())
@@ -230,6 +230,7 @@ class Sender:
     async def _request(self, mailing_id: int, request: Request) -> Outcome:
         """Send a request, which is in flight meanwhile; return its outcome."""
         self._in_flight.add(mailing_id, request)
+        self.channel.in_flight += 1
         try:
             return await self.channel.gateway.send(request)
         except Exception as error:  # a defect of a gateway must not end the worker
@@ -238,6 +239,7 @@ class Sender:
             return Unknown(reason) if request.is_written else TemporaryFailure(reason)
         finally:
             self._in_flight.remove(request)
+            self.channel.in_flight -= 1
 
     def _record_outcome(
         self, ready: ReadyMessage, outcome: Outcome, now: float, at: datetime

@@ -70,6 +70,8 @@ class Channel:
         self.throughput = ThroughputEstimate(limits.concurrency, limit=limits.rate)
         self.pacer = Pacer(limits.rate) if limits.rate else None
         """Spaces the requests evenly; None without a rate limit."""
+        self.in_flight = 0
+        """Number of requests that have started and have no outcome yet."""
         self.paused_at: datetime | None = None
         """Since when the gateway is paused by a user; None while it is not."""
         self._listeners: list[Callable[[], None]] = []
