@@ -314,12 +314,29 @@ CASES = [
         'Success "07033084-5cfd-4812-90a4-e4d24ffb6e3d"',
         Accepted("07033084-5cfd-4812-90a4-e4d24ffb6e3d"),
     ),
-    ("jasmin", 400, 'Error "Argument [to] is missing"', Rejected("rejected_400")),
+    (
+        "jasmin",
+        400,
+        'Error "Argument [to] has an invalid value: [+]."',
+        Rejected("rejected_400"),
+    ),
     (
         "jasmin",
         403,
         'Error "Authentication failure for username:recharge"',
         account("bad_credentials", "bad_credentials"),
+    ),
+    (
+        "jasmin",
+        400,
+        'Error "Argument [password] has an invalid value: [longer than 16 characters]."',
+        account("bad_credentials", "bad_credentials"),
+    ),
+    (
+        "jasmin",
+        400,
+        'Error "Authorization failed for user [x] (Setting source address not authorized)."',
+        account("sender_refused", "sender_refused"),
     ),
     *(  # 400 in the code, 403 in the documentation
         (
