@@ -25,6 +25,7 @@ from mailer.mailing import (
     finishing,
     pending_work,
     replanning,
+    rerouting,
     retrying,
     small_audiences,
     starting,
@@ -259,6 +260,8 @@ async def advance(engine: AsyncEngine, chunk: int = CHUNK) -> None:
                 await do(engine, enqueuing.enqueue_chunk)
             if work.must_replan:
                 await do(engine, lambda db: replanning.replan_chunk(db, chunk))
+            if work.must_reroute:
+                await do(engine, lambda db: rerouting.reroute_chunk(db, SkippedMailings()))
             if work.must_retry:
                 await schedule_retried(engine, chunk)
             if work.must_end_messages:
