@@ -16,6 +16,7 @@ from mailer.admin.router import HANDLERS, site_router
 from mailer.client.api import ClientController
 from mailer.erasure import ErasureController
 from mailer.gateway.channel import Channels
+from mailer.gateway_control.api import GatewayController
 from mailer.idempotency.middleware import Idempotency, claim_of
 from mailer.limits import RateLimiter
 from mailer.mailing.api import MailingController
@@ -80,6 +81,7 @@ def create_app(  # noqa: PLR0913  # the dependencies of the handlers
             ErasureController,
             MailingController,
             StatisticsController,
+            GatewayController,
             AuditController,
         ],
         opt={AUTH_METHOD: "key"},

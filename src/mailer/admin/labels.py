@@ -30,6 +30,7 @@ REASON_LABELS = {
     "filter_changed": gettext_noop("no longer in the audience"),
     "restored": gettext_noop("the database was restored"),
     "no_gateway": gettext_noop("no gateway is configured"),
+    "gateway_paused": gettext_noop("a user has paused the gateway"),
     "no_credit": gettext_noop("the account at the SMS provider has no credit: top it up"),
     "bad_credentials": gettext_noop(
         "the SMS provider refuses the key or password: correct the configuration of the gateway"
@@ -50,6 +51,16 @@ ANSWER_REASON_LABELS = {
 }
 """Reasons that contain an HTTP status or a code of the gateway, such as `http_503`; `{}` is its
 place."""
+GATEWAY_STATE_LABELS = {
+    "up": gettext_noop("In use"),
+    "paused": gettext_noop("Paused"),
+    "out": gettext_noop("Out"),
+}
+BREAKER_LABELS = {
+    "closed": gettext_noop("closed"),
+    "open": gettext_noop("open"),
+    "half_open": gettext_noop("half-open"),
+}
 SCOPE_LABELS = {
     "read": gettext_noop("Read clients, mailings and messages"),
     "write": gettext_noop("Also create and change clients and mailings"),
@@ -95,6 +106,10 @@ ACTION_LABELS = {
     "user_disabled": gettext_noop("User disabled"),
     "user_enabled": gettext_noop("User enabled"),
     "gateway_tried": gettext_noop("Try now: pauses ended"),
+    "gateway_paused": gettext_noop("Gateway paused"),
+    "gateway_resumed": gettext_noop("Gateway resumed"),
+    "gateway_tested": gettext_noop("Test message sent"),
+    "unknown_released": gettext_noop("Messages with delivery unknown released"),
     "signed_in": gettext_noop("Signed in"),
     "sign_in_failed": gettext_noop("Sign-in failed"),
     "signed_out": gettext_noop("Signed out"),
@@ -115,6 +130,8 @@ FIELD_LABELS = {
     "send_interval_time_start": gettext_noop("Window opens"),
     "send_interval_time_end": gettext_noop("Window closes"),
     "on_unknown": gettext_noop("If the gateway does not confirm"),
+    "gateway": gettext_noop("Gateway"),
+    "sender": gettext_noop("Sender"),
     "phone": gettext_noop("Phone"),
     "operator_code": gettext_noop("Operator code"),
     "tag": gettext_noop("Tag"),

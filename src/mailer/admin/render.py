@@ -20,7 +20,8 @@ from mailer.admin.formats import FILTERS, load_formats
 from mailer.admin.language import LANGUAGES, gettext, ngettext, use_language
 from mailer.admin.viewer import Viewer, viewer_of
 from mailer.db import origin
-from mailer.gateway.channel import Channels, summarize
+from mailer.gateway.channel import Channels
+from mailer.gateway.status import list_statuses
 from mailer.roles import Scope
 from mailer.time_slices import run_in_slices
 from mailer.web.assets import asset_url
@@ -29,6 +30,8 @@ from mailer.web.problems import Problem
 
 FLASH_COOKIE = "done"
 """Cookie with the confirmation that the next page shows: a key of `flash.html`."""
+GATEWAY_NOTICE = "gateway-notice"
+"""Id in the HTML of the notice that names the gateways that are not used."""
 PAGE_CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self';"
     " base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
@@ -124,10 +127,15 @@ class PageContext(msgspec.Struct, frozen=True):
     async def render_sections(
         self, folder: str, names: Iterable[str], **variables: object
     ) -> dict[str, str]:
-        """Return the HTML of live sections by name, from the templates in `folder`."""
+        """Return the HTML of live sections by name, from the templates in `folder`.
+
+        The notice about gateways, which most pages have, is one of the sections.
+        """
+        templates = {name: f"{folder}/{name}.html" for name in names}
+        templates[GATEWAY_NOTICE] = "gateways/notice.html"
         return {
-            name: await self._render_in_slices(f"{folder}/{name}.html", **variables)
-            for name in names
+            name: await self._render_in_slices(template, **variables)
+            for name, template in templates.items()
         }
 
     def render(self, template: str, **variables: object) -> str:
@@ -143,12 +151,13 @@ class PageContext(msgspec.Struct, frozen=True):
     def render_parts(self, template: str, **variables: object) -> Iterator[str]:
         """Return the parts of a template's HTML, each of which is rendered when it is read.
 
-        The caller reads them in a `use_language` block. The state of the gateway is read once, so
-        that all parts show the same state.
+        The caller reads them in a `use_language` block. The status of the gateways is read once, so
+        that all parts show the same one.
         """
-        gateway = summarize(self.channels)
+        statuses = list_statuses(self.channels)
         compiled = _environment().get_template(template)
-        return compiled.generate(context=self, viewer=self.viewer, gateway=gateway, **variables)
+        values = {"context": self, "viewer": self.viewer, "gateway_statuses": statuses, **variables}
+        return compiled.generate(values)
 
 
 def _join(parts: Iterable[str]) -> Generator[None, None, str]:

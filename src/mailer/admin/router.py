@@ -13,6 +13,10 @@ from mailer.access.middleware import AUTH_METHOD, REQUIRES_AUTH_ENABLED, anonymo
 from mailer.admin.clients.importing import ClientImport
 from mailer.admin.clients.index import Clients
 from mailer.admin.form import MAX_FORM_BYTES, MAX_SMALL_FORM_BYTES, read_form
+from mailer.admin.gateways.detail import GatewayPage
+from mailer.admin.gateways.index import GatewayList
+from mailer.admin.gateways.testing import GatewayTest
+from mailer.admin.gateways.trying import TryNow
 from mailer.admin.language import LANGUAGES
 from mailer.admin.mailings.detail import MailingPage
 from mailer.admin.mailings.form import MailingForm
@@ -21,7 +25,6 @@ from mailer.admin.mailings.messages import MessageList
 from mailer.admin.redirects import own_path, redirect_back_url
 from mailer.admin.render import create_page_context, provide_page_context
 from mailer.admin.system.audit import Audit
-from mailer.admin.system.gateway import GatewayPage
 from mailer.admin.system.index import System
 from mailer.admin.system.overview import Overview
 from mailer.admin.system.restored import RestoredDatabase
@@ -106,7 +109,10 @@ def site_router() -> Router:
             ClientImport,
             Audit,
             System,
+            GatewayList,
             GatewayPage,
+            GatewayTest,
+            TryNow,
             RestoredDatabase,
             SignIn,
             SignInOidc,

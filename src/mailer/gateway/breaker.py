@@ -7,7 +7,7 @@ It!", 2007, chapter 5.
 
 import math
 from datetime import datetime, timedelta
-from typing import Any, ClassVar, Literal, get_args
+from typing import Literal, get_args
 
 import msgspec
 
@@ -28,26 +28,6 @@ class Outage(msgspec.Struct, frozen=True):
 
     since: datetime
     reason: str
-
-
-class GatewayStatus(msgspec.Struct, frozen=True):
-    """The state of the gateway in one worker: each worker has its own breaker."""
-
-    EXAMPLE: ClassVar[dict[str, Any]] = {
-        "is_set": True,
-        "breaker": "open",
-        "held": {"since": "2030-01-15T06:00:00Z", "reason": "http_503"},
-        "retry_at": "2030-01-15T06:00:15Z",
-        "failures": 10,
-    }
-
-    is_set: bool
-    """Whether a gateway is configured; without one nothing is sent."""
-    breaker: BreakerState = "closed"
-    held: Outage | None = None
-    retry_at: datetime | None = None
-    failures: int = 0
-    """Consecutive failures."""
 
 
 class Breaker:
@@ -77,16 +57,6 @@ class Breaker:
         self._generation = 1
         self._is_probing = False
         """Whether a probe is in flight."""
-
-    def status(self) -> GatewayStatus:
-        """Return the state of the breaker, to show to users."""
-        return GatewayStatus(
-            is_set=True,
-            breaker=self.state,
-            held=self.outage,
-            retry_at=self.retry_at,
-            failures=self.failures,
-        )
 
     def capacity(self, now: float) -> int:
         """Return how many requests may start now: `UNLIMITED`, or 1 for a probe, or 0."""

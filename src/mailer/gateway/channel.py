@@ -8,7 +8,7 @@ import msgspec
 import structlog
 
 from mailer import metrics
-from mailer.gateway.breaker import BREAKER_STATES, Breaker, GatewayStatus, Outage
+from mailer.gateway.breaker import BREAKER_STATES, Breaker, Outage
 from mailer.gateway.config import ConfiguredGateway, GatewayConfig
 from mailer.gateway.profile import ValidityRange
 from mailer.gateway.protocol import Gateway
@@ -173,21 +173,3 @@ class Channels:
 
 NO_CHANNELS = Channels()
 """The channels of a worker without any gateway."""
-
-
-def summarize(channels: Channels) -> GatewayStatus:
-    """Return the status of all gateways together: that of an outage only if none is usable."""
-    statuses = [channel.breaker.status() for channel in channels]
-    if not statuses:
-        return GatewayStatus(is_set=False)
-    failures = max(status.failures for status in statuses)
-    if (outage := channels.outage()) is None:
-        return GatewayStatus(is_set=True, failures=failures)
-    probes = [status.retry_at for status in statuses if status.retry_at is not None]
-    return GatewayStatus(
-        is_set=True,
-        breaker="half_open" if any(s.breaker == "half_open" for s in statuses) else "open",
-        held=outage,
-        retry_at=min(probes, default=None),
-        failures=failures,
-    )

@@ -3,7 +3,6 @@
 import asyncio
 import socket
 import ssl
-import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import assert_never
@@ -13,20 +12,16 @@ from yarl import URL
 
 from mailer.clock import database_clock, elapsed
 from mailer.gateway.config import ConfiguredGateway
-from mailer.gateway.http import HttpGateway
 from mailer.gateway.profile import BalancePart, ResponsePart
 from mailer.gateway.protocol import (
-    DEFAULT_VALIDITY,
     Aborted,
     Accepted,
     Outcome,
-    OutgoingMessage,
     Rejected,
-    Request,
     TemporaryFailure,
     Unknown,
 )
-from mailer.validation import MAX_ID
+from mailer.gateway.single_message import send_single
 
 CHECK_TIMEOUT = 15.0
 """Seconds for each step of the check."""
@@ -74,7 +69,8 @@ async def _read_balance(gateway: ConfiguredGateway, _phone: str | None) -> str |
     """Return the balance of the account. Raises `ValueError` if the gateway refuses to tell it."""
     if gateway.profile.balance is None:
         return None
-    outcome = await _send(balance_gateway(gateway, gateway.profile.balance), "79000000000")
+    reader = balance_gateway(gateway, gateway.profile.balance)
+    outcome = await send_single(reader, "79000000000", TEST_TEXT, CHECK_TIMEOUT)
     if isinstance(outcome, Accepted):
         return f"balance: {outcome.gateway_message_id}"
     raise ValueError(f"the balance cannot be read: {describe_outcome(outcome)}")
@@ -84,7 +80,7 @@ async def _send_test(gateway: ConfiguredGateway, phone: str | None) -> str | Non
     """Send a test message to `phone`, if given. Raises `ValueError` if it is not accepted."""
     if phone is None:
         return None
-    outcome = await _send(gateway, phone)
+    outcome = await send_single(gateway, phone, TEST_TEXT, CHECK_TIMEOUT)
     result = f"the test message is {describe_outcome(outcome)}"
     match outcome:
         case Accepted():
@@ -98,21 +94,6 @@ def balance_gateway(gateway: ConfiguredGateway, balance: BalancePart) -> Configu
     response = ResponsePart(path=balance.path, pattern="[0-9]", then="accepted", id=balance.path)
     profile = replace(gateway.profile, request=balance.request, response=[response])
     return replace(gateway, profile=profile)
-
-
-async def _send(gateway: ConfiguredGateway, phone: str) -> Outcome:
-    # ids of messages are never so large, so the provider has not seen this one
-    message_id = MAX_ID - int(time.time())  # noqa: TID251  # any number that is new
-    message = OutgoingMessage(
-        id=message_id,
-        phone=phone,
-        text=TEST_TEXT,
-        sender=gateway.config.sender or "",
-        validity=gateway.profile.limits.validity.limit(DEFAULT_VALIDITY),
-        valid_from=database_clock.now(),
-    )
-    async with HttpGateway(gateway) as client:
-        return await client.send(Request(message, elapsed() + CHECK_TIMEOUT))
 
 
 def describe_outcome(outcome: Outcome) -> str:

@@ -16,7 +16,13 @@ from mailer.gateway.channel import Channels
 from mailer.idempotency.model import IdempotencyClaim
 from mailer.mailing import service, store
 from mailer.mailing.activity import with_hold
-from mailer.mailing.model import Mailing, MailingChange, MailingDetail, NewMailing
+from mailer.mailing.model import (
+    GatewayName,
+    Mailing,
+    MailingChange,
+    MailingDetail,
+    NewMailing,
+)
 from mailer.message import counters
 from mailer.message import reading as messages
 from mailer.message.exporting import export_messages
@@ -47,6 +53,7 @@ class MessageQuery(PageQuery, frozen=True, kw_only=True):
         | UnsetType
     ) = UNSET
     client_id: Id | UnsetType = UNSET
+    gateway: GatewayName | UnsetType = UNSET
 
 
 async def read_count(
@@ -63,7 +70,7 @@ async def read_count(
     if conditions.keys() == {"status"}:
         count: int = getattr(mailing, f"{query.status}_messages")
         return count
-    if "client_id" in conditions or query.reason is UNSET:
+    if not conditions.keys().isdisjoint(("client_id", "gateway")) or query.reason is UNSET:
         return None
     counts = await counters.get_of_reason(connection, mailing.id, query.reason)
     return counts.messages if query.status is UNSET else counts.count_of(query.status)

@@ -33,8 +33,9 @@ FIND_UNSENT = text("""
     (SELECT id FROM message WHERE mailing_id = :mailing_id AND status = 'sending'
         AND id > :cursor ORDER BY id LIMIT :chunk)
     ORDER BY id LIMIT :chunk""")
-# A message with delivery unknown stays with its gateway. The subselect locks the messages in the
-# order of their ids, as other bulk changes do, to avoid deadlocks.
+# A message with delivery unknown stays with its gateway, unless a user has released it from there:
+# then its route is not that of its gateway alone. The subselect locks the messages in the order of
+# their ids, as other bulk changes do, to avoid deadlocks.
 REROUTE = text(f"""
     UPDATE message SET route = routed.route
     FROM (
@@ -42,7 +43,8 @@ REROUTE = text(f"""
         FROM (
             SELECT id, operator_code FROM message
             WHERE id = ANY (:ids) AND status IN ('scheduled', 'sending')
-                AND unknown_reason IS NULL
+                AND (unknown_reason IS NULL
+                    OR route <> find_route(ARRAY[coalesce(gateway, 'default')]))
             ORDER BY id FOR UPDATE
         ) AS existing {JOIN_OPERATOR_ROUTE.format(operator_code="existing.operator_code")}
     ) AS routed

@@ -82,6 +82,12 @@ SELECT_BY_REASON = text(f"""
     GROUP BY key HAVING sum(messages) > 0 ORDER BY sum(messages) DESC, key""")  # noqa: S608  # likewise
 
 
+SELECT_BY_GATEWAY = text(f"""
+    SELECT key, {SUMS} FROM all_message_counts
+    WHERE mailing_id = :mailing_id AND dimension = 'gateway'
+    GROUP BY key HAVING sum(messages) > 0 ORDER BY key""")  # noqa: S608  # likewise
+
+
 async def get_all(connection: AsyncConnection, mailing_id: int) -> CountersOfMailing:
     """Return all counters of a mailing that are not zero."""
     by_value: dict[str, dict[str, Counters]] = defaultdict(dict)
@@ -113,6 +119,12 @@ async def get_by_reason(connection: AsyncConnection, mailing_id: int) -> dict[st
     """Return the counters of a mailing's messages by reason, the most frequent first."""
     rows = await connection.execute(SELECT_BY_REASON, {"mailing_id": mailing_id})
     return {reason: Counters.of_columns(*counts) for reason, *counts in rows}
+
+
+async def get_by_gateway(connection: AsyncConnection, mailing_id: int) -> dict[str, Counters]:
+    """Return the counters of a mailing's messages that have an outcome, by gateway."""
+    rows = await connection.execute(SELECT_BY_GATEWAY, {"mailing_id": mailing_id})
+    return {gateway: Counters.of_columns(*counts) for gateway, *counts in rows}
 
 
 # Every change of merged counters holds this lock until its transaction ends, so that only one

@@ -1,4 +1,4 @@
-"""API routes of statistics, of the gateway's status and of the metrics."""
+"""API routes of statistics and of the metrics."""
 
 import asyncio
 from typing import Annotated
@@ -12,8 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from mailer import metrics
 from mailer.db.engine import is_unavailable
 from mailer.errors import UnavailableError
-from mailer.gateway.breaker import GatewayStatus
-from mailer.gateway.channel import Channels, summarize
+from mailer.gateway.channel import Channels
 from mailer.mailing.api import MailingId
 from mailer.statistics import backlog
 from mailer.statistics import service as statistics
@@ -70,7 +69,7 @@ async def show_metrics(
 
 
 class StatisticsController(Controller):
-    """Counts of mailings and messages, and the status of the gateway."""
+    """Counts of mailings and messages."""
 
     path = "/"
     tags = ("statistics",)
@@ -79,11 +78,6 @@ class StatisticsController(Controller):
     async def get_statistics(self, engine: NamedDependency[AsyncEngine]) -> GeneralStatistics:
         """Return counts of all mailings and all messages by status."""
         return await statistics.general(engine)
-
-    @get("/gateway", required_scope="read")
-    async def get_gateway(self, channels: NamedDependency[Channels]) -> GatewayStatus:
-        """Return the status of the gateway in this worker: breaker, outage and failures."""
-        return summarize(channels)
 
     @get(
         "/mailings/{mailing_id:int}/statistics",

@@ -34,6 +34,8 @@ FORM_FIELDS_BY_NAME = {
     "send_interval_time_end": ("closes",),
     "client_filter": ("audience", "terms", *FILTER_LISTS),
     "on_unknown": ("on_unknown",),
+    "gateway": ("gateway",),
+    "sender": ("sender",),
 }
 """Names in the API, and the fields of the form that each of them is built from."""
 MAILING_FIELDS = ("zone", *(field for fields in FORM_FIELDS_BY_NAME.values() for field in fields))
@@ -90,6 +92,8 @@ def values_of(mailing: Mailing, zone: str) -> dict[str, str]:
         "opens": mailing.send_interval_time_start or "",
         "closes": mailing.send_interval_time_end or "",
         "on_unknown": mailing.on_unknown,
+        "gateway": mailing.gateway or "",
+        "sender": mailing.sender or "",
         **_filter_values(mailing.client_filter),
     }
 
@@ -244,6 +248,8 @@ def _read_values(
     The `unchanged` values replace those of the form.
     """
     api_values: dict[str, Any] = {"text": values["text"], "on_unknown": values["on_unknown"]}
+    for name in ("gateway", "sender"):
+        api_values[name] = values[name].strip() or None
     errors: list[FieldError] = []
     for name in ("datetime_start", "datetime_end"):
         try:

@@ -21,6 +21,7 @@ from mailer.admin.render import PageContext, redirect_with_flash
 from mailer.clock import database_clock
 from mailer.errors import FieldError, InvalidError
 from mailer.forecast.throughput import Throughput, usable_throughput
+from mailer.gateway import routes
 from mailer.gateway.channel import Channels
 from mailer.idempotency.model import IdempotencyClaim
 from mailer.mailing import service, store
@@ -77,6 +78,8 @@ class MailingFormPage(msgspec.Struct, frozen=True, kw_only=True):
         built_preview = await build_preview(
             self.engine, draft, values["text"], zone, self.throughput, self.mailing
         )
+        async with self.engine.connect() as connection:
+            gateway_names = await routes.gateway_names(connection)
         has_started = self.mailing is not None and self.mailing.datetime_start <= now
         return {
             "preview": built_preview,
@@ -89,6 +92,7 @@ class MailingFormPage(msgspec.Struct, frozen=True, kw_only=True):
             "mailing": self.mailing,
             "has_started": has_started,
             "copy_of": self.copy_of,
+            "gateway_names": gateway_names,
         }
 
 

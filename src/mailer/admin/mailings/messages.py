@@ -30,7 +30,7 @@ from mailer.validation import MAX_ID
 from mailer.web.download import Download, csv_answer
 from mailer.web.query import read_query
 
-MESSAGE_FILTER_FIELDS = ("status", "reason", "phone", "limit")
+MESSAGE_FILTER_FIELDS = ("status", "reason", "gateway", "phone", "limit")
 NO_CLIENT_ID = 0
 """An id that no client has: the result of a search for an unknown phone."""
 
@@ -87,6 +87,7 @@ class MessageList(Controller):
                 )
             phones = await clients.get_phones(connection, [row.client_id for row in page.rows])
             reasons = await counters.get_by_reason(connection, mailing_id)
+            by_gateway = await counters.get_by_gateway(connection, mailing_id)
         path = f"/mailings/{mailing_id}/messages"
         return await context.render_page(
             "mailings/messages.html",
@@ -97,6 +98,7 @@ class MessageList(Controller):
             count=page.count,
             phones=phones,
             reasons=reasons,
+            gateways=list(by_gateway),
             pages=page_links(page, path, form),
             download=list_url(f"{path}.csv", form),
         )

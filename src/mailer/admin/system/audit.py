@@ -26,7 +26,12 @@ DATETIME_FIELDS = frozenset({"datetime_start", "datetime_end", "expires_at", "he
 """Fields of entries that are moments."""
 TARGET_PAGES = {"mailing": "/mailings/{}", "client": "/clients/{}"}
 """URL of the page of a target, by the kind of target; `{}` is its id. A deleted target has none."""
-TARGET_LISTS = {"directory": "/clients", "key": "/keys", "user": "/users"}
+TARGET_LISTS = {
+    "directory": "/clients",
+    "key": "/keys",
+    "user": "/users",
+    "gateway": "/gateways",
+}
 """URL of the list to which targets without such a page belong, by the kind of target."""
 DELETING_ACTIONS = frozenset({"mailing_deleted", "client_erased"})
 """Actions whose entry has no link, because the target has no page afterwards."""

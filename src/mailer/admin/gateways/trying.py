@@ -1,4 +1,4 @@
-"""The button "Try now": it ends the pauses of the gateway and of failed messages."""
+"""The button "Try now": it ends the pauses of all gateways and of failed messages."""
 
 from typing import Any
 
@@ -14,8 +14,8 @@ from mailer.admin.render import redirect_with_flash
 from mailer.message.trying import try_now
 
 
-class GatewayPage(Controller):
-    """Actions on the gateway, whose state the overview and the system page show."""
+class TryNow(Controller):
+    """An action on all gateways."""
 
     path = "/gateway"
 
