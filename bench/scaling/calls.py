@@ -94,7 +94,7 @@ CALLS = (
     *(f"/mailings{query}" for query in MAILINGS),
     *(f"/mailings/{{largest}}/messages{query}" for query in MESSAGES),
     "/statistics",
-    "/gateway",
+    "/gateways",
 )
 PAGES = ("/", "/metrics")
 """Paths outside the API."""

@@ -63,7 +63,7 @@ async def test_outage_costs_no_message_an_attempt(start_mailer: Mailers) -> None
 
     held = await until_held(mailer, created["id"])
     assert held["held"]["reason"] in {"connection_failed", "connection_lost"}
-    status = await mailer.call("GET", "/gateway")
+    status = await mailer.call("GET", "/gateways/default")
     assert status["breaker"] in {"open", "half_open"}
     assert status["held"] == held["held"]
     await asyncio.sleep(OUTAGE)
@@ -86,7 +86,7 @@ async def test_outage_costs_no_message_an_attempt(start_mailer: Mailers) -> None
     assert await mailer.query(COUNT_WRONG_ATTEMPTS) == 0
     requests_after = len(requests) - requests_before
     assert requests_after <= 300 - requests_before + 5  # so at most five are repeats
-    assert (await mailer.call("GET", "/gateway"))["breaker"] == "closed"
+    assert (await mailer.call("GET", "/gateways/default"))["breaker"] == "closed"
 
 
 async def test_late_success_at_the_start_of_an_outage_costs_no_message_an_attempt(

@@ -68,13 +68,13 @@ async def test_pause_of_the_whole_gateway_is_shown_and_ended_by_try_now(
 
         async def find_paused() -> MailerProcess | None:
             for process in processes:
-                if (await process.call("GET", "/gateway"))["held"]:
+                if (await process.call("GET", "/gateways/default"))["held"]:
                     return process
             return None
 
         paused = await until(find_paused)
         assert (await paused.mailing(created["id"]))["held"]["reason"] == "http_503"
-        gateway_status = await paused.call("GET", "/gateway")
+        gateway_status = await paused.call("GET", "/gateways/default")
         remaining = datetime.fromisoformat(gateway_status["retry_at"]) - datetime.now(UTC)
         assert remaining <= timedelta(seconds=600)  # retry_after_cap, instead of a year
         for path in ("/", "/system", f"/mailings/{created['id']}"):

@@ -13,7 +13,7 @@ from mailer.sample_data import new_mailing
 
 PATHS = (
     *("/", "/system", "/mailings", "/mailings/1", "/metrics", "/openapi.json", "/docs"),
-    *("/health/ready", "/api/v1/gateway", "/api/v1/mailings/1", "/api/v1/mailings/1/messages"),
+    *("/health/ready", "/api/v1/gateways", "/api/v1/mailings/1", "/api/v1/mailings/1/messages"),
     *("/api/v1/mailings/1/statistics", "/nothing"),
 )
 SECRETS = ("hush-user", "hush-password", "hush-key", "hush-mail", "aHVzaC")

@@ -213,7 +213,7 @@ async def test_no_request_is_in_flight_after_the_end_even_if_the_gateway_is_slow
     assert mailing["unknown_messages"] + mailing["cancelled_messages"] == 20
     aborted = "SELECT count(*) FROM message WHERE last_failure = 'timeout' AND mailing_id = $1"
     assert await mailer.query(aborted, mailing["id"]) == 15
-    gateway = await mailer.call("GET", "/gateway")  # the gateway is not at fault
+    gateway = await mailer.call("GET", "/gateways/default")  # the gateway is not at fault
     assert (gateway["breaker"], gateway["failures"]) == ("closed", 0)
 
 
@@ -233,7 +233,7 @@ async def test_earlier_end_aborts_requests_in_flight(
     await mailer.call("PATCH", f"/mailings/{created['id']}", change)
     await mailer.finished(created["id"])
     assert max(silent.closed) <= end.timestamp() + lag.longest
-    assert (await mailer.call("GET", "/gateway"))["breaker"] == "closed"
+    assert (await mailer.call("GET", "/gateways/default"))["breaker"] == "closed"
 
 
 async def test_no_request_starts_after_the_sending_window_closes(

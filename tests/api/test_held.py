@@ -26,8 +26,9 @@ RESET = 15.0
 AT_RESET = AT + timedelta(seconds=RESET)
 HELD = {"since": "2030-01-15T06:00:00Z", "reason": "http_503"}
 """The field `held` of a running mailing after `open_breaker`."""
-CLOSED = {"breaker": "closed", "held": None, "retry_at": None, "failures": 0}
-"""The state of a gateway that works, or is not configured."""
+CLOSED = {"state": "up", "breaker": "closed", "held": None, "retry_at": None, "failures": 0}
+"""The state of a gateway that works."""
+ADDRESS = "/gateways/default"
 
 
 @pytest.fixture
@@ -79,6 +80,11 @@ async def get(api: httpx.AsyncClient, path: str) -> Any:
     answer = await api.get(path)
     assert answer.status_code == 200
     return answer.json()
+
+
+def breaker_part(gateway: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a gateway that its breaker determines."""
+    return {name: gateway[name] for name in CLOSED}
 
 
 async def get_overview(api: httpx.AsyncClient) -> str:
@@ -175,36 +181,36 @@ async def test_responses_to_changes_show_whether_the_mailing_is_held(
 # ---- the gateway ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", ["/gateway", "/gateway/"])
+@pytest.mark.parametrize("path", ["/gateways/default", "/gateways/default/"])
 async def test_a_working_gateway_is_shown_with_a_closed_breaker(
     api: httpx.AsyncClient, breaker: Breaker, path: str
 ) -> None:
-    assert await get(api, path) == CLOSED | {"is_set": True}
+    assert breaker_part(await get(api, path)) == CLOSED
     send(breaker, TemporaryFailure("http_503"))
-    assert await get(api, path) == CLOSED | {"is_set": True, "failures": 1}
+    assert breaker_part(await get(api, path)) == CLOSED | {"failures": 1}
     send(breaker, Accepted())
-    assert await get(api, path) == CLOSED | {"is_set": True}
+    assert breaker_part(await get(api, path)) == CLOSED
 
 
 async def test_a_failing_gateway_is_shown_with_an_open_then_half_open_breaker(
     api: httpx.AsyncClient, breaker: Breaker
 ) -> None:
     open_breaker(breaker)
-    held = {"is_set": True, "held": HELD, "retry_at": "2030-01-15T06:00:15Z", "failures": 2}
-    assert await get(api, "/gateway") == held | {"breaker": "open"}
+    held = {"state": "out", "held": HELD, "retry_at": "2030-01-15T06:00:15Z", "failures": 2}
+    assert breaker_part(await get(api, ADDRESS)) == held | {"breaker": "open"}
 
     probe = begin_probe(breaker)
-    assert await get(api, "/gateway") == held | {"breaker": "half_open"}
+    assert breaker_part(await get(api, ADDRESS)) == held | {"breaker": "half_open"}
 
     end_probe(breaker, probe, Accepted())
-    assert await get(api, "/gateway") == CLOSED | {"is_set": True}
+    assert breaker_part(await get(api, ADDRESS)) == CLOSED
 
 
 async def test_a_pause_requested_by_the_gateway_is_shown(
     api: httpx.AsyncClient, breaker: Breaker
 ) -> None:
     send(breaker, TemporaryFailure("http_429", retry_after=90, affects_all=True))
-    gateway = await get(api, "/gateway")
+    gateway = await get(api, ADDRESS)
     assert (gateway["breaker"], gateway["held"]["reason"]) == ("open", "http_429")
     assert gateway["retry_at"] == "2030-01-15T06:01:30Z"
 
@@ -213,7 +219,7 @@ async def test_without_a_gateway_only_running_mailings_are_held(
     application: httpx.AsyncClient, api: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
     ids = await add_mailings(api, engine)
-    assert await get(application, "/gateway") == CLOSED | {"is_set": False}
+    assert await get(application, "/gateways") == []
     listed = {row["id"]: row for row in (await get(application, "/mailings"))["results"]}
     for status, mailing_id in ids.items():
         held = None
@@ -224,8 +230,11 @@ async def test_without_a_gateway_only_running_mailings_are_held(
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
-async def test_the_gateway_resource_is_read_only(api: httpx.AsyncClient, method: str) -> None:
-    answer = await api.request(method, "/gateway", json={"breaker": "closed"})
+@pytest.mark.parametrize("path", ["/gateways", ADDRESS])
+async def test_gateways_cannot_be_created_changed_or_deleted(
+    api: httpx.AsyncClient, method: str, path: str
+) -> None:
+    answer = await api.request(method, path, json={"breaker": "closed"})
     assert answer.status_code == 405
     assert answer.headers["content-type"] == "application/problem+json"
 

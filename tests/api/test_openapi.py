@@ -20,6 +20,7 @@ LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 """A time before all times in examples, which must be in the future."""
 METHODS = {"get", "post", "patch", "put", "delete"}
 ACTIONS = ("pause", "resume", "cancel", "retry")
+GATEWAY_ACTIONS = ("pause", "resume", "release-unknown")
 Call = tuple[str, str]
 """Method and path."""
 CALLS: dict[Call, str] = {
@@ -38,7 +39,9 @@ CALLS: dict[Call, str] = {
     **{("post", f"/api/v1/mailings/{{mailing_id}}/{call}"): "200" for call in ACTIONS},
     ("post", "/api/v1/clients/import"): "200",
     ("get", "/api/v1/statistics"): "200",
-    ("get", "/api/v1/gateway"): "200",
+    ("get", "/api/v1/gateways"): "200",
+    ("get", "/api/v1/gateways/{name}"): "200",
+    **{("post", f"/api/v1/gateways/{{name}}/{call}"): "200" for call in GATEWAY_ACTIONS},
     ("get", "/api/v1/audit"): "200",
 }
 """Every call of the API, and the status of its successful response."""
@@ -46,7 +49,7 @@ QUERIES = {
     "/api/v1/clients": {"operator_code", "tag", "time_zone", "phone", "limit", "before", "after"},
     "/api/v1/mailings": {"status", "limit", "before", "after"},
     "/api/v1/mailings/{mailing_id}/messages": {
-        *("status", "reason", "client_id", "limit", "before", "after"),
+        *("status", "reason", "client_id", "gateway", "limit", "before", "after"),
     },
     "/api/v1/audit": {
         *("actor_kind", "actor_id", "action", "target_kind", "target_id"),
@@ -276,18 +279,23 @@ def test_an_action_takes_no_body_and_returns_the_mailing(
 
 def test_the_schema_describes_since_when_and_why_a_mailing_is_held(schema: dict[str, Any]) -> None:
     models = schema["components"]["schemas"]
-    for name, held in (("Mailing", "Hold"), ("MailingDetail", "Hold"), ("GatewayStatus", "Outage")):
+    for name, held in (("Mailing", "Hold"), ("MailingDetail", "Hold"), ("Gateway", "Outage")):
         assert models[held]["properties"].keys() == {"since", "reason"}
         assert {"$ref": f"#/components/schemas/{held}"} in models[name]["properties"]["held"][
             "oneOf"
         ]
-    assert models["GatewayStatus"]["properties"].keys() == {
-        *("is_set", "breaker", "held", "retry_at", "failures"),
-    }
+
+
+def test_an_action_on_a_gateway_takes_no_body(operations: dict[Call, dict[str, Any]]) -> None:
+    for call in GATEWAY_ACTIONS:
+        operation = operations["post", f"/api/v1/gateways/{{name}}/{call}"]
+        assert "requestBody" not in operation
+        names = [parameter["name"] for parameter in operation["parameters"]]
+        assert names == ["name", "Idempotency-Key"]
 
 
 @pytest.mark.parametrize(
-    "name", ["Client", "Mailing", "MailingDetail", "Message", "GatewayStatus", "AuditEntry"]
+    "name", ["Client", "Mailing", "MailingDetail", "Message", "Gateway", "AuditEntry"]
 )
 def test_the_example_of_a_response_has_the_fields_of_a_response(
     schema: dict[str, Any], name: str

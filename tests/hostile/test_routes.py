@@ -90,7 +90,7 @@ async def test_head_has_no_body_and_changes_nothing(
         "/api/v1/mailings/1/stop",
         "/api/v1/mailings/pause",
         "/api/v1/mailings/1/pause/1",
-        "/api/v1/gateway/1",
+        "/api/v1/gateways/1/2/3",
         "/api/v2/clients",
         "/API/V1/CLIENTS",
         "/nope",
