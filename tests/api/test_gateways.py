@@ -26,6 +26,7 @@ from mailer.app import create_app
 from mailer.gateway import routes
 from mailer.gateway.channel import Channels
 from mailer.gateway.protocol import TemporaryFailure
+from mailer.gateway_control import service
 from mailer.settings import Settings
 
 ACTIONS = ("pause", "resume", "release-unknown")
@@ -82,7 +83,7 @@ async def gateways_of_messages(engine: AsyncEngine) -> list[list[str]]:
     return [row["gateways"] for row in await rows(engine, query)]
 
 
-# ---- what is told -----------------------------------------------------------------------------
+# ---- what is told ---------------------------------------------------------------------------
 
 
 async def test_gateways_are_listed_in_the_order_of_the_configuration(
@@ -151,6 +152,7 @@ async def test_outcomes_of_the_last_day_are_counted_by_gateway(
             engine,
             f"""UPDATE message SET status = '{status}', gateway = '{gateway}',
                 reason = {f"'{reason}'" if reason else "NULL"}, parts = {parts or "NULL"},
+                updated_at = now(),
                 sent_at = now() - interval '{ago}' WHERE id = {first + number}""",  # noqa: S608  # values of the test
         )
     main, spare = await get(api, "main"), await get(api, "spare")
@@ -189,7 +191,7 @@ async def test_an_unknown_name_is_404_and_changes_nothing(
     assert await value(engine, "SELECT count(*) FROM gateway_pause") == 0
 
 
-# ---- pause and resume -------------------------------------------------------------------------
+# ---- pause and resume -----------------------------------------------------------------------
 
 
 async def test_a_pause_is_shown_at_once_and_resume_ends_it(
@@ -240,7 +242,7 @@ async def test_an_action_takes_no_body(
     assert await audited(engine) == []
 
 
-# ---- messages whose delivery is unknown ---------------------------------------------------------
+# ---- messages whose delivery is unknown -----------------------------------------------------
 
 
 async def test_released_messages_may_be_sent_by_all_gateways_for_them(
@@ -304,17 +306,15 @@ async def test_messages_of_a_removed_gateway_are_released(
     assert (await api.get("/gateways/removed")).status_code == 404
 
 
-async def test_messages_of_several_mailings_are_released_in_chunks(
-    api: httpx.AsyncClient, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("mailer.gateway_control.service.RELEASE_BATCH", 2)
+async def test_messages_of_several_mailings_are_released_in_chunks(engine: AsyncEngine) -> None:
     for count in (3, 1, 2):
         await add_unknown(engine, count)
-    assert (await api.post("/gateways/main/release-unknown")).json() == {"messages": 6}
+    route = await do(engine, lambda db: routes.find_route(db, ["main"]))
+    assert await service.release_all(engine, route, batch=2) == 6
     assert await gateways_of_messages(engine) == [["main", "spare"]] * 6
 
 
-# ---- messages by gateway ------------------------------------------------------------------------
+# ---- messages by gateway --------------------------------------------------------------------
 
 
 async def test_messages_of_a_mailing_are_filtered_by_gateway(

@@ -178,17 +178,20 @@ async def release_unknown(
             lambda: _record(connection, actor, "unknown_released", name),
             result_of=lambda gateway: {"gateway": gateway},
         )
-    released = 0 if route is None else await _release_all(engine, route)
+    released = 0 if route is None else await release_all(engine, route)
     log.info("unknown_released", gateway=name, messages=released)
     return released
 
 
-async def _release_all(engine: AsyncEngine, route: int) -> int:
-    """Release the messages of a route of which delivery is unknown, in chunks."""
+async def release_all(engine: AsyncEngine, route: int, *, batch: int = RELEASE_BATCH) -> int:
+    """Release the messages of a route of which delivery is unknown, `batch` in a transaction.
+
+    Return how many were released.
+    """
     released, position = 0, store.FIRST
     for _ in range(MAX_BATCHES):
         async with engine.begin() as connection:
-            found = await store.find_waiting(connection, route, RELEASE_BATCH, position)
+            found = await store.find_waiting(connection, route, batch, position)
             if not found:
                 break
             released += await store.release(connection, route, [message.id for message in found])

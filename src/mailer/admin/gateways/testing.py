@@ -4,7 +4,7 @@ from typing import Any, Literal, assert_never
 from uuid import uuid4
 
 import msgspec
-from litestar import Controller, Request, Response, post
+from litestar import Controller, Request, Response, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath
 from litestar.response import Redirect
@@ -78,6 +78,14 @@ class GatewayTest(Controller):
     """Sends a test message through a gateway."""
 
     path = "/gateways/{name:str}/test"
+
+    @get(required_scope="write")
+    async def show_again(
+        self, channels: NamedDependency[Channels], name: FromPath[str]
+    ) -> Redirect:
+        """Redirect to the gateway, for example after the language was changed on a result."""
+        service.find_channel(channels, name)
+        return redirect_to_gateway(name)
 
     @post(required_scope="write", creates=redirect_to_gateway)
     async def send_test(  # noqa: PLR0913, PLR0917  # the form, and what the page shows
