@@ -8,11 +8,14 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
+from tests.asgi_client import inside
+from tests.factories import GATEWAY, OPEN, create_channels
 from tests.hostile.surface import MAILING
 from tests.hostile.trace import Contents, contents
 
 from mailer.access import keys, users
 from mailer.access.model import COMMAND_LINE
+from mailer.app import create_app
 
 CLIENT = {"phone": "79161234567", "tag": "vip"}
 
@@ -29,24 +32,30 @@ def engine(shared_engine: AsyncEngine) -> AsyncEngine:
 
 
 @pytest.fixture(scope="module")
-def api(application: httpx.AsyncClient) -> httpx.AsyncClient:
-    """A client of the application on that database."""
-    return application
+async def api(engine: AsyncEngine) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of an application on that database, with a gateway and nothing that sends."""
+    transport = inside(create_app(engine, create_channels(), settings=OPEN))
+    async with httpx.AsyncClient(transport=transport, base_url="http://mailer/api/v1") as client:
+        yield client
 
 
 @pytest.fixture(scope="module")
-async def ids(api: httpx.AsyncClient, engine: AsyncEngine) -> dict[str, int]:
-    """The ids of one object of each type."""
+async def ids(api: httpx.AsyncClient, engine: AsyncEngine) -> dict[str, int | str]:
+    """The ids of one object of each type, and the name of the gateway."""
     return await create_objects(engine, api)
 
 
-async def create_objects(engine: AsyncEngine, api: httpx.AsyncClient) -> dict[str, int]:
-    """Create one object of each type; return their ids by the name of the path parameter."""
+async def create_objects(engine: AsyncEngine, api: httpx.AsyncClient) -> dict[str, int | str]:
+    """Create one object of each type; return their ids by the name of the path parameter.
+
+    The path parameter `name` is the name of the gateway.
+    """
     async with engine.begin() as connection:
         new_key = keys.NewKey(name="shop", scope="read")
         key, _ = await keys.create(connection, new_key, COMMAND_LINE)
         user = await users.create(connection, "ann", "viewer", "no hash", COMMAND_LINE)
     return {
+        "name": GATEWAY,
         "key_id": key.id,
         "user_id": user.id,
         "client_id": (await api.post("/clients", json=CLIENT)).json()["id"],
@@ -55,7 +64,7 @@ async def create_objects(engine: AsyncEngine, api: httpx.AsyncClient) -> dict[st
 
 
 @pytest.fixture(scope="module")
-async def before(engine: AsyncEngine, ids: dict[str, int]) -> Contents:
+async def before(engine: AsyncEngine, ids: dict[str, int | str]) -> Contents:
     """Every row of every table before the first test of the file."""
     assert ids  # the objects exist
     return await contents(engine)

@@ -111,7 +111,7 @@ QUERIES = [(path, name) for _, path, name in _parameters("query")]
 LISTS = list(dict.fromkeys(path for path, _ in QUERIES))
 """Paths of the routes with query parameters."""
 WITH_ID = [(method, path) for method, path, _ in _parameters("path")]
-"""Method and path of the routes with an id in the path."""
+"""Method and path of the routes with an id or a name in the path."""
 METHODS_OF = {
     path.removeprefix(BASE): {method.upper() for method in item}
     for path, item in SCHEMA["paths"].items()

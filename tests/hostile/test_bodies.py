@@ -45,7 +45,7 @@ WITH_A_BODY = [*WRITES, *CONTROLS]
 @pytest.mark.parametrize(("method", "path"), WRITES)
 @pytest.mark.usefixtures("unchanged")
 async def test_a_body_that_is_not_a_valid_json_object_is_refused(
-    api: httpx.AsyncClient, ids: dict[str, int], method: str, path: str, body: bytes
+    api: httpx.AsyncClient, ids: dict[str, int | str], method: str, path: str, body: bytes
 ) -> None:
     response = await api.request(method, path.format(**ids), content=body, headers=JSON)
     assert_is_problem(response, 400)
@@ -54,7 +54,7 @@ async def test_a_body_that_is_not_a_valid_json_object_is_refused(
 @pytest.mark.parametrize(("method", "path"), WRITES)
 @pytest.mark.usefixtures("unchanged")
 async def test_the_error_for_an_empty_body_does_not_name_the_handlers_parameter(
-    api: httpx.AsyncClient, ids: dict[str, int], method: str, path: str
+    api: httpx.AsyncClient, ids: dict[str, int | str], method: str, path: str
 ) -> None:
     response = await api.request(method, path.format(**ids), headers=JSON)
     assert_is_problem(response, 400)
@@ -79,7 +79,11 @@ async def test_the_error_for_an_empty_body_does_not_name_the_handlers_parameter(
 @pytest.mark.parametrize(("method", "path"), WITH_A_BODY)
 @pytest.mark.usefixtures("unchanged")
 async def test_a_body_of_another_type_is_415(
-    api: httpx.AsyncClient, ids: dict[str, int], method: str, path: str, content_type: str | None
+    api: httpx.AsyncClient,
+    ids: dict[str, int | str],
+    method: str,
+    path: str,
+    content_type: str | None,
 ) -> None:
     headers = {} if content_type is None else {"Content-Type": content_type}
     response = await api.request(
@@ -110,7 +114,7 @@ async def ten_megabytes() -> AsyncIterator[bytes]:
 @pytest.mark.usefixtures("unchanged")
 async def test_a_body_of_ten_megabytes_is_413(
     api: httpx.AsyncClient,
-    ids: dict[str, int],
+    ids: dict[str, int | str],
     method: str,
     path: str,
     has_content_length: bool,  # noqa: FBT001  # a parameter of the test

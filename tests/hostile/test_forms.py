@@ -69,13 +69,13 @@ async def api(engine: AsyncEngine) -> httpx.AsyncClient:
 
 
 @pytest.fixture(scope="module")
-async def ids(engine: AsyncEngine, application: httpx.AsyncClient) -> dict[str, int]:
+async def ids(engine: AsyncEngine, application: httpx.AsyncClient) -> dict[str, int | str]:
     """The ids of one object of each type."""
     return await create_objects(engine, application)
 
 
 @pytest.fixture(scope="module")
-async def forms(api: httpx.AsyncClient, ids: dict[str, int]) -> dict[tuple[str, str], Form]:
+async def forms(api: httpx.AsyncClient, ids: dict[str, int | str]) -> dict[tuple[str, str], Form]:
     """Every form with fields by method and URL, including forms that need existing objects."""
     forms_by_target: dict[tuple[str, str], Form] = {}
     for path in PAGES:
@@ -91,7 +91,7 @@ def test_the_pages_are_found() -> None:
 
 
 def test_the_forms_and_their_fields_are_found(
-    forms: dict[tuple[str, str], Form], ids: dict[str, int]
+    forms: dict[tuple[str, str], Form], ids: dict[str, int | str]
 ) -> None:
     assert forms["POST", "/preferences"].values.keys() == {"return_path", "language", "time_zone"}
     assert forms["POST", "/clients/new"].values.keys() >= {"phone", "tag", "time_zone"}
@@ -155,7 +155,7 @@ async def test_broken_utf8_in_a_form_is_refused(
 
 @pytest.mark.parametrize("path", PAGES)
 async def test_hostile_query_parameters_of_every_page_are_harmless(
-    api: httpx.AsyncClient, ids: dict[str, int], path: str
+    api: httpx.AsyncClient, ids: dict[str, int | str], path: str
 ) -> None:
     queries = [(MARKUP, MARKUP), *itertools.product(QUERY_PARAMETERS, HOSTILE_VALUES.values())]
     for name, value in queries:

@@ -71,7 +71,7 @@ def bodies(draw: st.DrawFn, resource: str) -> Any:
 async def test_random_bodies_cause_no_server_error_and_refused_ones_leave_no_trace(  # noqa: PLR0913, PLR0917  # fixtures and parameters
     api: httpx.AsyncClient,
     engine: AsyncEngine,
-    ids: dict[str, int],
+    ids: dict[str, int | str],
     method: str,
     path: str,
     data: st.DataObject,

@@ -22,7 +22,7 @@ async def test_an_invalid_id_is_refused(
 ) -> None:
     response = await api.request(
         method,
-        path.format(client_id=invalid, mailing_id=invalid),
+        path.format(client_id=invalid, mailing_id=invalid, name=invalid),
         json={} if method == "PATCH" else None,
     )
     assert_is_problem(response, 400, 404)
@@ -32,7 +32,7 @@ async def test_an_invalid_id_is_refused(
 @pytest.mark.parametrize("path", LISTS)
 @pytest.mark.usefixtures("unchanged")
 async def test_an_invalid_query_parameter_is_refused(
-    api: httpx.AsyncClient, ids: dict[str, int], path: str, name: str
+    api: httpx.AsyncClient, ids: dict[str, int | str], path: str, name: str
 ) -> None:
     assert_is_problem(await api.get(f"{path.format(**ids)}?{name}=1"), 400)
 
@@ -58,7 +58,7 @@ ALL_METHODS = {"GET", "POST", "PUT", "PATCH", "DELETE", "TRACE", "CONNECT", "NOS
 )
 @pytest.mark.usefixtures("unchanged")
 async def test_another_method_is_405_with_the_allowed_methods(
-    api: httpx.AsyncClient, ids: dict[str, int], path: str, allowed: set[str], method: str
+    api: httpx.AsyncClient, ids: dict[str, int | str], path: str, allowed: set[str], method: str
 ) -> None:
     response = await api.request(method, path.format(**ids))
     assert_is_problem(response, 405)
@@ -68,7 +68,7 @@ async def test_another_method_is_405_with_the_allowed_methods(
 @pytest.mark.parametrize("path", [path for path, methods in METHODS_OF.items() if "GET" in methods])
 @pytest.mark.usefixtures("unchanged")
 async def test_head_has_no_body_and_changes_nothing(
-    api: httpx.AsyncClient, ids: dict[str, int], path: str
+    api: httpx.AsyncClient, ids: dict[str, int | str], path: str
 ) -> None:
     response = await api.head(path.format(**ids))
     assert response.status_code in {200, 405}

@@ -25,7 +25,6 @@ from mailer.gateway_control.model import (
 from mailer.idempotency.do_once import do_once
 from mailer.idempotency.model import IdempotencyClaim
 from mailer.mailing.store import notify_mailings_changed
-from mailer.message.trying import notify_workers
 
 log = structlog.get_logger()
 
@@ -194,8 +193,7 @@ async def release_all(engine: AsyncEngine, route: int, *, batch: int = RELEASE_B
             found = await store.find_waiting(connection, route, batch, position)
             if not found:
                 break
-            released += await store.release(connection, route, [message.id for message in found])
-            await notify_workers(connection)  # so that they claim these messages now
+            released += await store.release(connection, route, found)
         position = found[-1]
     return released
 

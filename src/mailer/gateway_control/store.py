@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from mailer.db.tables.mailing import OPEN_MAILING
 from mailer.gateway.routes import JOIN_OPERATOR_ROUTE, ROUTE
 from mailer.gateway_control.model import GatewayCounts, GatewayError
+from mailer.mailing.store import notify_mailings_changed
 from mailer.message.model import EARLIEST_DUE
 
 SELECT_PAUSES = text("SELECT gateway, paused_at FROM gateway_pause")
@@ -103,8 +104,12 @@ async def find_waiting(
     return [WaitingMessage(*row) for row in rows]
 
 
-# The subselect locks the messages in the order of their ids, as other bulk changes do, to avoid
-# deadlocks.
+# Workers claim from a mailing again when its row has changed. The subselects lock rows in the order
+# of their ids, and mailings before messages, as other changes do, to avoid deadlocks.
+TOUCH_MAILINGS = text("""
+    UPDATE mailing SET reroute_cursor = reroute_cursor
+    WHERE id IN (SELECT id FROM mailing WHERE id = ANY (:ids) ORDER BY id FOR UPDATE)
+    """).bindparams(bindparam("ids", type_=ARRAY(BigInteger)))
 RELEASE = text(f"""
     UPDATE message SET route = routed.route
     FROM (
@@ -122,6 +127,13 @@ RELEASE = text(f"""
 )
 
 
-async def release(connection: AsyncConnection, route: int, ids: Sequence[int]) -> int:
-    """Give scheduled messages of a route the one that new messages get; return how many changed."""
-    return (await connection.execute(RELEASE, {"route": route, "ids": ids})).rowcount
+async def release(
+    connection: AsyncConnection, route: int, messages: Sequence[WaitingMessage]
+) -> int:
+    """Give scheduled messages of a route the route of new messages; return how many changed."""
+    mailing_ids = {message.mailing_id for message in messages}
+    await connection.execute(TOUCH_MAILINGS, {"ids": list(mailing_ids)})
+    values = {"route": route, "ids": [message.id for message in messages]}
+    released = (await connection.execute(RELEASE, values)).rowcount
+    await notify_mailings_changed(connection)
+    return released

@@ -31,18 +31,18 @@ END_DELAYS = text("""
 async def try_now(engine: AsyncEngine, actor: Actor) -> None:
     """Allow a probe of the gateway now, and make messages due that wait after a failure."""
     async with engine.begin() as connection:
-        since = await notify_workers(connection)
+        since = await _notify(connection)
         await audit.record(connection, actor, "gateway_tried", audit.Target("gateway"))
     for _ in range(MAX_BATCHES):
         async with engine.begin() as connection:
             ended = await connection.execute(END_DELAYS, {"since": since, "chunk": TRY_NOW_BATCH})
-            await notify_workers(connection)  # so that workers claim these messages now
+            await _notify(connection)  # so that workers claim these messages now
         if ended.rowcount < TRY_NOW_BATCH:
             break
 
 
-async def notify_workers(connection: AsyncConnection) -> datetime:
-    """Notify every worker to try now when this transaction commits; return its time."""
+async def _notify(connection: AsyncConnection) -> datetime:
+    """Notify every worker when this transaction commits; return the transaction's time."""
     row = (await connection.execute(NOTIFY, {"name": TRY_NOW})).one()
     transaction_time: datetime = row[1]
     return transaction_time
