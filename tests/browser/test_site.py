@@ -69,13 +69,23 @@ PAGES = (
     "/clients/import",
     "/clients/{client}",
     "/clients/{client}/delete",
+    "/gateways",
+    "/gateways/default",
+    "/gateways/default/pause",
+    "/gateways/default/release-unknown",
     "/audit",
     "/system",
     "/nothing",
 )
 """Paths of pages, with the names of ids in `object_ids`. The last one is the error page."""
 
-NOT_IN_OTHER_FILES = ("/", "/mailings/{coming}/pause", "/system", "/nothing")
+NOT_IN_OTHER_FILES = (
+    "/",
+    "/mailings/{coming}/pause",
+    "/gateways/default/release-unknown",
+    "/system",
+    "/nothing",
+)
 """Pages that no other test file checks on a desktop."""
 
 
