@@ -83,7 +83,9 @@ class PlainHistogram(Collector):
 
     def series(self, value: str = "") -> HistogramSeries:
         """Return the series for a value of the label."""
-        return self._series.setdefault(value, HistogramSeries(self._bounds))
+        if value not in self._series:
+            self._series[value] = HistogramSeries(self._bounds)
+        return self._series[value]
 
     def collect(self) -> Iterable[Metric]:
         """Yield the metric for Prometheus."""

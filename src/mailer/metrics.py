@@ -19,7 +19,7 @@ from prometheus_client import (
     generate_latest,
 )
 
-from mailer.metric_types import BoundedCounter, PlainHistogram
+from mailer.metric_types import BoundedCounter, HistogramSeries, PlainHistogram
 from mailer.statuses import OUTCOMES
 
 prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # they double the series and add no information
@@ -193,9 +193,12 @@ def results_recorded(
         _discarded_results.inc(discarded)
 
 
-def gateway_request_ended(gateway: str, seconds: float) -> None:
-    """Record the duration of a gateway request, whatever its outcome."""
-    _gateway_latency.series(gateway).observe(seconds)
+def gateway_latency(gateway: str) -> HistogramSeries:
+    """Return the series that counts the durations of a gateway's requests, in seconds.
+
+    Every request is counted, whatever its outcome.
+    """
+    return _gateway_latency.series(gateway)
 
 
 def loop_lag_measured(seconds: float) -> None:

@@ -77,7 +77,7 @@ async def test_requests_to_the_gateway_are_counted_and_timed(api: httpx.AsyncCli
     name = "mailer_gateway_request_duration_seconds"
     before = await samples(api)
     for seconds in (0.003, 0.005, 0.3, 61):
-        metrics.gateway_request_ended("main", seconds)
+        metrics.gateway_latency("main").observe(seconds)
     after = await samples(api)
 
     def increase(series: str) -> float:

@@ -52,6 +52,8 @@ class Send(msgspec.Struct, frozen=True):
     mailing: RunningMailing
     phone: str
     timeout: float
+    seconds_left: float
+    """Seconds until all requests of the mailing must have ended."""
 
 
 def release_untried(claim: ClaimedMessage) -> MessageResult:
@@ -101,7 +103,7 @@ def decide_before_send(
     longest_request = timedelta(0, timeout)  # `seconds=` takes a microsecond more
     if claim.lease_expires_at - now < longest_request + LEASE_MARGIN:
         return release_untried(claim)  # the response could come after the end of the lease
-    return Send(mailing, claim.phone, min(timeout, seconds_left))
+    return Send(mailing, claim.phone, min(timeout, seconds_left), seconds_left)
 
 
 def _check_window(
