@@ -76,12 +76,12 @@ async def test_every_change_of_messages_changes_the_counters(engine: AsyncEngine
     for change in (
         # a claim of some messages, and a result of each
         f"status = 'sending', attempts = 1, gateway = 'first', {lease} WHERE id % 2 = 0",
-        f"status = 'delivered', parts = 2, sent_at = now(), {no_lease}"
-        " WHERE attempts = 1 AND id % 4 = 0",
+        f"status = 'delivered', sent_at = now(), {no_lease} WHERE attempts = 1 AND id % 4 = 0",
+        "parts = 2",
         f"status = 'scheduled', reason = 'timeout', {no_lease} WHERE status = 'sending'",
         # another claim of the messages that failed, which then fail permanently
-        f"status = 'sending', reason = NULL, attempts = 2, gateway = 'second', {lease}"
-        " WHERE reason = 'timeout'",
+        "gateway = 'second' WHERE reason = 'timeout'",
+        f"status = 'sending', reason = NULL, attempts = 2, {lease} WHERE reason = 'timeout'",
         f"status = 'undelivered', reason = 'rejected_400', {no_lease} WHERE status = 'sending'",
         # a retry, the end of the mailing, and a change of the reason
         f"status = 'scheduled', attempts = 0, reason = NULL, {no_lease} WHERE id % 3 = 0",
