@@ -173,8 +173,9 @@ def breaker_changed(gateway: str, state: str, states: Iterable[str]) -> None:
     """
     for each in states:
         _breaker_state.labels(gateway, each).set(each == state)
+    openings = _breaker_openings.labels(gateway)  # exported as 0 at first
     if state == "open":
-        _breaker_openings.labels(gateway).inc()
+        openings.inc()
 
 
 def gateway_paused(gateway: str, *, is_paused: bool) -> None:
