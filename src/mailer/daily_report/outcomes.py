@@ -30,7 +30,7 @@ COUNT_BY_GATEWAY = text(f"""
 FAILURE_COLUMNS = values_of(FAILURES, "{name!r}, {name}")
 # A row of the view has a column for each outcome. VALUES turns each column that is a failure into
 # a row of its own, with the name of the status.
-COUNT_FAILURES = text(f"""
+COUNT_BY_REASON = text(f"""
     SELECT failed.status, nullif(reason, '') AS reason, sum(failed.messages)::bigint AS messages,
         CASE WHEN :names_gateway THEN nullif(gateway, '') END AS gateway
     FROM all_outcome_counts CROSS JOIN LATERAL (VALUES
@@ -64,4 +64,4 @@ async def count_failures(
     With `names_gateway` they are counted by status, reason and gateway, else by status and reason.
     """
     values = {"start": start, "end": end, "names_gateway": names_gateway}
-    return [FailureCount(*row) for row in await connection.execute(COUNT_FAILURES, values)]
+    return [FailureCount(*row) for row in await connection.execute(COUNT_BY_REASON, values)]
