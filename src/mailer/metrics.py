@@ -82,6 +82,12 @@ _breaker_openings = Counter(
     ["gateway"],
     registry=REGISTRY,
 )
+_gateway_paused = Gauge(
+    "mailer_gateway_paused",
+    "1 while a user has paused the gateway, else 0.",
+    ["gateway"],
+    registry=REGISTRY,
+)
 _claim_sizes = Histogram(
     "mailer_claim_batch_size",
     "Messages claimed by one statement.",
@@ -167,8 +173,25 @@ def breaker_changed(gateway: str, state: str, states: Iterable[str]) -> None:
     """
     for each in states:
         _breaker_state.labels(gateway, each).set(each == state)
+    openings = _breaker_openings.labels(gateway)  # exported as 0 at first
     if state == "open":
-        _breaker_openings.labels(gateway).inc()
+        openings.inc()
+
+
+def gateway_paused(gateway: str, *, is_paused: bool) -> None:
+    """Export whether a user has paused a gateway."""
+    _gateway_paused.labels(gateway).set(is_paused)
+
+
+def gateway_removed(gateway: str) -> None:
+    """Remove the series of a gateway that is not configured any more.
+
+    Requests that are still in flight are counted in new series when they end.
+    """
+    for gauge in (_gateway_requests, _breaker_state, _breaker_openings, _gateway_paused):
+        gauge.remove_by_labels({"gateway": gateway})
+    _gateway_latency.remove(gateway)
+    _results.remove(gateway)
 
 
 def messages_claimed(messages: int) -> None:

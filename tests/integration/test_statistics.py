@@ -30,6 +30,7 @@ from mailer.statistics import service as statistics
 from mailer.statistics.model import (
     AttemptsCounts,
     Bucket,
+    GatewayCounts,
     GeneralStatistics,
     MailingCounts,
     MailingStatistics,
@@ -334,6 +335,29 @@ async def test_attempts_count_only_messages_with_an_outcome(engine: AsyncEngine)
     ]
 
 
+async def test_gateways_count_outcomes_of_tried_messages_and_parts_of_delivered_ones(
+    engine: AsyncEngine,
+) -> None:
+    clients = await add_clients(engine, 6)
+    mailing_id = await add_mailing(engine, clients=6)
+    await add_messages(engine, mailing_id, clients[:3], "delivered")
+    await add_messages(engine, mailing_id, clients[3:4], "undelivered", "rejected_400")
+    await add_messages(engine, mailing_id, clients[4:5], "cancelled", "expired")
+    await add_messages(engine, mailing_id, clients[5:], "scheduled", "timeout")
+    await execute(
+        engine,
+        "UPDATE message SET gateway = 'second', parts = 3 WHERE status <> 'cancelled'",
+        "UPDATE message SET gateway = 'first', parts = 2 WHERE id = (SELECT min(id) FROM message)",
+    )
+
+    result = await statistics.of_mailing(engine, mailing_id)
+
+    assert result.gateways == [
+        GatewayCounts("first", OutcomeCounts.of(delivered=1), parts=2),
+        GatewayCounts("second", OutcomeCounts.of(delivered=2, undelivered=1), parts=6),
+    ]
+
+
 async def test_a_scheduled_mailing_has_only_scheduled_messages(engine: AsyncEngine) -> None:
     mailing_id = await add_mailing(engine, status="scheduled", clients=7)
 
@@ -345,6 +369,7 @@ async def test_a_scheduled_mailing_has_only_scheduled_messages(engine: AsyncEngi
     assert result.operator_codes == []
     assert result.time_zones == []
     assert result.attempts == []
+    assert result.gateways == []
     assert result.rate == 0
     assert result.first_sent_at is None
     assert result.last_sent_at is None

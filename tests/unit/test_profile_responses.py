@@ -464,6 +464,44 @@ def test_entries_beyond_the_limit_are_not_read() -> None:
     assert len(found.gateway_message_id) <= 128
 
 
+@pytest.mark.parametrize(
+    ("body", "message_id"),
+    [
+        (rb'{"id": "a\u0000b"}', "ab"),
+        (rb'{"id": "\ud800a\udfff"}', "a"),
+        (rb'{"id": "\ud83d\ude00"}', "\N{GRINNING FACE}"),
+        (rb'{"id": "\u001b[2Ja\r\n\u0085\u202e"}', "[2Ja"),
+        (rb'{"id": "\u0000"}', None),
+        (rb'{"id": "\u0000", "other": NaN}', None),
+        (b'{"id": "a\x00b"}', "ab"),
+        (b'{"id": 1' + b"0" * 1_000 + b"}", "1" + "0" * 127),
+        (b'{"id": 1' + b"0" * 10_000 + b"}", None),
+        (b'{"id": "' + b"a" * 60_000 + b'"}', "a" * 128),
+    ],
+    ids=range(10),
+)
+def test_id_of_a_gateway_is_short_and_can_be_stored_as_text(
+    body: bytes, message_id: str | None
+) -> None:
+    by_path = ResponsePart(status=200, then="accepted", id="id")
+    assert ResponseRules([by_path]).outcome(Response(200, body)) == Accepted(message_id)
+
+
+@pytest.mark.parametrize(
+    ("text", "message_id"),
+    [
+        (b"id=a\x00b", "ab"),
+        (b"id=\xed\xa0\x80a", "\ufffd" * 3 + "a"),
+        (b"id=" + b"a" * 200, "a" * 128),
+    ],
+)
+def test_id_that_a_pattern_finds_is_short_and_can_be_stored_as_text(
+    text: bytes, message_id: str
+) -> None:
+    by_pattern = ResponsePart(status=200, then="accepted", id_pattern="(?s)id=(.*)")
+    assert ResponseRules([by_pattern]).outcome(Response(200, text)) == Accepted(message_id)
+
+
 def test_pause_in_a_body_is_limited() -> None:
     hours = "Throughput Rate Exceeded - please wait [ 999999999999 ] and retry"
     assert outcome("vonage", 200, vonage("1", text=hours)) == TemporaryFailure(

@@ -223,14 +223,18 @@ class _Rule:
                 assert_never(part.then)
 
     def _message_id(self, response: Response, document: object) -> str | None:
-        """Return the gateway's message id; several are joined by commas."""
-        if self._id_pattern is not None:
-            found = self._id_pattern.search(response.text)
-            return found[1][:MAX_MESSAGE_ID_LENGTH] if found else None
-        if self._id is None:
-            return None
-        ids = [text for value in self._id.find(document) if (text := scalar_text(value))]
-        return ",".join(ids)[:MAX_MESSAGE_ID_LENGTH] or None
+        """Return the gateway's message id; several are joined by commas.
+
+        Characters that are not printable are removed: the database stores neither NUL nor lone
+        surrogates, and control characters could change a terminal.
+        """
+        found: Sequence[object] = ()
+        if self._id is not None:
+            found = self._id.find(document)
+        elif self._id_pattern is not None and (match := self._id_pattern.search(response.text)):
+            found = match.groups()[:1]
+        ids = ",".join(filter(None, map(scalar_text, found)))
+        return "".join(filter(str.isprintable, ids[:MAX_MESSAGE_ID_LENGTH])) or None
 
 
 class _Wait:

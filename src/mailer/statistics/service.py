@@ -24,6 +24,7 @@ from mailer.statistics import progress, store
 from mailer.statistics.model import (
     AttemptsCounts,
     Bucket,
+    GatewayCounts,
     GeneralStatistics,
     MailingCounts,
     MailingStatistics,
@@ -116,11 +117,10 @@ async def count_in_detail(
             TimeZoneCounts(zone, zone_counts)
             for zone, zone_counts in _count_by_value(by_value["time_zone"], sending, "time_zone")
         ],
-        attempts=[
-            AttemptsCounts(int(attempts), attempts_counts.outcomes)
-            for attempts, attempts_counts in sorted(
-                by_value["attempts"].items(), key=lambda item: int(item[0])
-            )
+        attempts=_count_by_attempts(by_value["attempts"]),
+        gateways=[
+            GatewayCounts(gateway, gateway_counts.outcomes, gateway_counts.parts)
+            for gateway, gateway_counts in by_value["gateway"].items()
         ],
         over_time=outcomes_over_time(counts.by_second, bucket, max_buckets),
         rate=mailing_progress.rate,
@@ -176,6 +176,12 @@ def _count_by_value(
             value,
             MessageCounts(scheduled=counts.waiting - sending, sending=sending, **outcomes),
         )
+
+
+def _count_by_attempts(counts_by_attempts: Mapping[str, Counters]) -> list[AttemptsCounts]:
+    """Return the messages by their number of attempts, in ascending order."""
+    counts = {int(attempts): counts for attempts, counts in counts_by_attempts.items()}
+    return [AttemptsCounts(attempts, counts[attempts].outcomes) for attempts in sorted(counts)]
 
 
 HOURS = 24
