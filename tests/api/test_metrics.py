@@ -142,7 +142,7 @@ async def test_metrics_of_a_gateway_end_when_a_reload_removes_it(api: httpx.Asyn
     for name in ("kept", "removed"):
         metrics.breaker_changed(name, "open", BREAKER_STATES)
         metrics.results_recorded([(name, "delivered", None, 1)], discarded=0)
-        metrics.gateway_request_ended(name, 0.1)
+        metrics.gateway_latency(name).observe(0.1)
         metrics.watch_gateway_requests(name, int)
 
     async def names_of(gateway: str) -> set[str]:

@@ -448,7 +448,13 @@ def test_unknown_refusal_in_a_document_is_tried_again() -> None:
     assert outcome("smsc", 200, {"error": "new", "error_code": 777}) == BAD_RESPONSE
 
 
-@pytest.mark.parametrize("charset", ["idna", "undefined", "punycode", "zlib_codec", "no-such"])
+@pytest.mark.parametrize(
+    "charset",
+    [
+        *("idna", "undefined", "punycode", "zlib_codec", "no-such"),
+        *("iso-8859-99", "iso-8859-12", "cp1259", "utf-8le", "utf16le"),
+    ],
+)
 def test_charset_that_is_none_of_texts_counts_as_utf_8(charset: str) -> None:
     rules = ResponseRules(load_profile("kannel").response)
     content_type = f"text/plain; charset={charset}"
