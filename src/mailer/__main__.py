@@ -195,25 +195,31 @@ def _fraction_option(name: str, description: str) -> Callable[[Command], Command
     "--rate-limit", type=click.FloatRange(0), default=0, help="Messages a second; 0: no limit."
 )
 @click.option("--seed", type=int, help="Seed of the faults, to repeat a run.")
-@click.option("--token", help="Bearer token to require.")
+@click.option(
+    "--kind", default="json", show_default=True, help="Kind of gateway; see docs/gateways.md."
+)
+@click.option("--account", help="Key of the account to require; default: any.")
+@click.option("--username", help="Likewise.")
+@click.option("--password", help="Likewise.")
+@click.option("--token", help="Likewise; with kind json, a bearer token.")
 @click.option(
     "--log", type=click.File("w"), help="Write one line of JSON for each request to this file."
 )
-def sandbox(host: str, port: int, token: str | None, log: TextIO | None, **faults: Any) -> None:  # noqa: ANN401  # values by click
+def sandbox(host: str, port: int, log: TextIO | None, **options: Any) -> None:  # noqa: ANN401  # values by click
     """Run only the sandbox gateway, with the given latency and faults."""
-    run(_run_sandbox(host, port, token, log, faults))
+    run(_run_sandbox(host, port, log, options))
 
 
-async def _run_sandbox(
-    host: str, port: int, token: str | None, log: TextIO | None, faults: dict[str, Any]
-) -> None:
-    """Run the sandbox until a signal ends it; `faults` are the fields of `Faults`."""
+async def _run_sandbox(host: str, port: int, log: TextIO | None, options: dict[str, Any]) -> None:
+    """Run the sandbox until a signal ends it.
+
+    `options` are the fields of `Faults`, the kind of the gateway and the keys of its account.
+    """
     from mailer.gateway.faults import Faults
     from mailer.gateway.sandbox_command import run_sandbox
 
-    sandbox_task = asyncio.create_task(
-        run_sandbox(Faults(**faults), host, port, token, log, click.echo)
-    )
+    faults = Faults(**{name: options.pop(name) for name in Faults.__struct_fields__})
+    sandbox_task = asyncio.create_task(run_sandbox(faults, host, port, log, click.echo, **options))
     loop = asyncio.get_running_loop()
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signal_number, sandbox_task.cancel)

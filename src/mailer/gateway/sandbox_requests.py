@@ -1,0 +1,161 @@
+"""The sandbox gateway's side of a profile: checks requests and finds the messages in them."""
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Annotated, Literal
+
+import msgspec
+
+from mailer.gateway.placeholders import PLACEHOLDER, needs_ucs2
+from mailer.gateway.profile import GatewayProfile
+from mailer.gateway.sandbox_patterns import Found, ValuePattern, is_number
+from mailer.gateway.sandbox_records import SandboxMessage
+from mailer.gateway.sandbox_values import (
+    DEFAULT_PATH,
+    HttpRequest,
+    Place,
+    expected_values,
+    received_values,
+)
+from mailer.json_input import JsonError, read_json
+
+Alphabet = Literal["gsm", "ucs2"]
+
+
+class JsonReader:
+    """Reads requests of the kind `json`: by hand, because benchmarks send many of them.
+
+    `token` is the bearer token that it requires; None for no authentication.
+    """
+
+    def __init__(self, token: str | None) -> None:
+        self._authorization = None if token is None else f"Bearer {token}"
+
+    def read(self, request: HttpRequest) -> SandboxMessage | HTTPStatus:
+        """Return the message, or the status that says what is wrong with the request."""
+        if request.method != "POST":
+            return HTTPStatus.METHOD_NOT_ALLOWED
+        if self._authorization not in (None, request.headers.get("Authorization")):
+            return HTTPStatus.UNAUTHORIZED
+        if not request.target.startswith(DEFAULT_PATH):
+            return HTTPStatus.NOT_FOUND
+        try:
+            message = read_json(request.body, _JsonMessage, limit=len(request.body))
+        except JsonError:
+            return HTTPStatus.BAD_REQUEST
+        is_same_id = request.target == f"{DEFAULT_PATH}{message.id}"
+        return message if is_same_id else HTTPStatus.BAD_REQUEST
+
+
+class _JsonMessage(SandboxMessage, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The body of a request of the kind `json`."""
+
+    id: Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
+    phone: Annotated[int, msgspec.Meta(ge=70_000_000_000, le=79_999_999_999)]
+    text: Annotated[str, msgspec.Meta(min_length=1, max_length=1_600)]
+
+
+class ProfileReader:
+    """Reads the requests that a profile describes.
+
+    Keys of the account that are not in `account` may have any value. What a request must contain
+    depends on the alphabet of its text, and on whether it asks for receipts: it must have one of
+    four shapes.
+    """
+
+    def __init__(self, profile: GatewayProfile, account: Mapping[str, str]) -> None:
+        self._part = profile.request
+        self._validity = profile.limits.validity
+        self._header_names = [
+            str(place[1]) for place in expected_values(self._part) if place[0] == "header"
+        ]
+        alphabets: tuple[Alphabet, ...] = ("gsm", "ucs2")
+        self._shapes = [
+            _Shape(profile, account, alphabet, has_callback=has_callback)
+            for has_callback in (False, True)
+            for alphabet in alphabets
+        ]
+
+    def read(self, request: HttpRequest) -> SandboxMessage | HTTPStatus:
+        """Return the message, or the status that says what is wrong with the request."""
+        if request.method != self._part.method:
+            return HTTPStatus.METHOD_NOT_ALLOWED
+        refusal = HTTPStatus.BAD_REQUEST
+        try:
+            values = received_values(request, self._part, self._header_names)
+            for shape in self._shapes:
+                found = shape.find(values)
+                if not isinstance(found, HTTPStatus):
+                    return self._read_message(found)
+                refusal = found
+        except ValueError:
+            pass
+        return refusal
+
+    def _read_message(self, found: Found) -> SandboxMessage | HTTPStatus:
+        validity = int(found.get("validity", self._validity.min))
+        if self._validity.limit(validity) != validity:
+            return HTTPStatus.BAD_REQUEST
+        message_id, phone, text = found.get("id"), int(found["phone"]), str(found["text"])
+        return SandboxMessage(
+            id=None if message_id is None else int(message_id), phone=phone, text=text
+        )
+
+
+class _Shape:
+    """The values of a request for a text in an alphabet, with or without receipts."""
+
+    def __init__(
+        self,
+        profile: GatewayProfile,
+        account: Mapping[str, str],
+        alphabet: Alphabet,
+        *,
+        has_callback: bool,
+    ) -> None:
+        self._needs_ucs2 = alphabet == "ucs2"
+        is_json = profile.request.body == "json"
+        definitions = dict(profile.with_callback)
+        if not has_callback:
+            definitions = dict.fromkeys((*definitions, "callback"), "")
+        definitions |= {
+            name: str(_define(getattr(texts, alphabet), definitions))
+            for name, texts in profile.by_text.items()
+        }
+        patterns = [
+            (place, ValuePattern(defined, account, is_number=is_json and is_number(expected)))
+            for place, expected in expected_values(profile.request).items()
+            if (defined := _define(expected, definitions)) != "" or place[0] == "path"
+        ]
+        # a wrong path is no matter of credentials; these are checked before the rest
+        patterns.sort(key=lambda each: 1 if each[1].is_credential else 2 * (each[0][0] != "path"))
+        self._patterns = dict(patterns)
+
+    def find(self, values: Mapping[Place, object]) -> Found | HTTPStatus:
+        """Return what is found in the values of a request, or the status that refuses it.
+
+        Raises `ValueError` for a text in a wrong encoding.
+        """
+        all_found: Found = {}
+        for place, pattern in self._patterns.items():
+            if place not in values and pattern.is_optional:
+                continue
+            found = pattern.find(values[place]) if place in values else None
+            if found is None or any(all_found.setdefault(*item) != item[1] for item in found):
+                return HTTPStatus.UNAUTHORIZED if pattern.is_credential else HTTPStatus.BAD_REQUEST
+        is_alphabet = needs_ucs2(str(all_found["text"])) == self._needs_ucs2
+        is_complete = is_alphabet and values.keys() <= self._patterns.keys()
+        return all_found if is_complete else HTTPStatus.BAD_REQUEST
+
+
+def _define(expected: object, definitions: Mapping[str, str]) -> object:
+    """Return a text of the profile with the placeholders that the profile defines replaced.
+
+    It is empty if one of them stands for an empty text, and then left out of a request. A value
+    that is no text is returned as it is.
+    """
+    if not isinstance(expected, str):
+        return expected
+    if any(definitions.get(name) == "" for name, _ in PLACEHOLDER.findall(expected)):
+        return ""
+    return PLACEHOLDER.sub(lambda found: definitions.get(found[1], found[0]), expected)
