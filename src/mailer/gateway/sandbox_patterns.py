@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 
 import msgspec
 
-from mailer.gateway.placeholders import ACCOUNT_KEYS, MAY_BE_EMPTY, PLACEHOLDER
+from mailer.gateway.placeholders import ACCOUNT_KEYS, PLACEHOLDER
 
 Found = dict[str, str | int]
 """What a request says of its message: `id`, `phone`, `text`, and `validity` in seconds."""
@@ -118,6 +118,6 @@ class ValuePattern:
             value = self._account.get(name)
             self.is_optional |= is_optional and value is None
             return "(?s:.+)" if value is None else re.escape(value)
-        self.is_optional |= name in MAY_BE_EMPTY
+        self.is_optional |= name == "sender"
         self._values.append(MESSAGE_VALUES[name])
         return f"({MESSAGE_VALUES[name].pattern})"
