@@ -186,7 +186,7 @@ def _fraction_option(name: str, description: str) -> Callable[[Command], Command
     "--latency", type=click.FloatRange(0), default=0, help="Mean seconds before an answer."
 )
 @_fraction_option("--jitter", "Fraction by which the latency varies")
-@_fraction_option("--error-rate", "Fraction of requests answered with 500, 502 or 503")
+@_fraction_option("--error-rate", "Fraction of requests that fail temporarily, such as with 503")
 @_fraction_option("--reject-rate", "Fraction of messages rejected permanently")
 @_fraction_option("--malformed-rate", "Fraction of requests answered with 200 and an invalid body")
 @_fraction_option("--hang-rate", "Fraction of requests never answered")
@@ -196,17 +196,20 @@ def _fraction_option(name: str, description: str) -> Callable[[Command], Command
 )
 @click.option("--seed", type=int, help="Seed of the faults, to repeat a run.")
 @click.option(
-    "--kind", default="json", show_default=True, help="Kind of gateway; see docs/gateways.md."
+    "--kind",
+    default="json",
+    show_default=True,
+    help="Kind of gateway to stand in for, as in gateways.toml.",
 )
-@click.option("--account", help="Key of the account to require; default: any.")
-@click.option("--username", help="Likewise.")
-@click.option("--password", help="Likewise.")
-@click.option("--token", help="Likewise; with kind json, a bearer token.")
+@click.option("--account", help="Account to require, if the kind has one; default: any.")
+@click.option("--username", help="User to require, if the kind has one; default: any.")
+@click.option("--password", help="Password to require, if the kind has one; default: any.")
+@click.option("--token", help="Token to require, if the kind has one; default: any or none.")
 @click.option(
     "--log", type=click.File("w"), help="Write one line of JSON for each request to this file."
 )
 def sandbox(host: str, port: int, log: TextIO | None, **options: Any) -> None:  # noqa: ANN401  # values by click
-    """Run only the sandbox gateway, with the given latency and faults."""
+    """Run only the sandbox gateway: it speaks as a real one, with faults, and sends nothing."""
     run(_run_sandbox(host, port, log, options))
 
 

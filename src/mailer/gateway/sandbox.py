@@ -75,6 +75,7 @@ class SandboxGateway:
             if kind == "json"
             else ProfileReader(self._profile, self._account)
         )
+        self._recognizes_repeats = self._profile.limits.recognizes_repeats
         self._faults = faults
         self._fault_rates = [(fault, rate) for fault, rate in faults.rates() if rate]
         self._random = random.Random(faults.seed)  # noqa: S311  # to be repeatable, not secret
@@ -149,7 +150,10 @@ class SandboxGateway:
 
     async def _handle(self, request: web.BaseRequest) -> web.Response:
         """Respond to any request, record it and count it."""
-        message = await self._read(request)
+        try:
+            message = self._read(request, await request.read())
+        except web.HTTPRequestEntityTooLarge:
+            message = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
         arrived, monotonic = time.time_ns() // 1_000, time.monotonic()
         if isinstance(message, HTTPStatus):
             response = self._responses.refuse(message)
@@ -169,12 +173,8 @@ class SandboxGateway:
                 self._open_ids.discard(message_id)
             self._handlers.discard(task)
 
-    async def _read(self, request: web.BaseRequest) -> SandboxMessage | HTTPStatus:
+    def _read(self, request: web.BaseRequest, body: bytes) -> SandboxMessage | HTTPStatus:
         """Return the message of a request, or the status that says what is wrong with it."""
-        try:
-            body = await request.read()
-        except web.HTTPRequestEntityTooLarge:
-            return HTTPStatus.REQUEST_ENTITY_TOO_LARGE
         received = HttpRequest(request.method, request.raw_path, request.headers, body)
         return self._reader.read(received)
 
@@ -185,9 +185,7 @@ class SandboxGateway:
         if self._limiter is not None and (seconds := self._limiter.retry_after("all", now)):
             return self._responses.limit(message, seconds)
         is_repeat = (
-            self._profile.limits.recognizes_repeats
-            and message.id is not None
-            and message.id in self._accepted_ids
+            self._recognizes_repeats and message.id is not None and message.id in self._accepted_ids
         )
         if is_repeat or not self._fault_rates:
             return self._responses.accept(message, is_repeat=is_repeat)
@@ -210,13 +208,15 @@ class SandboxGateway:
             self._record(record)
             await _wait_for_cancellation()
         try:
-            await self._delay()
+            if self._faults.latency:
+                await self._delay()
         except asyncio.CancelledError:
             self._record(msgspec.structs.replace(record, kind="disconnected"))
             raise
-        if record.kind == "accepted" and record.id is not None:
-            is_repeat = record.id in self._accepted_ids
-            self._accepted_ids.add(record.id)
+        message_id = record.id
+        if record.kind == "accepted" and message_id is not None:
+            is_repeat = message_id in self._accepted_ids
+            self._accepted_ids.add(message_id)
             if is_repeat:
                 record = msgspec.structs.replace(record, repeat=True)
         self._record(record)
@@ -227,9 +227,8 @@ class SandboxGateway:
 
     async def _delay(self) -> None:
         """Sleep for the latency with its jitter."""
-        if self._faults.latency:
-            deviation = self._random.uniform(-1.0, 1.0) * self._faults.jitter
-            await asyncio.sleep(self._faults.latency * (1.0 + deviation))
+        deviation = self._random.uniform(-1.0, 1.0) * self._faults.jitter
+        await asyncio.sleep(self._faults.latency * (1.0 + deviation))
 
     def _record(self, record: SandboxRequest) -> None:
         """Count a request, and pass its record to `on_request`."""
