@@ -188,7 +188,7 @@ def _fraction_option(name: str, description: str) -> Callable[[Command], Command
 @_fraction_option("--jitter", "Fraction by which the latency varies")
 @_fraction_option("--error-rate", "Fraction of requests that fail temporarily, such as with 503")
 @_fraction_option("--reject-rate", "Fraction of messages rejected permanently")
-@_fraction_option("--malformed-rate", "Fraction of requests answered with 200 and an invalid body")
+@_fraction_option("--malformed-rate", "Fraction of requests answered with an invalid body")
 @_fraction_option("--hang-rate", "Fraction of requests never answered")
 @_fraction_option("--reset-rate", "Fraction of requests whose connection is reset")
 @click.option(

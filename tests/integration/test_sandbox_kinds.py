@@ -12,6 +12,7 @@ from tests.event_timeout import EVENT_TIMEOUT
 
 from mailer.clock import elapsed
 from mailer.errors import InvalidError
+from mailer.gateway.check import check_gateways
 from mailer.gateway.config import read_gateways
 from mailer.gateway.http import HttpGateway
 from mailer.gateway.profile_file import load_profile, shipped_kinds
@@ -153,6 +154,31 @@ async def test_wrong_keys_are_trouble_of_the_account(kind: str, tmp_path: Path) 
     assert isinstance(outcome, TemporaryFailure)
     assert outcome.trouble == "bad_credentials"
     assert (sandbox.counts.accepted, sandbox.counts.unauthorized) == (1, 1)
+
+
+@pytest.mark.parametrize("kind", shipped_kinds())
+async def test_check_of_the_gateways_succeeds(kind: str, tmp_path: Path) -> None:
+    sandbox = SandboxGateway(Faults(), kind=kind)
+    lines: list[str] = []
+    async with sandbox.run() as url:
+        file = tmp_path / "gateways.toml"
+        file.write_text(sandbox.gateway_table("main", url), encoding="utf-8")
+        gateways = read_gateways(file, {})
+        assert await check_gateways(gateways, "79161234567", lines.append)
+    has_balance = gateways[0].profile.balance is not None
+    assert any("balance: " in line for line in lines) == has_balance
+    assert (sandbox.counts.balance, sandbox.counts.accepted) == (int(has_balance), 1)
+
+
+async def test_balance_of_another_account_is_refused(tmp_path: Path) -> None:
+    sandbox = with_account("smsc", account_of("smsc", "right"))
+    lines: list[str] = []
+    async with sandbox.run() as url:
+        other = with_account("smsc", account_of("smsc", "wrong"))
+        file = tmp_path / "gateways.toml"
+        file.write_text(other.gateway_table("main", url), encoding="utf-8")
+        assert not await check_gateways(read_gateways(file, {}), None, lines.append)
+    assert (sandbox.counts.unauthorized, sandbox.counts.total) == (1, 1)
 
 
 @pytest.mark.parametrize("kind", shipped_kinds())

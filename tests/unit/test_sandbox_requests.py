@@ -262,12 +262,12 @@ def test_each_placeholder_of_the_message_can_be_read() -> None:
     + [request for _, request in variants("json")],
 )
 def test_reader_of_kind_json_agrees_with_its_profile(request_: HttpRequest) -> None:
-    by_hand, by_profile = JsonReader("tok").read(request_), read("json", request_)
+    by_reader, by_profile = JsonReader("tok").read(request_), read("json", request_)
     if isinstance(by_profile, SandboxMessage):
-        assert isinstance(by_hand, SandboxMessage)
-        assert asdict(by_hand) == asdict(by_profile)
+        assert isinstance(by_reader, SandboxMessage)
+        assert asdict(by_reader) == asdict(by_profile)
     else:
-        assert by_hand == by_profile
+        assert by_reader == by_profile
 
 
 def test_text_form_of_a_message_shows_neither_phone_nor_text() -> None:

@@ -8,7 +8,14 @@ from mailer.errors import FieldError, InvalidError
 
 Fault = Literal["error", "reject", "malformed", "hang", "reset"]
 RequestKind = Literal[
-    Fault, "accepted", "account", "limited", "unauthorized", "invalid", "disconnected"
+    Fault,
+    "accepted",
+    "account",
+    "balance",
+    "limited",
+    "unauthorized",
+    "invalid",
+    "disconnected",
 ]
 """How a request ended: with a fault, or as `SandboxCounts` describes."""
 

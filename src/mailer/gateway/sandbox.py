@@ -156,7 +156,7 @@ class SandboxGateway:
             message = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
         arrived, monotonic = time.time_ns() // 1_000, time.monotonic()
         if isinstance(message, HTTPStatus):
-            response = self._responses.refuse(message)
+            response = self._responses.respond(message)
             self._record(SandboxRequest(None, arrived, monotonic, response.kind))
             return _to_http(response)
         task, message_id = request.task, message.id
@@ -174,7 +174,7 @@ class SandboxGateway:
             self._handlers.discard(task)
 
     def _read(self, request: web.BaseRequest, body: bytes) -> SandboxMessage | HTTPStatus:
-        """Return the message of a request, or the status that says what is wrong with it."""
+        """Return the message of a request, or a status as the readers do."""
         received = HttpRequest(request.method, request.raw_path, request.headers, body)
         return self._reader.read(received)
 

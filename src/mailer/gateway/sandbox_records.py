@@ -23,7 +23,7 @@ class SandboxRequest(msgspec.Struct, frozen=True):
     """A record of one request and how it ended."""
 
     message: SandboxMessage | None
-    """None if the request was invalid."""
+    """None if the request had no valid one."""
     arrived: int
     """When the request had been read, in microseconds of Unix time."""
     monotonic: float
@@ -36,7 +36,7 @@ class SandboxRequest(msgspec.Struct, frozen=True):
 
     @property
     def id(self) -> int | None:
-        """The message's id; None if the request was invalid or has none."""
+        """The message's id; None without a message or if it has none."""
         return None if self.message is None else self.message.id
 
 
@@ -60,6 +60,8 @@ class SandboxCounts(msgspec.Struct, frozen=True, kw_only=True):
     """Over the rate limit."""
     unauthorized: int = 0
     """A key of the account is missing or wrong."""
+    balance: int = 0
+    """The request asked for the balance of the account."""
     invalid: int = 0
     """The request does not follow the profile."""
     disconnected: int = 0

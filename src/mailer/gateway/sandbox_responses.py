@@ -27,6 +27,7 @@ SampleName = Literal[
     "limited",
     "unknown",
     "malformed",
+    "balance",
     AccountTrouble,
 ]
 """What a sample means to the profile of its kind."""
@@ -44,9 +45,15 @@ _KINDS: dict[SampleName, RequestKind] = {
     "limited": "limited",
     "unknown": "error",
     "malformed": "malformed",
+    "balance": "balance",
     "bad_credentials": "unauthorized",
 }
 """How a request with such a response is counted; `account` for the others."""
+
+_NAMES: dict[int, SampleName] = {
+    HTTPStatus.OK: "balance",
+    HTTPStatus.UNAUTHORIZED: "bad_credentials",
+}
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -87,6 +94,8 @@ class Samples(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     no_credit: list[Sample] = []
     sender_refused: list[Sample] = []
     account_blocked: list[Sample] = []
+    balance: list[Sample] = []
+    """The response to a request for the balance."""
 
     def named(self, name: SampleName) -> list[Sample]:
         """Return the samples of this name."""
@@ -157,12 +166,14 @@ class SandboxResponses:
             "duplicate" if is_repeat and self.has("duplicate") else "accepted", message
         )
 
-    def refuse(self, status: int) -> SandboxResponse:
-        """Return the response to a request that does not follow the profile.
+    def respond(self, status: int) -> SandboxResponse:
+        """Return the response to a request that is none for a message.
 
-        It has this status if there is such a sample. The status 401 means wrong credentials.
+        The status 200 means a request for the balance, 401 wrong credentials, and any other a
+        request that does not follow the profile; then the response has this status if there is such
+        a sample.
         """
-        name: SampleName = "bad_credentials" if status == HTTPStatus.UNAUTHORIZED else "invalid"
+        name = _NAMES.get(status, "invalid")
         statuses = [sample.status for sample in self._samples[name]]
         return self.create(name, None, index=statuses.index(status) if status in statuses else 0)
 
