@@ -32,7 +32,7 @@ SampleName = Literal[
 ]
 """What a sample means to the profile of its kind."""
 SAMPLE_NAMES: tuple[SampleName, ...] = get_args(SampleName)
-PLACEHOLDER = re.compile(r"\{(id|new_id|phone|retry_after)\}")
+SAMPLE_PLACEHOLDER = re.compile(r"\{(id|new_id|phone|retry_after)\}")
 PADDING = "x" * 65_536
 """More than a client reads of a response."""
 _KINDS: dict[SampleName, RequestKind] = {
@@ -54,6 +54,7 @@ _NAMES: dict[int, SampleName] = {
     HTTPStatus.OK: "balance",
     HTTPStatus.UNAUTHORIZED: "bad_credentials",
 }
+"""Samples for requests that are none for a message, by the status that the reader gives them."""
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -126,7 +127,9 @@ class _ResponseSample:
         self._kind = kind
         self._body = sample.body.replace("{padding}", PADDING)
         self._headers = {"Content-Type": content_type, **sample.headers}
-        self.is_constant = not any(map(PLACEHOLDER.search, (self._body, *self._headers.values())))
+        self.is_constant = not any(
+            map(SAMPLE_PLACEHOLDER.search, (self._body, *self._headers.values()))
+        )
         self.constant = SandboxResponse(kind, sample.status, self._body.encode(), self._headers)
         """The response, if it has no placeholders."""
 
@@ -134,7 +137,7 @@ class _ResponseSample:
         """Return the response with the values of its placeholders."""
 
         def fill(text: str) -> str:
-            return PLACEHOLDER.sub(lambda placeholder: str(values[placeholder[1]]), text)
+            return SAMPLE_PLACEHOLDER.sub(lambda placeholder: str(values[placeholder[1]]), text)
 
         headers = {name: fill(value) for name, value in self._headers.items()}
         return SandboxResponse(self._kind, self.status, fill(self._body).encode(), headers)
