@@ -86,8 +86,8 @@ class SandboxGateway:
         """Moment of `time.monotonic()` until which every message gets the response `_failure`."""
         self._on_request = on_request
         self._accepted_ids = RecentIds()
-        self._open_ids: set[int] = set()
-        """Ids of messages with a request that has no response yet."""
+        self._open_ids: set[int | None] = set()
+        """Ids of messages with a request that has no response yet; None for those without an id."""
         self._handlers: set[asyncio.Task[None]] = set()
         self._counts = dict.fromkeys(SandboxCounts.__struct_fields__, 0)
 
@@ -150,33 +150,37 @@ class SandboxGateway:
 
     async def _handle(self, request: web.BaseRequest) -> web.Response:
         """Respond to any request, record it and count it."""
+        message: SandboxMessage | HTTPStatus
         try:
-            message = self._read(request, await request.read())
+            body = await request.read()
         except web.HTTPRequestEntityTooLarge:
             message = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+        else:
+            message = self._reader.read(
+                HttpRequest(request.method, request.raw_path, request.headers, body)
+            )
         arrived, monotonic = time.time_ns() // 1_000, time.monotonic()
         if isinstance(message, HTTPStatus):
             response = self._responses.respond(message)
             self._record(SandboxRequest(None, arrived, monotonic, response.kind))
             return _to_http(response)
         task, message_id = request.task, message.id
-        is_overlap = message_id in self._open_ids
-        if message_id is not None:
-            self._open_ids.add(message_id)
+        is_overlap = message_id is not None and message_id in self._open_ids
+        self._open_ids.add(message_id)
         self._handlers.add(task)
         try:
             response = self._choose_response(message, monotonic)
             record = SandboxRequest(message, arrived, monotonic, response.kind, overlap=is_overlap)
-            return await self._finish(request, record, response)
+            if self._faults.latency or record.kind == "hang":
+                await self._delay(record)
+            self._finish(record)
+            if record.kind == "reset":
+                _reset(request.transport)
+                await _wait_for_cancellation()
+            return _to_http(response)
         finally:
-            if message_id is not None:
-                self._open_ids.discard(message_id)
+            self._open_ids.discard(message_id)
             self._handlers.discard(task)
-
-    def _read(self, request: web.BaseRequest, body: bytes) -> SandboxMessage | HTTPStatus:
-        """Return the message of a request, or a status as the readers do."""
-        received = HttpRequest(request.method, request.raw_path, request.headers, body)
-        return self._reader.read(received)
 
     def _choose_response(self, message: SandboxMessage, now: float) -> SandboxResponse:
         """Return the response to a valid request: over the limit, with a fault, or accepted."""
@@ -197,22 +201,20 @@ class SandboxGateway:
             position -= rate
         return self._responses.accept(message, is_repeat=False)
 
-    async def _finish(
-        self, request: web.BaseRequest, record: SandboxRequest, response: SandboxResponse
-    ) -> web.Response:
-        """Wait for the latency, record the request, and return its response.
-
-        A request that hangs or is reset gets no response: this waits until it is cancelled.
-        """
+    async def _delay(self, record: SandboxRequest) -> None:
+        """Sleep for the latency with its jitter; with the fault `hang`, until it is cancelled."""
         if record.kind == "hang":
             self._record(record)
             await _wait_for_cancellation()
+        deviation = self._random.uniform(-1.0, 1.0) * self._faults.jitter
         try:
-            if self._faults.latency:
-                await self._delay()
+            await asyncio.sleep(self._faults.latency * (1.0 + deviation))
         except asyncio.CancelledError:
             self._record(msgspec.structs.replace(record, kind="disconnected"))
             raise
+
+    def _finish(self, record: SandboxRequest) -> None:
+        """Record a request whose response is due; an accepted message may be a repeat."""
         message_id = record.id
         if record.kind == "accepted" and message_id is not None:
             is_repeat = message_id in self._accepted_ids
@@ -220,21 +222,14 @@ class SandboxGateway:
             if is_repeat:
                 record = msgspec.structs.replace(record, repeat=True)
         self._record(record)
-        if record.kind == "reset":
-            _reset(request.transport)
-            await _wait_for_cancellation()
-        return _to_http(response)
-
-    async def _delay(self) -> None:
-        """Sleep for the latency with its jitter."""
-        deviation = self._random.uniform(-1.0, 1.0) * self._faults.jitter
-        await asyncio.sleep(self._faults.latency * (1.0 + deviation))
 
     def _record(self, record: SandboxRequest) -> None:
         """Count a request, and pass its record to `on_request`."""
         self._counts[record.kind] += 1
-        self._counts["repeats"] += record.repeat
-        self._counts["overlaps"] += record.overlap
+        if record.repeat:
+            self._counts["repeats"] += 1
+        if record.overlap:
+            self._counts["overlaps"] += 1
         if self._on_request is not None:
             self._on_request(record)
 

@@ -75,7 +75,8 @@ def _summarize(counts: SandboxCounts, previous_total: int, seconds: float) -> st
 def _write_row(log: TextIO, record: SandboxRequest) -> None:
     # Without a JSON encoder, because this runs for every request and takes a third of the time so.
     # A kind is a plain word and needs no escapes.
-    message_id = "null" if record.id is None else record.id
+    known_id = record.id
+    message_id = "null" if known_id is None else known_id
     flags = (',"repeat":true' if record.repeat else "") + (
         ',"overlap":true' if record.overlap else ""
     )

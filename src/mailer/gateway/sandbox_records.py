@@ -5,7 +5,7 @@ import msgspec
 from mailer.gateway.faults import RequestKind
 
 
-class SandboxMessage(msgspec.Struct, frozen=True, kw_only=True):
+class SandboxMessage(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A message as a request contains it. Its text form shows neither phone nor text."""
 
     id: int | None = None
@@ -19,7 +19,7 @@ class SandboxMessage(msgspec.Struct, frozen=True, kw_only=True):
     __str__ = __repr__
 
 
-class SandboxRequest(msgspec.Struct, frozen=True):
+class SandboxRequest(msgspec.Struct, frozen=True, gc=False):
     """A record of one request and how it ended."""
 
     message: SandboxMessage | None

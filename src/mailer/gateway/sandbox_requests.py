@@ -47,7 +47,7 @@ class JsonReader:
         return message if is_same_id else HTTPStatus.BAD_REQUEST
 
 
-class _JsonMessage(SandboxMessage, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class _JsonMessage(SandboxMessage, frozen=True, kw_only=True, forbid_unknown_fields=True, gc=False):
     """The body of a request of the kind `json`."""
 
     id: Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]

@@ -21,7 +21,7 @@ Place = tuple[str | int, ...]
 """Such as `("query", "to")` or `("body", "messages", 0, "sender")`."""
 
 
-class HttpRequest(msgspec.Struct, frozen=True):
+class HttpRequest(msgspec.Struct, frozen=True, gc=False):
     """A request as it was received."""
 
     method: str
