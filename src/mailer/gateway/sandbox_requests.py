@@ -19,7 +19,7 @@ from mailer.gateway.sandbox_values import (
 )
 from mailer.json_input import JsonError, read_json
 
-Alphabet = Literal["gsm", "ucs2"]
+Alphabet = Literal["gsm", "ucs2", "any"]
 
 
 class JsonReader:
@@ -99,7 +99,7 @@ class _PartReader:
     """Reads the requests that a part of a profile describes.
 
     What a request must contain depends on the alphabet of its text, and on whether it asks for
-    receipts: it must have one of four shapes.
+    receipts: it must have one of up to four shapes.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class _PartReader:
         self._header_names = [
             str(place[1]) for place in expected_values(part) if place[0] == "header"
         ]
-        alphabets: tuple[Alphabet, ...] = ("gsm", "ucs2")
+        alphabets: tuple[Alphabet, ...] = ("gsm", "ucs2") if profile.by_text else ("any",)
         self._shapes = [
             _Shape(part, account, alphabet, _definitions(profile, alphabet, callback=callback))
             for callback in (False, True)
@@ -142,7 +142,7 @@ class _Shape:
         alphabet: Alphabet,
         definitions: Mapping[str, str],
     ) -> None:
-        self._needs_ucs2 = alphabet == "ucs2"
+        self._alphabet = alphabet
         is_json = part.body == "json"
         patterns = [
             (place, ValuePattern(defined, account, is_number=is_json and is_number(expected)))
@@ -165,12 +165,15 @@ class _Shape:
             found = pattern.find(values[place]) if place in values else None
             if found is None or any(all_found.setdefault(*item) != item[1] for item in found):
                 return HTTPStatus.UNAUTHORIZED if pattern.is_credential else HTTPStatus.BAD_REQUEST
-        is_other_alphabet = "text" in all_found and (
-            needs_ucs2(str(all_found["text"])) != self._needs_ucs2
-        )
-        if is_other_alphabet or values.keys() - self._patterns.keys():
+        if values.keys() - self._patterns.keys():
             return HTTPStatus.BAD_REQUEST
-        return all_found
+        return all_found if self._fits(all_found.get("text")) else HTTPStatus.BAD_REQUEST
+
+    def _fits(self, text: object) -> bool:
+        """Return whether a text has the alphabet of this shape."""
+        if self._alphabet == "any" or not isinstance(text, str):
+            return True
+        return needs_ucs2(text) == (self._alphabet == "ucs2")
 
 
 def _definitions(
