@@ -236,7 +236,10 @@ def test_trouble_for_which_a_kind_has_no_response_is_an_error() -> None:
         SandboxGateway(Faults(), kind="kannel").fail_for(1, "no_credit")
 
 
-@pytest.mark.parametrize("kind", ["android", "infobip", "json"])
+@pytest.mark.parametrize(
+    "kind",
+    [kind for kind in shipped_kinds() if load_profile(kind).limits.recognizes_repeats],
+)
 async def test_gateway_that_recognizes_repeats_accepts_one_without_faults(
     kind: str, tmp_path: Path
 ) -> None:

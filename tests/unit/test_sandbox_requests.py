@@ -225,7 +225,7 @@ def test_request_with_a_missing_wrong_or_unknown_value_is_refused(
     ("kind", "old", "new"),
     [
         ("jasmin", "coding=0", "coding=8"),
-        ("jasmin", "validity-period=120", "validity-period=10081"),
+        ("smsru", "ttl=120", "ttl=1441"),
         ("vonage", "type=text", "type=unicode"),
         ("plivo", '"message_expiry":7200', '"message_expiry":10801'),
         ("infobip", '"messageId":"12"', '"messageId":"13"'),  # not the id of the callback
