@@ -12,7 +12,7 @@ from mailer.db import workers
 from mailer.db.engine import snapshot
 from mailer.forecast import service as forecast
 from mailer.forecast.basis import read_basis
-from mailer.forecast.throughput import usable_throughput
+from mailer.forecast.throughput import usable_gateways
 from mailer.gateway.channel import NO_CHANNELS, Channels
 from mailer.mailing import store as mailings
 from mailer.mailing.activity import with_hold
@@ -78,8 +78,8 @@ async def of_mailing(
         mailing = with_hold(await mailings.get(connection, mailing_id), channels)
         [mailing_progress] = await progress.get_progress(connection, [mailing])
         active = await workers.active_workers(connection)
-        throughput = usable_throughput(channels)
-        basis = await read_basis(connection, mailing, throughput, len(active) or 1)
+        gateways = usable_gateways(channels)
+        basis = await read_basis(connection, mailing, gateways, len(active) or 1)
         statistics = await count_in_detail(connection, mailing_progress, bucket)
     end = forecast.expected_end(mailing, await forecast.compute(basis))
     return msgspec.structs.replace(statistics, expected_end=end)

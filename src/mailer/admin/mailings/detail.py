@@ -20,7 +20,7 @@ from mailer.db.engine import snapshot
 from mailer.errors import ConflictError
 from mailer.forecast import service as forecast
 from mailer.forecast.basis import read_basis
-from mailer.forecast.throughput import usable_throughput
+from mailer.forecast.throughput import usable_gateways
 from mailer.gateway.channel import Channels
 from mailer.mailing import activity, service, store
 from mailer.mailing.actions import allowed_actions
@@ -74,9 +74,9 @@ async def read_mailing_page(
     async with snapshot(engine) as connection:
         mailing = with_hold(await store.get(connection, mailing_id), channels)
         background_work = await activity.get_background_work(connection, mailing_id)
-        throughput = usable_throughput(channels)
-        capacity = await forecast.read_capacity(connection, throughput, mailing)
-        forecast_basis = await read_basis(connection, mailing, throughput, capacity.workers)
+        gateways = usable_gateways(channels)
+        capacity = await forecast.read_capacity(connection, gateways, mailing)
+        forecast_basis = await read_basis(connection, mailing, gateways, capacity.workers)
         [mailing_progress] = await progress.get_progress(connection, [mailing])
         counts = await statistics.count_in_detail(
             connection, mailing_progress, max_buckets=MAX_CHART_BARS
