@@ -32,7 +32,7 @@ def forecast(
     groups: Iterable[RecipientGroup],
     *,
     rate: float | None = None,
-    messages_of_others: Iterable[int] = (),
+    messages_of_others: Iterable[float] = (),
     **arguments: Any,
 ) -> Forecast:
     """Run all steps of a forecast with one gateway and return its result.
