@@ -113,8 +113,7 @@ def forecast(  # noqa: PLR0913  # the plan of a mailing and its circumstances
     if capacity is None or rate is None:
         last_seconds = send_at_once(sendable)
     else:
-        tiers = [cohort.tier for cohort in sendable]
-        last_seconds = yield from SharedCapacity(capacity, tiers).simulate(sendable)
+        last_seconds = yield from SharedCapacity(capacity).simulate(sendable)
     unreached = yield from _count_unreached(cohorts, plan, has_gateways=capacity is not None)
     done_at = None
     if not unreached.total:

@@ -145,12 +145,11 @@ class Lane:
 class SharedCapacity:
     """The rates of the gateways, shared by mailings with due messages."""
 
-    def __init__(self, capacity: Capacity, tiers: Iterable[Tier]) -> None:
-        """`tiers` are those of the cohorts."""
-        others = capacity.messages_of_others
-        self._lanes = {tier: Lane(others.get(tier, ())) for tier in {*others, *tiers}}
-        self._rates = {tier: capacity.known_rates(tier) for tier in self._lanes}
-        self._shares = {tier: strict_shares(tier, capacity.gateways) for tier in self._lanes}
+    def __init__(self, capacity: Capacity) -> None:
+        self._capacity = capacity
+        self._lanes: dict[Tier, Lane] = {}
+        self._rates: dict[Tier, dict[str, float]] = {}
+        self._shares: dict[Tier, dict[str, float] | None] = {}
         self._now = 0.0
         self._last_finish = 0.0
 
@@ -159,6 +158,12 @@ class SharedCapacity:
 
         Yields after each step.
         """
+        messages_of_others = self._capacity.messages_of_others
+        for tier in {cohort.tier for cohort in cohorts} | messages_of_others.keys():
+            self._lanes[tier] = Lane(messages_of_others.get(tier, ()))
+            self._rates[tier] = self._capacity.known_rates(tier)
+            self._shares[tier] = strict_shares(tier, self._capacity.gateways)
+            yield
         # the next start or end of a slot of each cohort: the moment, and the cohort's index
         events = [(cohort.slot.start, index) for index, cohort in enumerate(cohorts) if cohort.slot]
         heapify(events)
