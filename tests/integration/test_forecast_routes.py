@@ -1,18 +1,35 @@
-"""Forecasts and costs of mailings whose clients have different gateways."""
+"""Forecasts of mailings whose clients have different gateways."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import httpx
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
-from tests.factories import HOUR, add_clients, add_mailing, add_messages, execute
+from tests.api.forms import NEW_FORM, preview_form
+from tests.asgi_client import inside
+from tests.factories import (
+    HOUR,
+    OPEN,
+    UnusedGateway,
+    add_clients,
+    add_mailing,
+    add_messages,
+    channel_of,
+    execute,
+)
 
 from mailer.access.model import COMMAND_LINE
+from mailer.app import create_app
 from mailer.forecast import service as forecast
 from mailer.forecast.tiers import GatewayThroughput, by_name
 from mailer.gateway import routes
+from mailer.gateway.channel import Channels
+from mailer.gateway.router import GatewayTables
 from mailer.mailing import service
 from mailer.mailing.model import MailingChange, NewMailing
+from mailer.settings import Settings
+from mailer.statistics import service as statistics
 
 TOLERANCE = timedelta(seconds=30)
 """Maximum difference between the test's time and the database's."""
@@ -196,3 +213,64 @@ async def test_the_forecast_of_a_scheduled_mailing_equals_that_of_its_draft(
     created = await service.create(engine, draft, COMMAND_LINE)
     expected = await forecast.of_draft(engine, draft, GATEWAYS)
     assert await forecast.of_mailing(engine, created.id, GATEWAYS) == expected
+
+
+# ---- what users see --------------------------------------------------------------------------
+
+
+def channels_with_paused(*paused: str) -> Channels:
+    """Return the channels of the tests; users have paused the gateways `paused`."""
+    channels = Channels(
+        channel_of(
+            UnusedGateway(), Settings(gateway_rate=2), name=name, operator_codes=operator_codes
+        )
+        for name, operator_codes in OPERATOR_CODES.items()
+    )
+    channels.update(GatewayTables(routes={}, paused_at=dict.fromkeys(paused, datetime.now(UTC))))
+    return channels
+
+
+@pytest.mark.parametrize(
+    ("paused", "expected"),
+    [
+        (
+            ["main"],
+            [
+                "It is not known when 1 of 61 clients will get it",
+                "1 client has no usable gateway now: those for the operator code are out or paused",
+                "At 4 messages a second, the configured limit.",
+                "1 of 61 clients will get it. See the reasons under Forecast.",
+            ],
+        ),
+        (
+            ["beeline", "spare", "main"],  # as without any gateway
+            ["The sending windows of all clients open in time", "The sending rate is not known"],
+        ),
+        ([], ["All clients will get it by"]),
+    ],
+)
+async def test_the_preview_shows_clients_without_a_usable_gateway(
+    engine: AsyncEngine, paused: list[str], expected: list[str]
+) -> None:
+    await add_clients(engine, 60, "903")
+    await add_clients(engine, 1, "916")
+    app = create_app(engine, channels_with_paused(*paused), settings=OPEN)
+    async with httpx.AsyncClient(transport=inside(app)) as client:
+        preview = await preview_form(client, NEW_FORM)
+    for text in expected:
+        assert text in preview
+
+
+async def test_without_a_gateway_for_some_clients_there_is_no_expected_end(
+    engine: AsyncEngine,
+) -> None:
+    now = datetime.now(UTC)
+    clients = await add_clients(engine, 60, "903") + await add_clients(engine, 1, "916")
+    mailing_id = await add_mailing(engine, clients=61, start=now)
+    await add_messages(engine, mailing_id, clients, "scheduled", at=now)
+    ends = [
+        (await statistics.of_mailing(engine, mailing_id, channels=channels)).expected_end
+        for channels in (channels_with_paused(), channels_with_paused("main"))
+    ]
+    assert ends[0] is not None
+    assert ends[1] is None

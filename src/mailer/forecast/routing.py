@@ -22,8 +22,13 @@ class Routing:
         self._gateways = gateways
         self._tiers = {code: tier_of(names, gateways) for code, names in gateways_by_code.items()}
 
-    def tier(self, operator_code: str) -> Tier:
-        """Return the tier of the clients with an operator code."""
+    def tier(self, operator_code: str, own_gateway: str | None = None) -> Tier:
+        """Return the tier of a mailing's clients with an operator code.
+
+        `own_gateway` is the gateway that the mailing names for all its messages, if any.
+        """
+        if own_gateway is not None:
+            return tier_of([own_gateway], self._gateways)
         tier = self._tiers.get(operator_code)
         return self._tiers.get(OTHER_CODES, frozenset()) if tier is None else tier
 
@@ -36,7 +41,7 @@ class Routing:
     def single_tier(self, own_gateway: str | None) -> Tier | None:
         """Return the tier of all messages of a mailing; None if that depends on the client.
 
-        `own_gateway` is the gateway that the mailing names for all its messages, if any.
+        `own_gateway` is as in `tier`.
         """
         return self._tier_of_all if own_gateway is None else tier_of([own_gateway], self._gateways)
 

@@ -1,4 +1,4 @@
-"""The throughput of this worker's gateways, on which forecasts rest."""
+"""The gateways of this worker with their throughput, on which forecasts rest."""
 
 from mailer.forecast.tiers import Gateways, GatewayThroughput, by_name
 from mailer.gateway.channel import Channel, Channels
@@ -10,6 +10,11 @@ def usable_gateways(channels: Channels) -> Gateways:
     There are none when nothing is sent.
     """
     return by_name(*(_throughput(channel) for channel in channels if channel.outage is None))
+
+
+def configured_gateways(channels: Channels) -> Gateways:
+    """Return all gateways, usable or not, with the rates of this worker."""
+    return by_name(*map(_throughput, channels))
 
 
 def _throughput(channel: Channel) -> GatewayThroughput:

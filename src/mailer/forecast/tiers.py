@@ -55,6 +55,20 @@ def strict_shares(tier: Tier, gateways: Gateways) -> dict[str, float] | None:
     return {name: (weight or 1) / total for name, weight in weights.items()}
 
 
+def expected_shares(tier: Tier, gateways: Gateways) -> dict[str, float]:
+    """Return the share of the messages that each gateway of a tier will get.
+
+    Without weights, that is in proportion to the rates; equal while a rate is not known.
+    """
+    shares = strict_shares(tier, gateways)
+    if shares is not None:
+        return shares
+    rates = {name: gateways[name].rate or 0.0 for name in tier}
+    if not all(rates.values()):
+        rates = dict.fromkeys(tier, 1.0)
+    return {name: rate / sum(rates.values()) for name, rate in rates.items()}
+
+
 def combined_rate(rates: Mapping[str, float], shares: Mapping[str, float] | None) -> float:
     """Return the messages a second that gateways with these rates can take together.
 

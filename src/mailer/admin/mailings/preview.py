@@ -11,11 +11,13 @@ from zoneinfo import ZoneInfo
 
 import msgspec
 from msgspec import UNSET
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.client.model import Client
 from mailer.clock import database_clock
+from mailer.forecast import cost
 from mailer.forecast import service as forecasts
+from mailer.forecast.cost import Cost
 from mailer.forecast.model import Forecast
 from mailer.forecast.throughput import usable_gateways
 from mailer.forecast.tiers import Gateways
@@ -137,6 +139,8 @@ class Preview(msgspec.Struct, frozen=True, kw_only=True):
     forecast: Forecast | None
     """None while the form is not complete enough for a forecast."""
     capacity: forecasts.SendingCapacity
+    cost: Cost | None
+    """The cost if each client of the audience gets it; None if no gateway has a price."""
     is_start_past: bool
     """Whether the start has passed, so that the mailing starts as soon as the form is saved."""
 
@@ -158,11 +162,13 @@ async def build_preview(  # noqa: PLR0913, PLR0917  # the form, and what its for
     now, gateways = database_clock.now(), usable_gateways(channels)
     client_filter = draft.client_filter
     clients_by_zone, sample = dict[str, int](), list[Client]()
+    text_preview = _text_preview(text)
     async with engine.connect() as connection:
         if client_filter is not UNSET:
             clients_by_zone = await audience.count_by_zone(connection, client_filter)
             sample = await audience.sample(connection, client_filter, SAMPLE_CLIENTS)
         capacity = await forecasts.read_capacity(connection, gateways, mailing)
+        expected_cost = await _expected_cost(connection, draft, mailing, text_preview, channels)
     start, end = _known_moment(draft.datetime_start), _known_moment(draft.datetime_end)
     day = _preview_day(start, end, now, zone)
     window = window_between(draft.send_interval_time_start, draft.send_interval_time_end)
@@ -172,7 +178,7 @@ async def build_preview(  # noqa: PLR0913, PLR0917  # the form, and what its for
         _zone_window(name, count, window, day) for name, count in zones_by_size[:MAX_ZONES] if count
     )
     return Preview(
-        text=_text_preview(text),
+        text=text_preview,
         clients=None if client_filter is UNSET else clients,
         sample=sample,
         day=day,
@@ -183,8 +189,25 @@ async def build_preview(  # noqa: PLR0913, PLR0917  # the form, and what its for
         end=end,
         forecast=await _forecast(engine, draft, gateways, capacity.workers, mailing),
         capacity=capacity,
+        cost=expected_cost,
         is_start_past=start is not None and start <= now,
     )
+
+
+async def _expected_cost(
+    connection: AsyncConnection,
+    draft: MailingChange,
+    mailing: Mailing | None,
+    text: TextPreview,
+    channels: Channels,
+) -> Cost | None:
+    """Return the cost if each client of the audience gets the text; None if it is not known."""
+    if draft.client_filter is UNSET:
+        return None
+    gateway = draft.gateway
+    if gateway is UNSET:
+        gateway = None if mailing is None else mailing.gateway
+    return await cost.estimate(connection, draft.client_filter, gateway, text.size.parts, channels)
 
 
 def _known_moment(moment: Any) -> datetime | None:  # noqa: ANN401  # a field of a draft
