@@ -13,7 +13,7 @@ from tests.unit.test_forecast import forecast_mailing, run
 from mailer.forecast.model import Forecast, RecipientGroup, Shortfall, forecast
 from mailer.forecast.routing import Routing
 from mailer.forecast.tiers import (
-    NO_GATEWAY,
+    EMPTY_TIER,
     Capacity,
     GatewayThroughput,
     Tier,
@@ -60,7 +60,7 @@ def test_only_usable_gateways_of_the_lowest_order_are_in_a_tier() -> None:
     )
     assert tier_of(["first", "spare", "second", "equal"], gateways) == {"second", "equal"}
     assert tier_of(["spare"], gateways) == {"spare"}
-    assert tier_of(["first"], gateways) == NO_GATEWAY
+    assert tier_of(["first"], gateways) == EMPTY_TIER
 
 
 def test_clients_are_split_by_operator_code() -> None:
@@ -69,10 +69,10 @@ def test_clients_are_split_by_operator_code() -> None:
         by_name(*TWO_GATEWAYS),
     )
     shares = routing.shares({"903": 50, "916": 10, "917": 20, "999": 20})
-    assert shares == {BOTH: 0.5, A: 0.3, NO_GATEWAY: 0.2}
+    assert shares == {BOTH: 0.5, A: 0.3, EMPTY_TIER: 0.2}
     assert routing.single_tier(None) is None
     assert routing.single_tier("b") == B
-    assert routing.single_tier("c") == NO_GATEWAY
+    assert routing.single_tier("c") == EMPTY_TIER
 
 
 def test_the_rates_of_all_workers_are_added() -> None:
@@ -128,24 +128,24 @@ def test_shares_of_clients_add_up_to_whole_clients() -> None:
 
 
 def test_clients_without_a_usable_gateway_are_neither_reached_nor_missed() -> None:
-    result = forecast_tiers({A: 100, NO_GATEWAY: 7})
+    result = forecast_tiers({A: 100, EMPTY_TIER: 7})
     assert (result.clients, result.reached, result.missed) == (107, 100, 0)
     assert result.without_gateway == 7
     assert result.done_at is None
     assert result.rate == 10
-    only = forecast_tiers({NO_GATEWAY: 7})
+    only = forecast_tiers({EMPTY_TIER: 7})
     assert (only.reached, only.without_gateway, only.rate, only.done_at) == (0, 7, None, None)
 
 
 def test_without_a_gateway_a_window_that_opens_too_late_is_still_the_reason() -> None:
     window = SendingWindow(time(9), time(11))  # it opens on the next day
-    result = forecast_tiers({A: 5, NO_GATEWAY: 7}, window=window)
+    result = forecast_tiers({A: 5, EMPTY_TIER: 7}, window=window)
     assert (result.missed, result.without_gateway) == (12, 0)
 
 
 def test_a_route_of_unknown_rate_makes_the_rate_of_the_mailing_unknown() -> None:
     gateways = GatewayThroughput("a", 10), GatewayThroughput("b", None)
-    result = forecast_tiers({A: 10**6, B: 1, NO_GATEWAY: 3}, *gateways, lasts=timedelta(seconds=9))
+    result = forecast_tiers({A: 10**6, B: 1, EMPTY_TIER: 3}, *gateways, lasts=timedelta(seconds=9))
     assert result.rate is None
     assert (result.reached, result.without_gateway) == (10**6 + 1, 3)
     # together with a measured gateway, one that is not measured yet counts as nothing
@@ -173,7 +173,7 @@ def test_every_client_is_counted_once(
 ) -> None:
     result = forecast_tiers(clients, *gateways, others=of_others)
     assert result.clients == sum(clients.values())
-    assert result.without_gateway == clients.get(NO_GATEWAY, 0)
+    assert result.without_gateway == clients.get(EMPTY_TIER, 0)
     assert min(result.reached, result.missed, result.waiting) >= 0
     assert (result.done_at is not None) == (result.reached == result.clients)
 

@@ -21,7 +21,7 @@ from mailer.forecast.throughput_simulation import (
     SharedCapacity,
     send_at_once,
 )
-from mailer.forecast.tiers import NO_GATEWAY, Capacity, Tier
+from mailer.forecast.tiers import EMPTY_TIER, Capacity, Tier
 from mailer.mailing.window import SendingWindow
 
 Reason = Literal["no_window", "no_time"]
@@ -36,7 +36,7 @@ class RecipientGroup(msgspec.Struct, frozen=True):
     whole number."""
     due_at: datetime | None = None
     """Earliest time to send; None when only the mailing's start and its sending window matter."""
-    tier: Tier = NO_GATEWAY
+    tier: Tier = EMPTY_TIER
     """The gateways that would get their messages now."""
 
 
@@ -134,7 +134,7 @@ def forecast(  # noqa: PLR0913  # the plan of a mailing and its circumstances
 def _rate(capacity: Capacity, cohorts: Iterable[Cohort]) -> float | None:
     """Return the rate of all tiers of a mailing; without clients, that of all gateways."""
     tiers = {cohort.tier for cohort in cohorts} or {frozenset(capacity.gateways)}
-    tiers.discard(NO_GATEWAY)
+    tiers.discard(EMPTY_TIER)
     return capacity.rate(tiers) if tiers else None
 
 

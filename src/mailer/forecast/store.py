@@ -74,14 +74,14 @@ async def read_load(connection: AsyncConnection, mailing_ids: Sequence[int]) -> 
     )
 
 
-SELECT_ROUTES = text("""
+SELECT_GATEWAYS_BY_CODE = text("""
     SELECT operator_code, gateways FROM operator_route JOIN route ON route.id = operator_route.route
     """)
 
 
 async def read_operator_routes(connection: AsyncConnection) -> dict[str, frozenset[str]]:
     """Return the names of the gateways for each operator code, and for `routes.OTHER_CODES`."""
-    rows = await connection.execute(SELECT_ROUTES)
+    rows = await connection.execute(SELECT_GATEWAYS_BY_CODE)
     return {operator_code: frozenset(names) for operator_code, names in rows}
 
 

@@ -18,7 +18,7 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from heapq import heapify, heappop, heappush
 from typing import NamedTuple
 
-from mailer.forecast.tiers import NO_GATEWAY, Capacity, Tier, combined_rate, strict_shares
+from mailer.forecast.tiers import EMPTY_TIER, Capacity, Tier, combined_rate, strict_shares
 
 EPSILON = 1e-3
 """Fractions of a client up to this size are rounding errors."""
@@ -37,7 +37,7 @@ class SendSlot(NamedTuple):
 class Cohort:
     """Clients who may be sent to at the same times through the same tier, simulated together."""
 
-    def __init__(self, slots: Iterator[SendSlot], clients: float, tier: Tier = NO_GATEWAY) -> None:
+    def __init__(self, slots: Iterator[SendSlot], clients: float, tier: Tier = EMPTY_TIER) -> None:
         self.clients = clients
         self.tier = tier
         self.unreached = float(clients)

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 Tier = frozenset[str]
 """The names of the gateways of a tier."""
-NO_GATEWAY: Tier = frozenset()
+EMPTY_TIER: Tier = frozenset()
 """The tier of a route without a usable gateway."""
 
 
