@@ -96,9 +96,7 @@ async def count_in_detail(
 ) -> MailingStatistics:
     """Return statistics of a mailing that was read in the same snapshot.
 
-    The cost is at the prices of `channels`.
-
-    `expected_end` is left None. The caller computes it when it holds no connection any more. Raises
+    The cost is at the prices of `channels`. `expected_end` is left None. The caller computes it when it holds no connection any more. Raises
     `InvalidError` for a wrong `bucket`.
     """
     mailing = mailing_progress.mailing
