@@ -96,8 +96,8 @@ async def count_in_detail(
 ) -> MailingStatistics:
     """Return statistics of a mailing that was read in the same snapshot.
 
-    The cost is at the prices of `channels`. `expected_end` is left None. The caller computes it when it holds no connection any more. Raises
-    `InvalidError` for a wrong `bucket`.
+    The cost is at the prices of `channels`. `expected_end` is left None. The caller computes it
+    when it holds no connection any more. Raises `InvalidError` for a wrong `bucket`.
     """
     mailing = mailing_progress.mailing
     counts = await counters.get_all(connection, mailing.id)
