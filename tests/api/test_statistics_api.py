@@ -69,6 +69,7 @@ async def test_the_statistics_of_a_mailing_have_every_breakdown(
         "attempts": [{"attempts": 1, "messages": outcomes}],
         "gateways": [{"gateway": "main", "messages": outcomes, "parts": 2}],
         "expected_end": None,
+        "cost": {"total": None, "gateways": [{"gateway": "main", "parts": 2, "cost": None}]},
     }
 
 

@@ -21,7 +21,7 @@ from tests.factories import (
 from mailer.access.model import COMMAND_LINE
 from mailer.errors import InvalidError
 from mailer.forecast import service as forecast
-from mailer.forecast.throughput import Throughput
+from mailer.forecast.tiers import GatewayThroughput, by_name
 from mailer.gateway.channel import NO_CHANNELS, Channels
 from mailer.gateway.protocol import TemporaryFailure
 from mailer.mailing import service, store
@@ -269,8 +269,8 @@ async def test_the_expected_end_includes_clients_that_are_not_enqueued_yet(
 async def test_the_expected_end_equals_the_forecast(engine: AsyncEngine) -> None:
     mailing_id = await add_sending_mailing(engine)
     result = await get_statistics(engine, mailing_id, rate=4)
-    throughput = Throughput(4, is_limited=True)
-    expected = await forecast.of_mailing(engine, mailing_id, throughput)
+    gateways = by_name(GatewayThroughput("default", 4, is_limited=True))
+    expected = await forecast.of_mailing(engine, mailing_id, gateways)
     assert expected is not None
     assert expected.done_at is not None
     assert result.expected_end is not None

@@ -56,6 +56,11 @@ def _format_number(value: float, pattern: str, language: str) -> str:
     return str(format_decimal(value, pattern, locale(language)))
 
 
+def format_money(value: float) -> str:
+    """Return an amount of money with two decimals, without a currency."""
+    return str(format_decimal(value, "#,##0.00", locale(current_language())))
+
+
 def format_share(part: int, whole: int) -> str:
     """Return a share in percent: 100 % only for all, 0 % only for none."""
     share = part / whole if whole else 0.0
@@ -119,6 +124,7 @@ def message_status_label(status: MessageStatus) -> str:
 
 FILTERS: Mapping[str, Callable[..., Any]] = {
     "number": format_number,
+    "money": format_money,
     "percent": format_share,
     "clock": format_local_time,
     "moment": format_moment,

@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar
 import msgspec
 from msgspec import Meta
 
+from mailer.forecast.cost import Cost
 from mailer.statuses import (
     EXAMPLE_COUNTS,
     EXAMPLE_OUTCOMES,
@@ -125,6 +126,7 @@ class MailingStatistics(msgspec.Struct, frozen=True, kw_only=True):
         "first_sent_at": "2030-01-15T06:00:00.120000Z",
         "last_sent_at": "2030-01-15T06:00:59.980000Z",
         "expected_end": "2030-01-15T06:04:57.480000Z",
+        "cost": Cost.EXAMPLE,
     }
 
     mailing_id: int
@@ -155,3 +157,4 @@ class MailingStatistics(msgspec.Struct, frozen=True, kw_only=True):
             " mailing's end. Null when it is not known, and when the mailing is paused or held."
         ),
     ]
+    cost: Annotated[Cost, Meta(description="Of the delivered messages, at the prices of now.")]

@@ -12,7 +12,8 @@ from mailer.db import workers
 from mailer.db.engine import snapshot
 from mailer.forecast import service as forecast
 from mailer.forecast.basis import read_basis
-from mailer.forecast.throughput import usable_throughput
+from mailer.forecast.cost import cost_of
+from mailer.forecast.throughput import usable_gateways
 from mailer.gateway.channel import NO_CHANNELS, Channels
 from mailer.mailing import store as mailings
 from mailer.mailing.activity import with_hold
@@ -78,9 +79,9 @@ async def of_mailing(
         mailing = with_hold(await mailings.get(connection, mailing_id), channels)
         [mailing_progress] = await progress.get_progress(connection, [mailing])
         active = await workers.active_workers(connection)
-        throughput = usable_throughput(channels)
-        basis = await read_basis(connection, mailing, throughput, len(active) or 1)
-        statistics = await count_in_detail(connection, mailing_progress, bucket)
+        gateways = usable_gateways(channels)
+        basis = await read_basis(connection, mailing, gateways, len(active) or 1)
+        statistics = await count_in_detail(connection, mailing_progress, bucket, channels=channels)
     end = forecast.expected_end(mailing, await forecast.compute(basis))
     return msgspec.structs.replace(statistics, expected_end=end)
 
@@ -91,11 +92,12 @@ async def count_in_detail(
     bucket: int | None = None,
     *,
     max_buckets: int = MAX_BUCKETS,
+    channels: Channels = NO_CHANNELS,
 ) -> MailingStatistics:
     """Return statistics of a mailing that was read in the same snapshot.
 
-    `expected_end` is left None. The caller computes it when it holds no connection any more. Raises
-    `InvalidError` for a wrong `bucket`.
+    The cost is at the prices of `channels`. `expected_end` is left None. The caller computes it
+    when it holds no connection any more. Raises `InvalidError` for a wrong `bucket`.
     """
     mailing = mailing_progress.mailing
     counts = await counters.get_all(connection, mailing.id)
@@ -127,6 +129,7 @@ async def count_in_detail(
         first_sent_at=mailing_progress.first_sent_at,
         last_sent_at=mailing_progress.last_sent_at,
         expected_end=None,
+        cost=cost_of({name: row.parts for name, row in by_value["gateway"].items()}, channels),
     )
 
 
