@@ -18,6 +18,8 @@ from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.tracing import Trace
 from yarl import URL
 
+from mailer.gateway.proxy import Proxy
+
 USER_AGENT = SERVER_SOFTWARE
 """The User-Agent of aiohttp."""
 MAX_LINE_BYTES = 64 * 1024
@@ -126,13 +128,23 @@ class GatewayConnection(ResponseHandler):
 
 
 class GatewayConnector(aiohttp.TCPConnector):
-    """A pool of at most `limit` connections to one URL; created inside a running event loop."""
+    """A pool of at most `limit` connections to one URL; created inside a running event loop.
 
-    def __init__(self, url: URL, limit: int) -> None:
+    Through a proxy, connections for https are tunnels (CONNECT). Then `acquire` raises
+    `aiohttp.ClientHttpProxyError` if the proxy refuses one.
+    """
+
+    def __init__(self, url: URL, limit: int, proxy: Proxy | None = None) -> None:
         super().__init__(limit=limit)
         loop = asyncio.get_running_loop()
         self._factory = partial(GatewayConnection, loop=loop)  # type: ignore[assignment]  # of the base class
-        target = aiohttp.ClientRequest("POST", url, loop=loop)
+        target = aiohttp.ClientRequest(
+            "POST",
+            url,
+            loop=loop,
+            proxy=None if proxy is None else URL(proxy.url),
+            proxy_headers=None if proxy is None else proxy.headers,
+        )
         timeout = aiohttp.ClientTimeout()  # no timeout: `Request.deadline` ends a request
         no_traces: list[Trace] = []
         self.acquire = partial(self.connect, target, no_traces, timeout)

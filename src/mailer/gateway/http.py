@@ -18,6 +18,7 @@ from mailer.gateway.aiohttp_connection import (
     read_body,
 )
 from mailer.gateway.config import ConfiguredGateway
+from mailer.gateway.profile import ResponsePart
 from mailer.gateway.protocol import Accepted, Outcome, Request, TemporaryFailure
 from mailer.gateway.response import (
     MAX_RESPONSE_BODY_BYTES,
@@ -31,6 +32,17 @@ from mailer.gateway.response_rules import Response, ResponseRules
 MAX_STALE_CONNECTIONS = 5
 """Most connections that are tried for one request. A kept connection may turn out to be closed by
 the gateway; then the next one is tried."""
+
+
+PROXY_RULES = [
+    ResponsePart(
+        status=HTTPStatus.PROXY_AUTHENTICATION_REQUIRED,
+        then="temporary",
+        reason="proxy_407",
+        whole_gateway=True,
+    )
+]
+"""Rules before those of the profile if a proxy is used: status 407 comes from the proxy."""
 
 
 class HttpGateway:
@@ -50,8 +62,9 @@ class HttpGateway:
                 "Accept-Encoding": "identity",
             }
         )
+        self._proxy = gateway.proxy
         self._rules = ResponseRules(
-            gateway.profile.response,
+            [*(() if gateway.proxy is None else PROXY_RULES), *gateway.profile.response],
             max_wait=retry_after_cap,
             recognizes_repeats=gateway.profile.limits.recognizes_repeats,
         )
@@ -59,7 +72,7 @@ class HttpGateway:
         self._connector: GatewayConnector | None = None
 
     async def __aenter__(self) -> Self:
-        self._connector = GatewayConnector(self._url, self._concurrency)
+        self._connector = GatewayConnector(self._url, self._concurrency, self._proxy)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -94,8 +107,10 @@ class HttpGateway:
                     return outcome
             if outcome_of_abort is not None:
                 return outcome_of_abort
-            if isinstance(error, UnreadableResponseError):
+            if isinstance(error, UnreadableResponseError) and request.is_written:
                 return TemporaryFailure("bad_response")
+            if isinstance(error, aiohttp.ClientHttpProxyError):
+                return TemporaryFailure(f"proxy_{error.status}", affects_all=True)
             return outcome_of_network_failure(is_written=request.is_written)
 
     async def _try_connection(

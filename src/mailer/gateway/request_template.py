@@ -158,8 +158,9 @@ class RequestTemplate:
 
     `url` is the address of the API. Its query is kept. Its user and password are sent as Basic
     authentication, unless the profile defines an authentication. `headers` are added to those of
-    the profile. Raises `ValueError`, which names the key of the account, for a placeholder without
-    a value and for a value that a request cannot have.
+    the profile. `has_whole_url` is for a proxy that forwards requests: the first line has the whole
+    URL, not only the path. Raises `ValueError`, which names the key of the account, for a
+    placeholder without a value and for a value that a request cannot have.
     """
 
     def __init__(
@@ -168,6 +169,8 @@ class RequestTemplate:
         url: GatewayUrl,
         texts: Texts,
         headers: Mapping[str, str],
+        *,
+        has_whole_url: bool = False,
     ) -> None:
 
         def template(text: str) -> Template:
@@ -179,9 +182,10 @@ class RequestTemplate:
         self._has_body = part.body != "none"
         self._body = _Joined(_compile_body(part, template) if self._has_body else ())
         length = b"Content-Length: " if self._has_body else b""
+        origin = url.before[: _path_start(url.before)] if has_whole_url else ""
         self._head = _Joined(
             [
-                f"{part.method} ".encode(),
+                f"{part.method} {origin}".encode(),
                 *_compile_target(part, url, template, path_template),
                 b" HTTP/1.1\r\n",
                 *_compile_headers(part, url, headers, texts),
@@ -213,6 +217,11 @@ class _Joined:
         return self._format % tuple([value(message) for value in self._values])
 
 
+def _path_start(url: str) -> int:
+    """Return the position of the path in a URL."""
+    return url.index("/", url.index("//") + 2)
+
+
 def _compile_target(
     part: RequestPart, url: GatewayUrl, template: TemplateOf, path_template: TemplateOf
 ) -> list[Piece]:
@@ -222,7 +231,7 @@ def _compile_target(
     if addition != "{id}":  # only the id alone can be a value in the query of the address
         before, _, query = f"{before}{after}".partition("?")
         after = f"?{query}" if query else ""
-    path = before[before.index("/", before.index("//") + 2) :]
+    path = before[_path_start(before) :]
     if addition.startswith("/"):
         path = path.rstrip("/")
     pieces: list[Piece] = [
