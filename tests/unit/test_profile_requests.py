@@ -160,7 +160,7 @@ def test_messagebird() -> None:
     assert (sent.method, sent.target) == ("POST", "/messages")
     assert sent.headers["Authorization"] == "AccessKey tok"
     assert sent.json == {
-        "recipients": "79161234567",
+        "recipients": ["79161234567"],
         "originator": "ACME",
         "body": CYRILLIC,
         "validity": 7_200,
@@ -194,6 +194,7 @@ def test_telnyx() -> None:
         "to": "+79161234567",
         "text": CYRILLIC,
         "type": "SMS",
+        "messaging_profile_id": "AC1",
         "webhook_url": CALLBACK,
     }
 
