@@ -13,6 +13,9 @@ BENCHES := first_request deliver import_clients cost against_bare against_peers 
 	scale many_mailings waiting_mailings held_snapshot access admin_pages two_processes idle loop_blocks \
 	sending_during_import hostile_headers schema soak
 
+# The package on npm that contains Twilio's OpenAPI description.
+TWILIO_OPENAPI := @twilio/cli-core@8.3.2
+
 # Programs that only some tests need, and that pip cannot install.
 PROGRAMS := promtool chromium faketime bearerbox
 
@@ -42,9 +45,11 @@ busy: $(READY) ## run all tests three times, beside four endless loops that keep
 		$(BIN)/python -c 'while True: pass' & burners="$$burners $$!"; done; \
 	for run in 1 2 3; do $(MAKE) --no-print-directory test; done
 
-peers: $(READY) ## compare the requests of gateways with those of the providers' SDKs
+peers: $(READY) ## compare the requests of gateways with the providers' SDKs and OpenAPI descriptions
 	@[ -e .venv/sdks/ready ] || { $(PYTHON) -m venv .venv/sdks && \
 		.venv/sdks/bin/pip install -q -r tests/peers/requirements.txt && touch .venv/sdks/ready; }
+	@[ -e .venv/sdks/package ] || { cd .venv/sdks && npm pack --silent $(TWILIO_OPENAPI) >/dev/null && \
+		tar xzf twilio-cli-core-*.tgz; } || echo 'npm is not installed: the test that needs it is skipped'
 	@$(BIN)/pytest -q tests/peers
 
 promtool: PACKAGE := prometheus
