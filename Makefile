@@ -9,8 +9,8 @@ PIP := -m pip -qq --disable-pip-version-check --no-input
 INSTALL := DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends
 CACHES := .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
-BENCHES := first_request deliver import_clients cost against_bare against_peers finished_rows million \
-	scale many_mailings waiting_mailings held_snapshot access admin_pages two_processes idle loop_blocks \
+BENCHES := first_request deliver import_clients cost profiles against_bare against_peers finished_rows \
+	million scale many_mailings waiting_mailings held_snapshot access admin_pages two_processes idle loop_blocks \
 	sending_during_import hostile_headers schema soak
 
 # The package on npm that contains Twilio's OpenAPI description.

@@ -5,7 +5,8 @@ from typing import Any
 
 from mailer.gateway.profile_file import load_profile
 from mailer.gateway.protocol import OutgoingMessage
-from mailer.gateway.request_template import RequestTemplate, Texts
+from mailer.gateway.request_template import RequestTemplate
+from mailer.gateway.template import Texts
 from mailer.urls import read_gateway_url
 
 TEXTS = ["Hello & 100%", "Привет, мир & 100%", "Привет! " * 30]

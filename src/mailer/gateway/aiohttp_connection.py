@@ -156,11 +156,7 @@ async def read_body(content: aiohttp.StreamReader, limit: int, received: bytearr
     """Return the body of a response; None when it is longer than `limit` bytes.
 
     The received part of the body is added to `received`, so that the caller has it after an error.
-    A complete body that came together with the headers is only returned.
     """
-    if content.is_eof():  # the body came with the headers, as nearly always
-        body = content.read_nowait()
-        return body if len(body) <= limit else None
     try:
         async for piece in content.iter_any():
             received += piece

@@ -13,8 +13,9 @@ from mailer.gateway.profile import GatewayProfile, RequestPart
 from mailer.gateway.profile_file import load_profile
 from mailer.gateway.profile_mistakes import account_keys
 from mailer.gateway.proxy import Proxy, find_proxy
-from mailer.gateway.request_template import RequestTemplate, Texts
+from mailer.gateway.request_template import RequestTemplate
 from mailer.gateway.response_rules import ResponseRules
+from mailer.gateway.template import Texts
 from mailer.gateway.toml_file import ConfigFileError, convert_table, parse_toml, read_file
 from mailer.settings import LEASE_SLACK, Settings
 from mailer.urls import GatewayUrl, read_gateway_url
