@@ -23,7 +23,7 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import asyncpg
 import uvloop
@@ -38,7 +38,7 @@ from mailer.db.startup import sample_clock
 from mailer.dispatch import message_log
 from mailer.dispatch.dispatcher import Dispatcher, DispatcherLimits
 from mailer.embedded_postgres.cluster import embedded_postgres
-from mailer.gateway.channel import Channel, ChannelLimits
+from mailer.gateway.channel import Channel, ChannelLimits, Channels
 from mailer.gateway.config import default_gateway
 from mailer.gateway.http import HttpGateway
 from mailer.gateway.protocol import Accepted, Outcome, OutgoingMessage, Request
@@ -130,6 +130,13 @@ async def measure_requests(blocks: int) -> RequestCosts:
 class InstantGateway:
     """A gateway that accepts every message at once, without a request."""
 
+    async def __aenter__(self) -> Self:
+        """Open nothing."""
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        """Close nothing."""
+
     async def send(self, request: Request) -> Outcome:
         """Accept the message.
 
@@ -154,9 +161,10 @@ async def measure_rest(messages: int, rounds: int) -> float:
             database = await asyncpg.connect(url)
             await harness.create_clients(database, messages)
             settings = Settings(auth="none")
-            limits = ChannelLimits.of(default_gateway(settings), settings)
-            channel = Channel(InstantGateway(), limits)
-            dispatcher = Dispatcher(url, engine, channel, DispatcherLimits.of(settings))
+            configured = default_gateway(settings)
+            limits = ChannelLimits.of(configured, settings)
+            channels = Channels([Channel(InstantGateway(), configured, limits)])
+            dispatcher = Dispatcher(url, engine, channels, DispatcherLimits.of(settings))
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(dispatcher.run())
                 costs = [await send_mailing(engine, database, messages) for _ in range(rounds)]

@@ -33,6 +33,8 @@ from mailer.sample_data import SCHEDULED, SampleMailing, create_mailings, create
 
 MAX_RATIO = 1.5
 LEASE = timedelta(seconds=60)
+ROUTE = 1
+"""Id of the route with the gateway `default` alone."""
 HOUR, MINUTE = timedelta(hours=1), timedelta(minutes=1)
 
 
@@ -49,10 +51,12 @@ async def send(url: str, mailing_id: int, batch: int) -> BatchCosts:
     connection = await dedicated.get()
     backend = connection.get_server_pid()
     owner, cursor = uuid4(), store.FIRST_CURSOR
+    target = store.ClaimTarget(owner, LEASE, "default")
     costs = BatchCosts([], [])
     while True:
         cpu_before = harness.exact_cpu_seconds(backend)
-        claims = await store.claim(connection, {mailing_id: cursor}, batch, owner, LEASE)
+        source = store.ClaimSource(ROUTE, {mailing_id: cursor}, batch)
+        claims = await store.claim(connection, source, target)
         cpu_after_claim = harness.exact_cpu_seconds(backend)
         if not claims:
             break

@@ -7,27 +7,33 @@ CREATE FUNCTION add_message_deltas_of_insert() RETURNS trigger
 BEGIN
     INSERT INTO message_count_delta
     SELECT mailing_id, dimension, key, bucket_start,
-        messages, delivered, undelivered, "unknown", cancelled
+        messages, delivered, undelivered, "unknown", cancelled, parts, gateway
     FROM (
         SELECT mailing_id,
-            CASE grouping(operator_code, time_zone, reason, attempts, second, quarter)
-                WHEN 31 THEN 'operator_code' WHEN 47 THEN 'time_zone' WHEN 55 THEN 'reason'
-                WHEN 59 THEN 'attempts' WHEN 61 THEN 'second' ELSE 'outcome' END AS dimension,
-            coalesce(operator_code, time_zone, reason, attempts::text, outcome_reason, '') AS key,
+            CASE grouping(operator_code, time_zone, reason, attempts, sent_by, second, quarter)
+                WHEN 63 THEN 'operator_code' WHEN 95 THEN 'time_zone' WHEN 111 THEN 'reason'
+                WHEN 119 THEN 'attempts' WHEN 123 THEN 'gateway' WHEN 125 THEN 'second'
+                ELSE 'outcome' END AS dimension,
+            coalesce(operator_code, time_zone, reason, attempts::text, sent_by, outcome_reason, '')
+                AS key,
             coalesce(second, quarter) AS bucket_start,
-            coalesce(operator_code, time_zone, reason, attempts::text, second::text,
+            coalesce(operator_code, time_zone, reason, attempts::text, sent_by, second::text,
                 quarter::text) IS NOT NULL AS is_counted,
             count(*) AS messages,
             count(*) FILTER (WHERE status = 'delivered') AS delivered,
             count(*) FILTER (WHERE status = 'undelivered') AS undelivered,
             count(*) FILTER (WHERE status = 'unknown') AS "unknown",
-            count(*) FILTER (WHERE status = 'cancelled') AS cancelled
+            count(*) FILTER (WHERE status = 'cancelled') AS cancelled,
+            coalesce(sum(parts) FILTER (WHERE status = 'delivered'), 0) AS parts,
+            coalesce(outcome_gateway, '') AS gateway
         FROM (
             SELECT mailing_id, operator_code, time_zone, status, reason,
                 CASE WHEN ended_at IS NOT NULL THEN new_rows.attempts END AS attempts,
+                CASE WHEN ended_at IS NOT NULL THEN gateway END AS sent_by, parts,
                 date_trunc('second', ended_at) AS second,
                 date_bin('15 minutes', ended_at, '2000-01-01 00:00Z') AS quarter,
-                CASE WHEN ended_at IS NOT NULL THEN coalesce(reason, '') END AS outcome_reason
+                CASE WHEN ended_at IS NOT NULL THEN coalesce(reason, '') END AS outcome_reason,
+                CASE WHEN ended_at IS NOT NULL THEN coalesce(gateway, '') END AS outcome_gateway
             FROM new_rows CROSS JOIN LATERAL (
                 SELECT CASE WHEN status = 'unknown' THEN updated_at
                     WHEN status NOT IN ('scheduled', 'sending') THEN coalesce(sent_at, updated_at)
@@ -35,8 +41,8 @@ BEGIN
             ) AS ending
         ) AS row
         GROUP BY GROUPING SETS ((mailing_id, operator_code), (mailing_id, time_zone),
-            (mailing_id, reason), (mailing_id, attempts), (mailing_id, second),
-            (mailing_id, quarter, outcome_reason))
+            (mailing_id, reason), (mailing_id, attempts), (mailing_id, sent_by),
+            (mailing_id, second), (mailing_id, quarter, outcome_reason, outcome_gateway))
     ) AS delta
     WHERE is_counted;
     RETURN NULL;
@@ -55,34 +61,40 @@ BEGIN
     END IF;
     INSERT INTO message_count_delta
     SELECT mailing_id, dimension, key, bucket_start,
-        messages, delivered, undelivered, "unknown", cancelled
+        messages, delivered, undelivered, "unknown", cancelled, parts, gateway
     FROM (
         SELECT mailing_id,
-            CASE grouping(operator_code, time_zone, reason, attempts, second, quarter)
-                WHEN 31 THEN 'operator_code' WHEN 47 THEN 'time_zone' WHEN 55 THEN 'reason'
-                WHEN 59 THEN 'attempts' WHEN 61 THEN 'second' ELSE 'outcome' END AS dimension,
-            coalesce(operator_code, time_zone, reason, attempts::text, outcome_reason, '') AS key,
+            CASE grouping(operator_code, time_zone, reason, attempts, sent_by, second, quarter)
+                WHEN 63 THEN 'operator_code' WHEN 95 THEN 'time_zone' WHEN 111 THEN 'reason'
+                WHEN 119 THEN 'attempts' WHEN 123 THEN 'gateway' WHEN 125 THEN 'second'
+                ELSE 'outcome' END AS dimension,
+            coalesce(operator_code, time_zone, reason, attempts::text, sent_by, outcome_reason, '')
+                AS key,
             coalesce(second, quarter) AS bucket_start,
-            coalesce(operator_code, time_zone, reason, attempts::text, second::text,
+            coalesce(operator_code, time_zone, reason, attempts::text, sent_by, second::text,
                 quarter::text) IS NOT NULL AS is_counted,
             CASE WHEN grouping(operator_code, time_zone) < 3 THEN 0 ELSE sum(n) END AS messages,
             coalesce(sum(n) FILTER (WHERE status = 'delivered'), 0) AS delivered,
             coalesce(sum(n) FILTER (WHERE status = 'undelivered'), 0) AS undelivered,
             coalesce(sum(n) FILTER (WHERE status = 'unknown'), 0) AS "unknown",
-            coalesce(sum(n) FILTER (WHERE status = 'cancelled'), 0) AS cancelled
+            coalesce(sum(n) FILTER (WHERE status = 'cancelled'), 0) AS cancelled,
+            coalesce(sum(n * parts) FILTER (WHERE status = 'delivered'), 0) AS parts,
+            coalesce(outcome_gateway, '') AS gateway
         FROM (
             SELECT mailing_id, operator_code, time_zone, status, reason, n,
                 CASE WHEN ended_at IS NOT NULL THEN changed.attempts END AS attempts,
+                CASE WHEN ended_at IS NOT NULL THEN gateway END AS sent_by, parts,
                 date_trunc('second', ended_at) AS second,
                 date_bin('15 minutes', ended_at, '2000-01-01 00:00Z') AS quarter,
-                CASE WHEN ended_at IS NOT NULL THEN coalesce(reason, '') END AS outcome_reason
+                CASE WHEN ended_at IS NOT NULL THEN coalesce(reason, '') END AS outcome_reason,
+                CASE WHEN ended_at IS NOT NULL THEN coalesce(gateway, '') END AS outcome_gateway
             FROM (
-                SELECT mailing_id, operator_code, time_zone, status, reason, attempts, sent_at,
-                    updated_at, 1 AS n
+                SELECT mailing_id, operator_code, time_zone, status, reason, attempts, gateway,
+                    parts, sent_at, updated_at, 1 AS n
                 FROM new_rows WHERE reason IS NOT NULL OR status NOT IN ('scheduled', 'sending')
                 UNION ALL
-                SELECT mailing_id, operator_code, time_zone, status, reason, attempts, sent_at,
-                    updated_at, -1
+                SELECT mailing_id, operator_code, time_zone, status, reason, attempts, gateway,
+                    parts, sent_at, updated_at, -1
                 FROM old_rows WHERE reason IS NOT NULL OR status NOT IN ('scheduled', 'sending')
             ) AS changed CROSS JOIN LATERAL (
                 SELECT CASE WHEN status = 'unknown' THEN updated_at
@@ -91,11 +103,11 @@ BEGIN
             ) AS ending
         ) AS row
         GROUP BY GROUPING SETS ((mailing_id, operator_code), (mailing_id, time_zone),
-            (mailing_id, reason), (mailing_id, attempts), (mailing_id, second),
-            (mailing_id, quarter, outcome_reason))
+            (mailing_id, reason), (mailing_id, attempts), (mailing_id, sent_by),
+            (mailing_id, second), (mailing_id, quarter, outcome_reason, outcome_gateway))
     ) AS delta
-    WHERE is_counted AND (messages, delivered, undelivered, "unknown", cancelled)
-        <> (0, 0, 0, 0, 0);
+    WHERE is_counted AND (messages, delivered, undelivered, "unknown", cancelled, parts)
+        <> (0, 0, 0, 0, 0, 0);
     RETURN NULL;
 END $$;
 
@@ -216,6 +228,21 @@ BEGIN
     WHERE mailing_counts.ctid = ANY (places)
         AND mailing_counts.mailing_id + 0 = delta.mailing_id;
     RETURN NULL;
+END $$;
+
+CREATE FUNCTION find_route(names character varying[]) RETURNS integer
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    sorted varchar[] := ARRAY(
+        SELECT name FROM unnest(names) AS name GROUP BY name ORDER BY name COLLATE "C");
+    found integer := (SELECT id FROM route WHERE gateways = sorted);
+BEGIN
+    IF found IS NULL THEN
+        INSERT INTO route (gateways) VALUES (sorted)
+        ON CONFLICT (gateways) DO UPDATE SET gateways = excluded.gateways RETURNING id INTO found;
+    END IF;
+    RETURN found;
 END $$;
 
 CREATE FUNCTION words_of(value text) RETURNS text[]
@@ -391,7 +418,8 @@ CREATE TABLE message_count (
     delivered bigint DEFAULT 0 NOT NULL,
     undelivered bigint DEFAULT 0 NOT NULL,
     unknown bigint DEFAULT 0 NOT NULL,
-    cancelled bigint DEFAULT 0 NOT NULL
+    cancelled bigint DEFAULT 0 NOT NULL,
+    parts bigint DEFAULT 0 NOT NULL
 );
 
 CREATE TABLE message_count_delta (
@@ -403,7 +431,9 @@ CREATE TABLE message_count_delta (
     delivered bigint DEFAULT 0 NOT NULL,
     undelivered bigint DEFAULT 0 NOT NULL,
     unknown bigint DEFAULT 0 NOT NULL,
-    cancelled bigint DEFAULT 0 NOT NULL
+    cancelled bigint DEFAULT 0 NOT NULL,
+    parts bigint DEFAULT 0 NOT NULL,
+    gateway character varying DEFAULT ''::character varying NOT NULL
 )
 WITH (autovacuum_vacuum_scale_factor='0', autovacuum_vacuum_threshold='10000');
 
@@ -416,7 +446,8 @@ CREATE VIEW all_message_counts AS
     message_count.delivered,
     message_count.undelivered,
     message_count.unknown,
-    message_count.cancelled
+    message_count.cancelled,
+    message_count.parts
    FROM message_count
 UNION ALL
  SELECT message_count_delta.mailing_id,
@@ -427,7 +458,8 @@ UNION ALL
     message_count_delta.delivered,
     message_count_delta.undelivered,
     message_count_delta.unknown,
-    message_count_delta.cancelled
+    message_count_delta.cancelled,
+    message_count_delta.parts
    FROM message_count_delta
   WHERE ((message_count_delta.dimension)::text <> 'outcome'::text);
 
@@ -437,7 +469,9 @@ CREATE TABLE outcome_count (
     delivered bigint DEFAULT 0 NOT NULL,
     undelivered bigint DEFAULT 0 NOT NULL,
     unknown bigint DEFAULT 0 NOT NULL,
-    cancelled bigint DEFAULT 0 NOT NULL
+    cancelled bigint DEFAULT 0 NOT NULL,
+    parts bigint DEFAULT 0 NOT NULL,
+    gateway character varying DEFAULT ''::character varying NOT NULL
 );
 
 CREATE VIEW all_outcome_counts AS
@@ -446,7 +480,9 @@ CREATE VIEW all_outcome_counts AS
     outcome_count.delivered,
     outcome_count.undelivered,
     outcome_count.unknown,
-    outcome_count.cancelled
+    outcome_count.cancelled,
+    outcome_count.parts,
+    outcome_count.gateway
    FROM outcome_count
 UNION ALL
  SELECT message_count_delta.bucket_start,
@@ -454,7 +490,9 @@ UNION ALL
     message_count_delta.delivered,
     message_count_delta.undelivered,
     message_count_delta.unknown,
-    message_count_delta.cancelled
+    message_count_delta.cancelled,
+    message_count_delta.parts,
+    message_count_delta.gateway
    FROM message_count_delta
   WHERE ((message_count_delta.dimension)::text = 'outcome'::text);
 
@@ -602,6 +640,12 @@ CREATE TABLE daily_report (
     settled_recipients bytea[] DEFAULT '{}'::bytea[] NOT NULL
 );
 
+CREATE TABLE gateway_pause (
+    gateway character varying NOT NULL,
+    paused_at timestamp with time zone DEFAULT now() NOT NULL,
+    paused_by character varying NOT NULL
+);
+
 CREATE TABLE idempotency (
     owner character varying NOT NULL,
     key character varying NOT NULL,
@@ -656,11 +700,16 @@ CREATE TABLE mailing (
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     updated_at timestamp with time zone DEFAULT now() NOT NULL,
     deleted_at timestamp with time zone,
+    gateway character varying,
+    sender character varying,
+    route integer,
+    reroute_cursor bigint,
     CONSTRAINT mailing_audience_check CHECK ((audience_cursor <= COALESCE(audience_until, (0)::bigint))),
     CONSTRAINT mailing_clients_count_check CHECK ((clients_count >= 0)),
     CONSTRAINT mailing_closed_has_ended_check CHECK (((NOT is_closed) OR ((status)::text = ANY ((ARRAY['finished'::character varying, 'cancelled'::character varying])::text[])))),
     CONSTRAINT mailing_end_after_start_check CHECK ((datetime_end > datetime_start)),
     CONSTRAINT mailing_on_unknown_check CHECK (((on_unknown)::text = ANY ((ARRAY['retry'::character varying, 'hold'::character varying])::text[]))),
+    CONSTRAINT mailing_sender_check CHECK (((char_length((sender)::text) >= 1) AND (char_length((sender)::text) <= 20))),
     CONSTRAINT mailing_settled_is_closed_check CHECK (((NOT is_settled) OR is_closed)),
     CONSTRAINT mailing_status_check CHECK (((status)::text = ANY ((ARRAY['scheduled'::character varying, 'running'::character varying, 'paused'::character varying, 'finished'::character varying, 'cancelled'::character varying])::text[]))),
     CONSTRAINT mailing_text_check CHECK (((char_length((text)::text) >= 1) AND (char_length((text)::text) <= 1600))),
@@ -715,6 +764,10 @@ CREATE TABLE message (
     retry_at timestamp with time zone,
     claimed_at timestamp with time zone,
     failures jsonb,
+    route integer DEFAULT 1 NOT NULL,
+    gateway character varying,
+    gateway_message_id character varying,
+    parts smallint,
     CONSTRAINT message_attempts_check CHECK ((attempts >= 0)),
     CONSTRAINT message_lease_check CHECK (((((status)::text = 'sending'::text) = (lease_owner IS NOT NULL)) AND (((status)::text = 'sending'::text) = (lease_expires_at IS NOT NULL)))),
     CONSTRAINT message_status_check CHECK (((status)::text = ANY ((ARRAY['scheduled'::character varying, 'sending'::character varying, 'delivered'::character varying, 'undelivered'::character varying, 'unknown'::character varying, 'cancelled'::character varying])::text[]))),
@@ -738,6 +791,11 @@ CREATE TABLE oidc_sign_in (
     created_at timestamp with time zone DEFAULT now() NOT NULL
 );
 
+CREATE TABLE operator_route (
+    operator_code character varying NOT NULL,
+    route integer NOT NULL
+);
+
 CREATE TABLE origin (
     server bigint,
     database bigint NOT NULL,
@@ -747,6 +805,20 @@ CREATE TABLE origin (
     moved_at timestamp with time zone NOT NULL,
     held_since timestamp with time zone,
     data_until timestamp with time zone
+);
+
+CREATE TABLE route (
+    id integer NOT NULL,
+    gateways character varying[] NOT NULL
+);
+
+ALTER TABLE route ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME route_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
 );
 
 CREATE TABLE session (
@@ -801,6 +873,9 @@ ALTER TABLE ONLY client
 ALTER TABLE ONLY daily_report
     ADD CONSTRAINT daily_report_pkey PRIMARY KEY (day);
 
+ALTER TABLE ONLY gateway_pause
+    ADD CONSTRAINT gateway_pause_pkey PRIMARY KEY (gateway);
+
 ALTER TABLE ONLY idempotency
     ADD CONSTRAINT idempotency_pkey PRIMARY KEY (owner, key);
 
@@ -822,8 +897,17 @@ ALTER TABLE ONLY message
 ALTER TABLE ONLY oidc_sign_in
     ADD CONSTRAINT oidc_sign_in_pkey PRIMARY KEY (digest);
 
+ALTER TABLE ONLY operator_route
+    ADD CONSTRAINT operator_route_pkey PRIMARY KEY (operator_code);
+
 ALTER TABLE ONLY outcome_count
-    ADD CONSTRAINT outcome_count_pkey PRIMARY KEY (bucket_start, reason);
+    ADD CONSTRAINT outcome_count_pkey PRIMARY KEY (bucket_start, reason, gateway);
+
+ALTER TABLE ONLY route
+    ADD CONSTRAINT route_gateways_key UNIQUE (gateways);
+
+ALTER TABLE ONLY route
+    ADD CONSTRAINT route_pkey PRIMARY KEY (id);
 
 ALTER TABLE ONLY session
     ADD CONSTRAINT session_pkey PRIMARY KEY (digest);
@@ -874,6 +958,8 @@ CREATE INDEX mailing_open_idx ON mailing USING btree (id) WHERE ((NOT is_closed)
 
 CREATE INDEX mailing_replan_idx ON mailing USING btree (replan_cursor, id) WHERE ((NOT is_closed) AND (deleted_at IS NULL) AND is_replanning);
 
+CREATE INDEX mailing_reroute_idx ON mailing USING btree (reroute_cursor, id) WHERE ((NOT is_closed) AND (deleted_at IS NULL) AND (reroute_cursor IS NOT NULL));
+
 CREATE INDEX mailing_retention_idx ON mailing USING btree (GREATEST(updated_at,
 CASE
     WHEN ((status)::text = 'finished'::text) THEN datetime_end
@@ -892,7 +978,7 @@ CREATE INDEX mailing_words_idx ON mailing USING gin (mailing_words(id, (text)::t
 
 CREATE UNIQUE INDEX message_count_key ON message_count USING btree (mailing_id, dimension, key, bucket_start) NULLS NOT DISTINCT;
 
-CREATE INDEX message_due_idx ON message USING btree (mailing_id, due_at, id) WHERE ((status)::text = 'scheduled'::text);
+CREATE INDEX message_due_idx ON message USING btree (mailing_id, route, due_at, id) WHERE ((status)::text = 'scheduled'::text);
 
 CREATE INDEX message_lease_idx ON message USING btree (lease_expires_at) WHERE ((status)::text = 'sending'::text);
 
@@ -940,6 +1026,9 @@ CREATE TRIGGER update_settled_totals_of_deleted BEFORE DELETE ON mailing FOR EAC
 
 ALTER TABLE ONLY mailing_counts
     ADD CONSTRAINT mailing_counts_mailing_id_fkey FOREIGN KEY (mailing_id) REFERENCES mailing(id) ON DELETE CASCADE;
+
+ALTER TABLE ONLY operator_route
+    ADD CONSTRAINT operator_route_route_fkey FOREIGN KEY (route) REFERENCES route(id);
 
 ALTER TABLE ONLY session
     ADD CONSTRAINT session_user_id_fkey FOREIGN KEY (user_id) REFERENCES app_user(id) ON DELETE CASCADE;

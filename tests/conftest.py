@@ -42,7 +42,8 @@ EMPTY = (
             tables CONSTANT text[] := '{message, mailing_counts, mailing, client_to_replan, client,
                 daily_report, session, oidc_sign_in, api_key, app_user, login_throttle,
                 known_network, idempotency, origin, audit, message_count, message_count_delta,
-                outcome_count, segment_count, segment_count_delta}';
+                outcome_count, segment_count, segment_count_delta, operator_route, route,
+                gateway_pause}';
             table_name text;
             has_rows boolean;
         BEGIN
@@ -71,6 +72,7 @@ EMPTY = (
             PERFORM setval(seqrelid, seqstart, false)
             FROM pg_sequence JOIN pg_depend ON objid = seqrelid AND deptype = 'i';
         END $$"""),
+    text("INSERT INTO operator_route SELECT '', find_route('{default}')"),  # as after the migration
     update(settled_totals).values(dict.fromkeys(settled_totals.c.keys(), 0)),
     text("SELECT update_origin()"),
     text("UPDATE origin SET moved_at = moved_at - interval '1 hour'"),

@@ -8,22 +8,24 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 from uuid import UUID
 
+from msgspec.structs import replace
 from sqlalchemy import RowMapping, TextClause, event, text
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.db.engine import FIRST_STOP_LOCK, asyncpg_connection, create_engine
-from mailer.gateway.channel import Channel, ChannelLimits
+from mailer.gateway.channel import Channel, ChannelLimits, Channels
 from mailer.gateway.config import default_gateway
-from mailer.gateway.protocol import Outcome, Request
+from mailer.gateway.protocol import Gateway, Outcome, Request
 from mailer.mailing import (
     enqueuing,
     finishing,
     pending_work,
     replanning,
+    rerouting,
     retrying,
     small_audiences,
     starting,
@@ -54,6 +56,10 @@ DAY = timedelta(days=1)
 OWNER = UUID(int=1)
 """The worker that claims messages in tests."""
 LEASE = timedelta(seconds=60)
+GATEWAY = "default"
+"""Name of the gateway that is configured by the settings alone."""
+ROUTE = 1
+"""Id of the route with this one gateway."""
 """The time for which a claim is valid, unless a test gives another one."""
 CHUNK = 5_000
 """Messages that a step of the dispatcher changes at most, unless a test gives another number."""
@@ -179,6 +185,12 @@ async def value(engine: AsyncEngine, query: str) -> Any:
         return (await connection.execute(text(query))).scalar_one()
 
 
+async def rows(engine: AsyncEngine, query: str) -> Sequence[RowMapping]:
+    """Return the rows of a query."""
+    async with engine.connect() as connection:
+        return (await connection.execute(text(query))).mappings().all()
+
+
 @asynccontextmanager
 async def behind_all_stops(engine: AsyncEngine) -> AsyncIterator[None]:
     """Act as a worker that has not applied any stop of a mailing yet, such as a pause.
@@ -248,6 +260,8 @@ async def advance(engine: AsyncEngine, chunk: int = CHUNK) -> None:
                 await do(engine, enqueuing.enqueue_chunk)
             if work.must_replan:
                 await do(engine, lambda db: replanning.replan_chunk(db, chunk))
+            if work.must_reroute:
+                await do(engine, lambda db: rerouting.reroute_chunk(db, SkippedMailings()))
             if work.must_retry:
                 await schedule_retried(engine, chunk)
             if work.must_end_messages:
@@ -275,10 +289,8 @@ async def claim(
     async with engine.connect() as pooled:
         return await messages.claim(
             await asyncpg_connection(pooled),
-            {mailing_id: messages.FIRST_CURSOR},
-            count,
-            OWNER,
-            lease,
+            messages.ClaimSource(ROUTE, {mailing_id: messages.FIRST_CURSOR}, count),
+            messages.ClaimTarget(OWNER, lease, GATEWAY),
         )
 
 
@@ -288,7 +300,17 @@ async def finish(engine: AsyncEngine, *finished: MessageResult) -> int:
         return len(await messages.record_results(await asyncpg_connection(pooled), OWNER, finished))
 
 
-class UnusedGateway:
+class FakeGateway:
+    """Base of fake gateways, which have nothing to open or close."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        pass
+
+
+class UnusedGateway(FakeGateway):
     """A gateway for tests in which nothing is sent."""
 
     async def send(self, request: Request) -> Outcome:
@@ -297,9 +319,19 @@ class UnusedGateway:
 
 def create_channel(**settings: Any) -> Channel:
     """Return a channel with the limits of these settings. Its gateway cannot send."""
-    return Channel(UnusedGateway(), channel_limits(Settings(**settings)))
+    return channel_of(UnusedGateway(), Settings(**settings))
 
 
-def channel_limits(settings: Settings) -> ChannelLimits:
-    """Return the limits of the gateway that these settings describe."""
-    return ChannelLimits.of(default_gateway(settings), settings)
+def create_channels(**settings: Any) -> Channels:
+    """Return the channels of a worker with one gateway; see `create_channel`."""
+    return Channels([create_channel(**settings)])
+
+
+def channel_of(gateway: Gateway, settings: Settings, **config: Any) -> Channel:
+    """Return a channel to a fake gateway, with the limits of these settings.
+
+    `config` replaces fields of the gateway's configuration, such as `name`.
+    """
+    default = default_gateway(settings)
+    configured = replace(default, config=replace(default.config, **config))
+    return Channel(gateway, configured, ChannelLimits.of(configured, settings))

@@ -3,13 +3,12 @@
 import asyncio
 import contextlib
 import re
-import socket
-import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
-from tests.processes import until
+from tests.daemons import free_port, running, until_open
+from tests.message_parts import Part, decode_ucs2
 from tests.programs import find_program, skip_or_fail
 
 FAKESMSC = Path("/usr/lib/kannel/test/fakesmsc")
@@ -51,20 +50,19 @@ RECEIVED = re.compile(
 """A line of fakesmsc's log. Data is percent-encoded, apart from that of the type `text`."""
 
 
-class Part:
-    """A part of a text, as the network operator received it."""
-
-    def __init__(self, line: re.Match[bytes]) -> None:
-        self.sender, self.phone = line["sender"].decode(), line["phone"].decode()
-        udh = unquote_to_bytes(line["udh"] or b"")
-        self.reference, self.total, self.number = udh[3:6] if udh else (0, 1, 1)
-        """From the user data header (3GPP TS 23.040, section 9.2.3.24.1)."""
-        self.data = line["data"]
-        if line["type"] != b"text":
-            self.data = unquote_to_bytes(self.data.replace(b"+", b" "))
-        # fakesmsc does not say in which alphabet a part of a long text is. In UTF-16, Latin letters
-        # and blanks have a byte 0, and Cyrillic letters a byte 4; no text in UTF-8 has them.
-        self.is_ucs2 = line["type"] == b"ucs-2" or bool({0, 4} & {*self.data})
+def read_part(line: re.Match[bytes]) -> Part:
+    """Return the part of a text that a line of fakesmsc's log describes."""
+    udh = unquote_to_bytes(line["udh"] or b"")
+    # From the user data header (3GPP TS 23.040, section 9.2.3.24.1)
+    reference, total, number = udh[3:6] if udh else (0, 1, 1)
+    data = line["data"]
+    if line["type"] != b"text":
+        data = unquote_to_bytes(data.replace(b"+", b" "))
+    # fakesmsc does not say in which alphabet a part of a long text is. In UTF-16, Latin letters
+    # and blanks have a byte 0, and Cyrillic letters a byte 4; no text in UTF-8 has them.
+    is_ucs2 = line["type"] == b"ucs-2" or bool({0, 4} & {*data})
+    decode = decode_ucs2 if is_ucs2 else bytes.decode
+    return Part(line["phone"].decode(), reference, total, number, data, decode)
 
 
 class Kannel:
@@ -82,32 +80,6 @@ class Kannel:
             f'username = "{USER}"\npassword = "{PASSWORD}"\nsender = "ACME"\n'
         )
 
-    async def until_complete(self, count: int) -> list[tuple[str, str]]:
-        """Wait until `count` messages were received, and return their phones and texts."""
-
-        async def texts() -> list[tuple[str, str]] | None:
-            received = self.texts()
-            return received if len(received) >= count else None
-
-        return await until(texts)
-
-    def texts(self) -> list[tuple[str, str]]:
-        """Return phone and text of each message of which all parts were received."""
-        messages: dict[tuple[str, int, int], list[Part]] = {}
-        for position, part in enumerate(self.parts):
-            key = (part.phone, part.reference, position if part.total == 1 else -1)
-            messages.setdefault(key, []).append(part)
-        return [
-            (parts[0].phone, _join(parts))
-            for parts in messages.values()
-            if len(parts) == parts[0].total
-        ]
-
-
-def _join(parts: list[Part]) -> str:
-    data = b"".join(part.data for part in sorted(parts, key=lambda part: part.number))
-    return data.decode("utf-16-be" if parts[0].is_ucs2 else "utf-8")
-
 
 @contextlib.asynccontextmanager
 async def kannel(folder: Path) -> AsyncIterator[Kannel]:
@@ -115,67 +87,30 @@ async def kannel(folder: Path) -> AsyncIterator[Kannel]:
     bearerbox, smsbox = find_program("bearerbox"), find_program("smsbox")
     if not FAKESMSC.exists():
         skip_or_fail("fakesmsc")
-    ports = {name: _free_port() for name in ("admin", "smsbox", "smsc", "sendsms")}
+    ports = {name: free_port() for name in ("admin", "smsbox", "smsc", "sendsms")}
     config = folder / "kannel.conf"
     config.write_text(CONFIG.format(**ports, user=USER, password=PASSWORD))
     server = Kannel(f"http://127.0.0.1:{ports['sendsms']}")
     async with contextlib.AsyncExitStack() as stack:
-        await stack.enter_async_context(_running(bearerbox, str(config), folder=folder))
-        await _until_open(ports["smsbox"])
-        await _until_open(ports["smsc"])
+        await stack.enter_async_context(running(bearerbox, str(config), folder=folder))
+        await until_open(ports["smsbox"])
+        await until_open(ports["smsc"])
         operator = await stack.enter_async_context(
-            _running(
+            running(
                 *(str(FAKESMSC), "-H", "127.0.0.1", "-r", str(ports["smsc"]), "-m", "0"),
                 folder=folder,
+                has_output=True,
             )
         )
         reader = asyncio.create_task(_read(operator, server.parts))
         stack.callback(reader.cancel)
-        await stack.enter_async_context(_running(smsbox, str(config), folder=folder))
-        await _until_open(ports["sendsms"])
+        await stack.enter_async_context(running(smsbox, str(config), folder=folder))
+        await until_open(ports["sendsms"])
         yield server
-
-
-@contextlib.asynccontextmanager
-async def _running(*command: str, folder: Path) -> AsyncIterator[asyncio.subprocess.Process]:
-    process = await asyncio.create_subprocess_exec(
-        *command,
-        cwd=folder,
-        stdin=subprocess.PIPE,  # fakesmsc ends when its input ends
-        stdout=subprocess.PIPE if command[0] == str(FAKESMSC) else subprocess.DEVNULL,
-        stderr=subprocess.STDOUT,
-        limit=1_000_000,
-    )
-    try:
-        yield process
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
 
 
 async def _read(operator: asyncio.subprocess.Process, parts: list[Part]) -> None:
     """Add what fakesmsc logs to `parts`."""
     assert operator.stdout is not None
     async for line in operator.stdout:
-        parts.extend(Part(received) for received in RECEIVED.finditer(line.rstrip()))
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
-
-
-async def _until_open(port: int) -> None:
-    """Wait until a server listens on this port."""
-
-    async def connect() -> bool | None:
-        try:
-            _, writer = await asyncio.open_connection("127.0.0.1", port)
-        except OSError:
-            return None
-        writer.close()
-        return True
-
-    await until(connect)
+        parts.extend(read_part(received) for received in RECEIVED.finditer(line.rstrip()))

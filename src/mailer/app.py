@@ -15,7 +15,7 @@ from mailer.admin.live import LiveUpdates
 from mailer.admin.router import HANDLERS, site_router
 from mailer.client.api import ClientController
 from mailer.erasure import ErasureController
-from mailer.gateway.channel import Channel
+from mailer.gateway.channel import Channels
 from mailer.idempotency.middleware import Idempotency, claim_of
 from mailer.limits import RateLimiter
 from mailer.mailing.api import MailingController
@@ -44,7 +44,7 @@ the provider.
 
 def create_app(  # noqa: PLR0913  # the dependencies of the handlers
     engine: AsyncEngine,
-    channel: Channel | None = None,
+    channels: Channels | None = None,
     *,
     live: LiveUpdates | None = None,
     settings: Settings | None = None,
@@ -54,16 +54,18 @@ def create_app(  # noqa: PLR0913  # the dependencies of the handlers
 ) -> Litestar:
     """Return the web application; it uses the database through `engine`.
 
-    `channel` is None if no gateway is configured. Until `startup` is done, most requests are
-    answered with 503. The readiness probe fails as long as `why_not_ready` returns a reason.
+    `channels` are those of the gateways; None if none is configured. Until `startup` is done, most
+    requests are answered with 503. The readiness probe fails as long as `why_not_ready` returns a
+    reason.
     """
     settings = settings or Settings()
     startup = startup or Startup()
+    channels = channels if channels is not None else Channels()
     provider = create_provider(settings)
     # handlers get these objects as parameters with the same names
     dependencies = {
         "engine": engine,
-        "channel": channel,
+        "channels": channels,
         "live": live or LiveUpdates(),
         "settings": settings,
         "provider": provider,
@@ -107,7 +109,7 @@ def create_app(  # noqa: PLR0913  # the dependencies of the handlers
         on_shutdown=[provider.close] if provider else [],
         state=State(
             {
-                "channel": channel,
+                "channels": channels,
                 "limits": limits,
                 "is_auth_enabled": settings.is_auth_enabled,
                 "has_public_metrics": settings.monitoring_token is None,

@@ -19,7 +19,7 @@ from prometheus_client import (
     generate_latest,
 )
 
-from mailer.metric_types import BoundedCounter, PlainHistogram
+from mailer.metric_types import BoundedCounter, HistogramSeries, PlainHistogram
 from mailer.statuses import OUTCOMES
 
 prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # they double the series and add no information
@@ -31,8 +31,8 @@ ProcessCollector(registry=REGISTRY)
 _results = BoundedCounter(
     Counter(
         "mailer_message_results",
-        "Results of claimed messages, by the new status of the message and the reason.",
-        ["outcome", "reason"],
+        "Results of claimed messages, by gateway, new status of the message, and reason.",
+        ["gateway", "outcome", "reason"],
         registry=REGISTRY,
     )
 )
@@ -50,6 +50,7 @@ _gateway_latency = PlainHistogram(
     "Seconds from the start of a gateway request to its outcome.",
     DURATION_BUCKETS,
     REGISTRY,
+    label="gateway",
 )
 _attempts = PlainHistogram(
     "mailer_message_attempts",
@@ -66,17 +67,25 @@ _loop_lag = PlainHistogram(
 _gateway_requests = Gauge(
     "mailer_gateway_requests_in_flight",
     "Gateway requests that wait for an answer.",
+    ["gateway"],
     registry=REGISTRY,
 )
 _breaker_state = Gauge(
     "mailer_gateway_breaker_state",
     "1 for the current state of the gateway's circuit breaker, 0 for the other states.",
-    ["state"],
+    ["gateway", "state"],
     registry=REGISTRY,
 )
 _breaker_openings = Counter(
     "mailer_gateway_breaker_openings",
     "How often the breaker opened, including after a failed probe.",
+    ["gateway"],
+    registry=REGISTRY,
+)
+_gateway_paused = Gauge(
+    "mailer_gateway_paused",
+    "1 while a user has paused the gateway, else 0.",
+    ["gateway"],
     registry=REGISTRY,
 )
 _claim_sizes = Histogram(
@@ -157,15 +166,32 @@ def clock_stepped(clock: str) -> None:
     _clock_steps.labels(clock).inc()
 
 
-def breaker_changed(state: str, states: Iterable[str]) -> None:
-    """Export the new `state` of the breaker; count it if it is `open`.
+def breaker_changed(gateway: str, state: str, states: Iterable[str]) -> None:
+    """Export the new `state` of a gateway's breaker; count it if it is `open`.
 
     `states` are all states that a breaker can have.
     """
     for each in states:
-        _breaker_state.labels(each).set(each == state)
+        _breaker_state.labels(gateway, each).set(each == state)
+    openings = _breaker_openings.labels(gateway)  # exported as 0 at first
     if state == "open":
-        _breaker_openings.inc()
+        openings.inc()
+
+
+def gateway_paused(gateway: str, *, is_paused: bool) -> None:
+    """Export whether a user has paused a gateway."""
+    _gateway_paused.labels(gateway).set(is_paused)
+
+
+def gateway_removed(gateway: str) -> None:
+    """Remove the series of a gateway that is not configured any more.
+
+    Requests that are still in flight are counted in new series when they end.
+    """
+    for gauge in (_gateway_requests, _breaker_state, _breaker_openings, _gateway_paused):
+        gauge.remove_by_labels({"gateway": gateway})
+    _gateway_latency.remove(gateway)
+    _results.remove(gateway)
 
 
 def messages_claimed(messages: int) -> None:
@@ -173,34 +199,39 @@ def messages_claimed(messages: int) -> None:
     _claim_sizes.observe(messages)
 
 
-def results_recorded(results: Iterable[tuple[str, str | None, int]], *, discarded: int) -> None:
+def results_recorded(
+    results: Iterable[tuple[str, str, str | None, int]], *, discarded: int
+) -> None:
     """Count results of claimed messages.
 
-    Each result is the new status of its message, the reason or None, and the number of attempts.
+    Each is the gateway, the new status of the message, the reason or None, and the attempts.
     `discarded` is how many of the results were not stored, because the lease was lost. These are
     counted as results too.
     """
-    for (status, reason, attempts), messages in collections.Counter(results).items():
-        _results.inc(status, reason or "", messages)
+    for (gateway, status, reason, attempts), messages in collections.Counter(results).items():
+        _results.inc(gateway, status, reason or "", messages)
         if status in OUTCOMES:
-            _attempts.observe(attempts, messages)
+            _attempts.series().observe(attempts, messages)
     if discarded:
         _discarded_results.inc(discarded)
 
 
-def gateway_request_ended(seconds: float) -> None:
-    """Record the duration of a gateway request, whatever its outcome."""
-    _gateway_latency.observe(seconds)
+def gateway_latency(gateway: str) -> HistogramSeries:
+    """Return the series that counts the durations of a gateway's requests, in seconds.
+
+    Every request is counted, whatever its outcome.
+    """
+    return _gateway_latency.series(gateway)
 
 
 def loop_lag_measured(seconds: float) -> None:
     """Record how late the event loop ran the loop monitor's callback."""
-    _loop_lag.observe(seconds)
+    _loop_lag.series().observe(seconds)
 
 
-def watch_gateway_requests(count: Callable[[], int]) -> None:
-    """Export the number of gateway requests in flight, read from `count` at each scrape."""
-    _gateway_requests.set_function(count)
+def watch_gateway_requests(gateway: str, count: Callable[[], int]) -> None:
+    """Export the number of a gateway's requests in flight, read from `count` at each scrape."""
+    _gateway_requests.labels(gateway).set_function(count)
 
 
 def http_request_answered(method: str, route: str, status: int, seconds: float) -> None:

@@ -45,15 +45,15 @@ def url_of(listening: socket.socket) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-def stop_on_signals(stop: Callable[[], None]) -> None:
-    """Call `stop` on each signal that ends mailer; ignore the other signals."""
+def act_on_signals(stop: Callable[[], None], reload: Callable[[], None]) -> None:
+    """Call `stop` on each signal that ends mailer, and `reload` on SIGHUP without a terminal."""
 
     def on_signal() -> None:
         log.info("stopping")
         notify_systemd("STOPPING=1")
         stop()
 
-    handle_signals(on_signal)
+    handle_signals(on_signal, reload)
 
 
 def notify_systemd(*states: str) -> None:

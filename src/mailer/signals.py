@@ -27,20 +27,19 @@ IGNORED_SIGNALS = (
 """Signals from log rotation, scripts and profilers, which mailer does not use."""
 
 
-def handle_signals(stop: Callable[[], None]) -> None:
+def handle_signals(stop: Callable[[], None], reload: Callable[[], None]) -> None:
     """Call `stop` on each signal that ends mailer; log and ignore the other signals.
 
     SIGHUP says that the terminal was closed, so it stops mailer if mailer has a terminal. Without a
-    terminal it usually asks a service to reload its settings: mailer never does, and ignores it. If
-    `nohup` started mailer, SIGHUP is ignored already and stays so.
+    terminal it asks a service to reload its configuration, and calls `reload`. If `nohup` started
+    mailer, SIGHUP is ignored already and stays so.
     """
-    stop_signals, ignored_signals = [*STOP_SIGNALS], [*IGNORED_SIGNALS]
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        (stop_signals if _has_terminal() else ignored_signals).append(signal.SIGHUP)
     loop = asyncio.get_running_loop()
-    for number in stop_signals:
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        loop.add_signal_handler(signal.SIGHUP, stop if _has_terminal() else reload)
+    for number in STOP_SIGNALS:
         loop.add_signal_handler(number, stop)
-    for number in ignored_signals:
+    for number in IGNORED_SIGNALS:
         loop.add_signal_handler(number, partial(_ignore, number))
 
 

@@ -37,12 +37,11 @@ from mailer.db.startup import (
 )
 from mailer.dispatch.dispatcher import Dispatcher, DispatcherLimits
 from mailer.errors import StartError
-from mailer.gateway.channel import Channel, ChannelLimits
-from mailer.gateway.config import configured_gateways
-from mailer.gateway.http import HttpGateway
+from mailer.gateway.channel import Channels
+from mailer.gateway.opening import open_channels
 from mailer.gateway.toml_file import ConfigFileError
 from mailer.loop_monitor import DEBUG_PROBE_INTERVAL, PROBE_INTERVAL, LoopMonitor
-from mailer.server import listen, notify_systemd, stop_on_signals, url_of
+from mailer.server import act_on_signals, listen, notify_systemd, url_of
 from mailer.settings import Settings
 from mailer.web.asgi_wrappers import wrap_asgi
 from mailer.web.server.uvicorn_server import Server
@@ -128,12 +127,12 @@ async def _serve(
             pool_size=DISPATCHER_CONNECTIONS,
             statement_timeout=CHUNK_STATEMENT_TIMEOUT,
         )
-        channel = await _open_channel(stack, settings)
+        channels = _open_channels(settings)
         mail = None if smtp is None else _create_mail(stack, settings, smtp, dispatcher_engine)
         dispatcher = Dispatcher(
             database_url,
             dispatcher_engine,
-            channel,
+            channels,
             DispatcherLimits.of(settings),
             report=None if mail is None else mail.run,
         )
@@ -141,7 +140,7 @@ async def _serve(
         startup = Startup(STARTING_DETAIL)
         app = create_app(
             engine,
-            channel,
+            channels,
             live=live,
             settings=settings,
             startup=startup,
@@ -171,7 +170,7 @@ async def _serve(
             opening.cancel()
             dispatcher.stop()
 
-        stop_on_signals(stop)
+        act_on_signals(stop, partial(_reload_gateways, settings, channels, dispatcher))
         known_zones()  # fills its cache, because it reads hundreds of folders and files
         _freeze_garbage_collector()
         await _run(server, listening_socket, dispatcher, opening)
@@ -198,24 +197,30 @@ def _create_engine(
     return engine
 
 
-async def _open_channel(stack: AsyncExitStack, settings: Settings) -> Channel | None:
-    """Return a channel to the gateway, which `stack` closes; None if no gateway is configured."""
+def _open_channels(settings: Settings) -> Channels:
+    """Return the channels of the configured gateways; raises `StartError`."""
+    channels = Channels()
     try:
-        gateways = configured_gateways(settings, os.environ)
+        channels.replace(open_channels(settings, os.environ, channels))
     except ConfigFileError as error:
         raise StartError(str(error)) from None
-    if not gateways:
+    if not channels:
         because = "neither MAILER_GATEWAYS nor MAILER_GATEWAY_URL is set"
         log.warning("gateway_not_configured", because=because)
-        return None
-    if len(gateways) > 1:
-        raise StartError(f"MAILER_GATEWAYS: has {len(gateways)} gateways, and only one can be used")
-    [configured] = gateways
-    gateway = await stack.enter_async_context(
-        HttpGateway(configured, retry_after_cap=settings.retry_after_cap)
-    )
-    limits = ChannelLimits.of(configured, settings)
-    return Channel(gateway, limits, configured.config.sender or "")
+    return channels
+
+
+def _reload_gateways(settings: Settings, channels: Channels, dispatcher: Dispatcher) -> None:
+    """Read the file of gateways again and use it; if it has mistakes, log them and change nothing.
+
+    The file is small and local, so reading it does not block the event loop for long.
+    """
+    try:
+        dispatcher.use(open_channels(settings, os.environ, channels))
+    except ConfigFileError as error:
+        log.error("gateways_not_reloaded", reason=str(error))  # noqa: TRY400  # the user's mistake
+    else:
+        log.info("gateways_reloaded", gateways=[channel.name for channel in channels])
 
 
 def _create_mail(

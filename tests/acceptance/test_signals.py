@@ -10,7 +10,7 @@ from tests.processes import Gateways, MailerProcess, Mailers, until_true
 from mailer.sample_data import new_mailing
 
 COUNT_SENDING_OR_UNKNOWN = "SELECT count(*) FROM message WHERE status IN ('sending', 'unknown')"
-IGNORED_SIGNALS = ("SIGHUP", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGVTALRM", "SIGPROF", "SIGIO")
+IGNORED_SIGNALS = ("SIGUSR1", "SIGUSR2", "SIGALRM", "SIGVTALRM", "SIGPROF", "SIGIO")
 WITH_DEFAULT_SIGHUP = (
     sys.executable,
     "-c",
@@ -44,7 +44,7 @@ async def test_signal_without_a_meaning_for_mailer_is_logged_and_ignored(
     start_gateway: Gateways, start_mailer: Mailers
 ) -> None:
     gateway = await start_gateway(latency=0.2)
-    mailer = await start_mailer(prefix=WITH_DEFAULT_SIGHUP, **gateway.settings)
+    mailer = await start_mailer(**gateway.settings)
     mailing_id = await create_mailing(mailer)
     await gateway.until_received(20)
     for name in IGNORED_SIGNALS:

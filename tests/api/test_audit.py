@@ -71,6 +71,8 @@ async def test_actions_on_a_mailing_are_recorded_with_the_changed_fields(
         "send_interval_time_start": None,
         "send_interval_time_end": None,
         "on_unknown": "retry",
+        "gateway": None,
+        "sender": None,
     }
     at_deletion = all_fields | {"text": "Later.", "status": "cancelled"}
     assert changes(entry_list) == [

@@ -17,7 +17,7 @@ from tests.factories import OPEN, add_clients, advance, create_channel, execute,
 
 from mailer.app import create_app
 from mailer.gateway.breaker import Breaker
-from mailer.gateway.channel import Channel
+from mailer.gateway.channel import Channel, Channels
 from mailer.gateway.protocol import Accepted, Outcome, TemporaryFailure, Unknown
 
 AT = datetime(2030, 1, 15, 6, tzinfo=UTC)
@@ -45,7 +45,7 @@ def breaker(channel: Channel) -> Breaker:
 @pytest.fixture
 async def api(engine: AsyncEngine, channel: Channel) -> AsyncIterator[httpx.AsyncClient]:
     """The API of an application whose gateway has the breaker `breaker`."""
-    transport = inside(create_app(engine, channel, settings=OPEN))
+    transport = inside(create_app(engine, Channels([channel]), settings=OPEN))
     async with httpx.AsyncClient(transport=transport, base_url="http://mailer/api/v1") as client:
         yield client
 

@@ -36,6 +36,7 @@ from tests.factories import (
 )
 
 from mailer.dispatch.schedule import JobLimits, jobs
+from mailer.gateway.channel import NO_CHANNELS
 from mailer.idempotency import responses
 from mailer.idempotency import store as claims
 from mailer.settings import Settings
@@ -349,7 +350,9 @@ async def test_the_periodic_job_deletes_old_responses(
     await post(api, REFUSED_CALL)
     await execute(engine, EXPIRE_KEYS)
     limits = JobLimits.of(Settings())
-    job = next(each for each in jobs(engine, limits, None) if each.name == "delete_expired")
+    job = next(
+        each for each in jobs(engine, NO_CHANNELS, limits, None) if each.name == "delete_expired"
+    )
     await job.run()
     assert await value(engine, COUNT_KEYS) == 0
 

@@ -12,7 +12,7 @@ from tests.factories import (
     OPEN,
     add_clients,
     add_due_messages,
-    create_channel,
+    create_channels,
     execute,
     start_and_enqueue,
 )
@@ -86,7 +86,7 @@ async def test_the_preview_shows_the_rate_and_clients_beyond_the_capacity(
 ) -> None:
     await add_clients(engine, 500)
     await add_due_messages(engine, 7)
-    app = create_app(engine, create_channel(gateway_rate=0.5), settings=OPEN)  # 300 in 10 minutes
+    app = create_app(engine, create_channels(gateway_rate=0.5), settings=OPEN)  # 300 in 10 minutes
     ten_minutes = NEW_FORM | {"start": "2040-01-01T12:00", "end": "2040-01-01T12:10"}
     async with httpx.AsyncClient(transport=inside(app)) as client:
         preview = await preview_form(client, ten_minutes)

@@ -22,7 +22,7 @@ from tests.factories import (
     add_clients,
     add_mailing,
     add_messages,
-    create_channel,
+    create_channels,
     execute,
     value,
 )
@@ -197,7 +197,7 @@ async def test_the_page_shows_the_history_of_a_message(
     engine: AsyncEngine, assignments: str, sentences: list[str]
 ) -> None:
     """A message with these columns (SQL assignments) is shown with these sentences."""
-    app_with_gateway = create_app(engine, create_channel(), settings=OPEN)
+    app_with_gateway = create_app(engine, create_channels(), settings=OPEN)
     api = httpx.AsyncClient(transport=inside(app_with_gateway), base_url="http://mailer/api/v1")
     await add_clients(engine, 1)
     mailing_id = await create_running_mailing(api, engine, datetime_end="2045-01-01T00:00:00Z")

@@ -8,7 +8,9 @@ import asyncpg
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.event_timeout import EVENT_TIMEOUT, let_run
 from tests.factories import (
+    GATEWAY,
     HOLD_STOP_LOCK,
+    ROUTE,
     add_clients,
     add_mailing,
     add_messages,
@@ -65,7 +67,8 @@ async def claim_one(
 ) -> list[ClaimedMessage]:
     """Claim a due message of a mailing for the worker `owner`. The list is empty without one."""
     cursors = {mailing_id: messages.FIRST_CURSOR}
-    return await messages.claim(sender, cursors, share=1, owner=owner, lease=LEASE)
+    source = messages.ClaimSource(ROUTE, cursors, share=1)
+    return await messages.claim(sender, source, messages.ClaimTarget(owner, LEASE, GATEWAY))
 
 
 async def message_state(engine: AsyncEngine) -> str:

@@ -3,12 +3,19 @@
 import asyncio
 
 from tests.event_timeout import EVENT_TIMEOUT
-from tests.factories import add_due_messages, channel_limits, do, mailing_counts, value
+from tests.factories import (
+    FakeGateway,
+    add_due_messages,
+    channel_of,
+    do,
+    mailing_counts,
+    value,
+)
 
 from mailer.db import origin
 from mailer.db.engine import create_engine
 from mailer.dispatch.dispatcher import Dispatcher, DispatcherLimits
-from mailer.gateway.channel import Channel
+from mailer.gateway.channel import Channel, Channels
 from mailer.gateway.protocol import Outcome, Request, TemporaryFailure, Unknown
 from mailer.settings import Settings
 
@@ -16,7 +23,7 @@ BUSY = TemporaryFailure("http_429", retry_after=600, affects_all=True)
 """An outcome that opens the breaker."""
 
 
-class SlowToConnect:
+class SlowToConnect(FakeGateway):
     """A gateway that responds to one of three requests while the two others still connect.
 
     The response opens the breaker. After that, the two others are connected.
@@ -48,9 +55,11 @@ async def test_requests_waiting_for_a_connection_are_not_written_after_the_break
     await do(engine, origin.update)  # as at startup, while no message exists
     settings = Settings(gateway_concurrency=3)
     gateway = SlowToConnect()
-    channel = gateway.channel = Channel(gateway, channel_limits(settings))
+    channel = gateway.channel = channel_of(gateway, settings)
     mailing_id = await add_due_messages(engine, 3)
-    dispatcher = Dispatcher(database_url, engine, channel, DispatcherLimits.of(settings))
+    dispatcher = Dispatcher(
+        database_url, engine, Channels([channel]), DispatcherLimits.of(settings)
+    )
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(dispatcher.run())
         async with asyncio.timeout(EVENT_TIMEOUT):

@@ -20,6 +20,7 @@ from mailer.daily_report.schedule import MAX_RETRY_DELAY, SEND_LEASE, DailyMail
 from mailer.daily_report.smtp_config import read_smtp_config
 from mailer.dispatch.schedule import JobLimits, jobs
 from mailer.errors import StartError
+from mailer.gateway.channel import NO_CHANNELS
 from mailer.settings import Settings
 from mailer.worker import serve
 
@@ -301,8 +302,8 @@ async def test_the_report_is_a_job_only_if_mail_is_configured(
 ) -> None:
     mail = daily_mail(engine, UNAVAILABLE_PORT)
     limits = JobLimits.of(Settings())
-    with_mail = {job.name: job.run for job in jobs(engine, limits, report=mail.run)}
-    without_mail = {job.name for job in jobs(engine, limits, report=None)}
+    with_mail = {job.name: job.run for job in jobs(engine, NO_CHANNELS, limits, report=mail.run)}
+    without_mail = {job.name for job in jobs(engine, NO_CHANNELS, limits, report=None)}
     assert with_mail["send_report"] == mail.run
     assert "send_report" not in without_mail
 

@@ -14,7 +14,7 @@ from tests.factories import (
     add_clients,
     add_mailing,
     add_messages,
-    create_channel,
+    create_channels,
     do,
     execute,
     start_and_enqueue,
@@ -26,7 +26,7 @@ from mailer.admin.mailings import preview as mailing_preview
 from mailer.admin.system import overview
 from mailer.forecast import service as forecast
 from mailer.forecast.model import Shortfall
-from mailer.gateway.throughput import ThroughputEstimate
+from mailer.forecast.throughput import Throughput
 from mailer.mailing import enqueuing, service, starting, store
 from mailer.mailing.client_filter import AudienceLists
 from mailer.mailing.model import MailingChange, MailingNotFoundError, NewMailing
@@ -36,8 +36,8 @@ IDLE_CHECKS = 20
 """Consecutive checks without a connection in use, so that no further statement follows."""
 TOLERANCE = timedelta(seconds=30)
 """Maximum difference between the test's time and the database's."""
-ONE_A_SECOND = ThroughputEstimate(concurrency=50, limit=1)
-TEN_A_SECOND = ThroughputEstimate(concurrency=50, limit=10)
+ONE_A_SECOND = Throughput(1, is_limited=True)
+TEN_A_SECOND = Throughput(10, is_limited=True)
 """The throughput of a worker with a rate limit of ten messages a second."""
 
 
@@ -87,9 +87,9 @@ async def test_more_workers_are_faster(engine: AsyncEngine) -> None:
     assert is_after(expected.done_at, 600 / 3, draft.datetime_start)
 
 
-@pytest.mark.parametrize("throughput", [None, ThroughputEstimate(concurrency=50)])
+@pytest.mark.parametrize("throughput", [None, Throughput(None, is_limited=False)])
 async def test_without_a_rate_only_sending_windows_count(
-    engine: AsyncEngine, throughput: ThroughputEstimate | None
+    engine: AsyncEngine, throughput: Throughput | None
 ) -> None:
     await add_clients(engine, 600)
     draft = create_draft()
@@ -244,15 +244,15 @@ async def forecast_change(engine: AsyncEngine, mailing_id: int) -> object:
 
 
 async def read_statistics(engine: AsyncEngine, mailing_id: int) -> object:
-    return await statistics.of_mailing(engine, mailing_id, channel=create_channel(gateway_rate=1))
+    return await statistics.of_mailing(engine, mailing_id, channels=create_channels(gateway_rate=1))
 
 
 async def read_page(engine: AsyncEngine, mailing_id: int) -> object:
-    return await mailing_page.read_mailing_page(engine, create_channel(gateway_rate=1), mailing_id)
+    return await mailing_page.read_mailing_page(engine, create_channels(gateway_rate=1), mailing_id)
 
 
 async def read_overview(engine: AsyncEngine, _: int) -> object:
-    return await overview.read_overview(engine, create_channel(gateway_rate=1))
+    return await overview.read_overview(engine, create_channels(gateway_rate=1))
 
 
 async def read_preview(engine: AsyncEngine, mailing_id: int) -> object:

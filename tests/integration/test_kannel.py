@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from tests.kannel import kannel
+from tests.message_parts import until_complete
 from tests.processes import Mailers, mailers
 
 from mailer.sample_data import new_mailing
@@ -35,6 +36,6 @@ async def test_texts_arrive_at_the_operator_as_written(
             mailing = await mailer.call("POST", "/mailings", new_mailing(text=text), 201)
             finished = await mailer.finished(mailing["id"])
             assert finished["delivered_messages"] == CLIENTS_PER_TEXT
-        received = await server.until_complete(len(TEXTS) * CLIENTS_PER_TEXT)
+        received = await until_complete(server.parts, len(TEXTS) * CLIENTS_PER_TEXT)
         phones = await mailer.query("SELECT array_agg(phone) FROM client")
     assert sorted(received) == sorted((f"+{phone}", text) for phone in phones for text in TEXTS)

@@ -15,6 +15,7 @@ from mailer.access import login_throttle
 from mailer.access.login_throttle import LoginAttempt, ThrottledError
 from mailer.dispatch import expiry
 from mailer.dispatch.schedule import JobLimits, jobs
+from mailer.gateway.channel import NO_CHANNELS
 from mailer.settings import Settings
 
 HERE, THERE = "192.0.2.1", "192.0.2.2"
@@ -304,7 +305,7 @@ async def test_the_reported_wait_is_never_too_short(engine: AsyncEngine) -> None
 
 async def test_the_periodic_job_deletes_expired_rows(engine: AsyncEngine) -> None:
     await execute(engine, INSERT_FAILURE.format("25 hours"))
-    all_jobs = jobs(engine, JobLimits.of(Settings()), None)
+    all_jobs = jobs(engine, NO_CHANNELS, JobLimits.of(Settings()), None)
     [delete_expired] = [job for job in all_jobs if job.name == "delete_expired"]
     await delete_expired.run()
     assert await value(engine, "SELECT count(*) FROM login_throttle") == 0

@@ -10,7 +10,7 @@ import httpx
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.asgi_client import inside
-from tests.factories import LEASE, NOON, OPEN, create_channel
+from tests.factories import GATEWAY, LEASE, NOON, OPEN, ROUTE, create_channel
 from tests.processes import until_true
 
 from mailer.app import create_app
@@ -28,6 +28,10 @@ from mailer.dispatch.loop_failures import (
 )
 from mailer.dispatch.recorder import Recorder
 from mailer.dispatch.running_mailings import RunningMailings
+from mailer.dispatch.send_policy import RetryPolicy
+from mailer.dispatch.sender import Sender, SenderParts
+from mailer.gateway.channel import Channels
+from mailer.gateway.router import GatewayTables
 from mailer.message.model import ClaimedMessage, MessageResult
 
 CLAIM = ClaimedMessage(
@@ -49,16 +53,36 @@ def failures() -> LoopFailures:
     return LoopFailures()
 
 
+def create_claimer(
+    url: str, claims: WorkerClaims, mailings: RunningMailings, failures: LoopFailures
+) -> Claimer:
+    """Return a claimer for one channel."""
+    channels = Channels([create_channel()])
+    channels.update(GatewayTables(routes={ROUTE: frozenset({GATEWAY})}, paused_at={}))
+    claimer = Claimer(url, channels, claims, mailings, failures)
+    recorder = Recorder(url, claims, failures, on_recorded=lambda _: None)
+    parts = SenderParts(
+        claims,
+        mailings,
+        recorder,
+        RetryPolicy(attempts=1, base=1, cap=1),
+        channels.has_other,
+        claimer.wake,
+    )
+    claimer.use(Sender(channel, parts) for channel in channels)
+    return claimer
+
+
 @asynccontextmanager
 async def running_loop(loop: Loop, url: str, failures: LoopFailures) -> AsyncIterator[None]:
     """Run one loop of the dispatcher on the database at `url` while the block lasts."""
     engine = create_engine(url)
-    claims = WorkerClaims(LEASE, prefetch_size=1)
+    claims = WorkerClaims(LEASE)
     mailings = RunningMailings(url, claims.in_flight, failures, on_change=lambda _: None)
     lifecycle = Lifecycle(engine, failures, on_messages=lambda _: None, is_sending=lambda: False)
     recorder = Recorder(url, claims, failures, on_recorded=lambda _: None)
     await recorder.put(MessageResult(CLAIM, "delivered", attempts=1))
-    claimer = Claimer(url, create_channel(), claims, mailings, failures)
+    claimer = create_claimer(url, claims, mailings, failures)
     run: Run = {
         "watch_running_mailings": mailings.run,
         "lifecycle": lifecycle.run,

@@ -14,10 +14,12 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.event_timeout import EVENT_TIMEOUT
 from tests.factories import (
+    GATEWAY,
     HOUR,
     LEASE,
     NOON,
     OWNER,
+    ROUTE,
     add_clients,
     add_due_messages,
     add_mailings,
@@ -65,7 +67,8 @@ async def claim(
     after: store.ClaimCursor = store.FIRST_CURSOR,
 ) -> list[ClaimedMessage]:
     """Claim up to `limit` due messages of one mailing."""
-    return await store.claim(connection, {mailing_id: after}, limit, owner, LEASE)
+    source = store.ClaimSource(ROUTE, {mailing_id: after}, limit)
+    return await store.claim(connection, source, store.ClaimTarget(owner, LEASE, GATEWAY))
 
 
 async def claim_one(engine: AsyncEngine, claimer: asyncpg.Connection) -> ClaimedMessage:
@@ -121,7 +124,8 @@ async def test_a_claim_takes_the_oldest_due_messages_of_each_mailing(
     await add_messages(engine, large, await add_clients(engine, 2), "scheduled", at=oldest)
 
     cursors = {large: store.FIRST_CURSOR, small: store.FIRST_CURSOR}
-    claims = await store.claim(claimer, cursors, 2, OWNER, LEASE)
+    source = store.ClaimSource(ROUTE, cursors, 2)
+    claims = await store.claim(claimer, source, store.ClaimTarget(OWNER, LEASE, GATEWAY))
 
     assert sorted(claimed.mailing_id for claimed in claims) == [large, large, small]
     assert all(claimed.attempts == 1 for claimed in claims)
@@ -465,7 +469,7 @@ async def test_the_first_scheduled_message_is_returned_with_due_time_and_seconds
     await add_messages(engine, earlier, clients[:2], "scheduled", at=now - HOUR)
     await add_messages(engine, earlier, clients[2:], "scheduled", at=now + HOUR / 2)
 
-    found = await store.first_scheduled(claimer, {later: None, earlier: None})
+    found = await store.first_scheduled(claimer, ROUTE, {later: None, earlier: None})
 
     due_ats = {first.mailing_id: first.position[0] for first in found}
     assert due_ats == {later: now + HOUR, earlier: now - HOUR}
@@ -482,7 +486,7 @@ async def test_messages_due_before_a_given_moment_are_not_the_first_scheduled_on
     await add_messages(engine, mailing_id, clients[:1], "scheduled", at=now - HOUR)
     await add_messages(engine, mailing_id, clients[1:], "scheduled", at=now + HOUR)
 
-    [first] = await store.first_scheduled(claimer, {mailing_id: now})
+    [first] = await store.first_scheduled(claimer, ROUTE, {mailing_id: now})
 
     due_at, _id = first.position
     assert due_at == now + HOUR
@@ -494,7 +498,7 @@ async def test_a_mailing_without_a_scheduled_message_has_no_first_one(
     mailing_id = await add_due_messages(engine, 0)
     await add_messages(engine, mailing_id, await add_clients(engine, 1), "delivered")
 
-    assert await store.first_scheduled(claimer, {mailing_id: None}) == []
+    assert await store.first_scheduled(claimer, ROUTE, {mailing_id: None}) == []
 
 
 async def test_claims_continue_from_a_cursor_and_reach_every_message_once(

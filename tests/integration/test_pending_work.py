@@ -29,6 +29,7 @@ NO_WORK = {
     "must_start": False,
     "must_enqueue": False,
     "must_replan": False,
+    "must_reroute": False,
     "must_retry": False,
     "must_end_messages": False,
     "must_finish": False,

@@ -38,7 +38,7 @@ async def test_a_result_that_cannot_be_written_does_not_affect_other_mailings(
         for claimed in await claim(engine, mailing_id, count=2)
     ]
     await refuse_results(engine, broken)
-    worker = WorkerClaims(LEASE, prefetch_size=len(claims))
+    worker = WorkerClaims(LEASE)
     worker.owner = OWNER
     worker.add(claims)
     results = [MessageResult(claimed, "delivered", attempts=1) for claimed in claims]

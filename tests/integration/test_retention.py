@@ -18,6 +18,7 @@ from tests.factories import (
 )
 
 from mailer.dispatch.schedule import JobLimits, jobs
+from mailer.gateway.channel import NO_CHANNELS
 from mailer.mailing import purging, store
 from mailer.mailing.model import Mailing
 from mailer.settings import Settings
@@ -31,7 +32,7 @@ COUNT_MESSAGES = "SELECT count(*) FROM message"
 async def add_ended_mailing(
     engine: AsyncEngine, *, ago: timedelta, status: str = "finished"
 ) -> int:
-    """Add a mailing of ten messages that ended `ago`; return its id.
+    """Add a mailing of ten messages through `main` that ended `ago`; return its id.
 
     Its counters changed for the last time at its end.
     """
@@ -41,7 +42,11 @@ async def add_ended_mailing(
     await add_messages(engine, mailing_id, clients[:8], "delivered", at=end)
     await add_messages(engine, mailing_id, clients[8:], "undelivered", "rejected_400", at=end)
     finish = f"is_closed = true, is_settled = true, status = '{status}', updated_at = '{end}'"
-    await execute(engine, f"UPDATE mailing SET {finish} WHERE id = {mailing_id}")  # noqa: S608  # values of the test
+    await execute(
+        engine,
+        f"UPDATE message SET gateway = 'main', parts = 2 WHERE mailing_id = {mailing_id}",  # noqa: S608  # a number
+        f"UPDATE mailing SET {finish} WHERE id = {mailing_id}",  # noqa: S608  # values of the test
+    )
     return mailing_id
 
 
@@ -133,6 +138,6 @@ async def test_the_mailing_whose_retention_ended_first_is_deleted_first(
 def test_only_with_the_setting_a_periodic_job_deletes_messages(engine: AsyncEngine) -> None:
     def job_names(**values: int) -> set[str]:
         settings = Settings(data_dir="/nowhere", **values)  # type: ignore[arg-type]  # values of one type
-        return {job.name for job in jobs(engine, JobLimits.of(settings), None)}
+        return {job.name for job in jobs(engine, NO_CHANNELS, JobLimits.of(settings), None)}
 
     assert job_names(retention_days=30) - job_names() == {"purge_messages"}

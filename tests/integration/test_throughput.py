@@ -6,12 +6,12 @@ from typing import NamedTuple
 
 import pytest
 from tests.event_timeout import EVENT_TIMEOUT
-from tests.factories import add_due_messages, channel_limits, do, mailing_counts
+from tests.factories import FakeGateway, add_due_messages, channel_of, do, mailing_counts
 
 from mailer.db import origin
 from mailer.db.engine import create_engine
 from mailer.dispatch.dispatcher import Dispatcher, DispatcherLimits
-from mailer.gateway.channel import Channel
+from mailer.gateway.channel import Channels
 from mailer.gateway.protocol import Accepted, Outcome, Rejected, Request, TemporaryFailure
 from mailer.settings import Settings
 
@@ -28,7 +28,7 @@ class Reaction(NamedTuple):
     outcome: Outcome
 
 
-class FakeGateway:
+class RepeatingGateway(FakeGateway):
     """A gateway that reacts to the requests by each of its reactions in turn, again and again."""
 
     def __init__(self, *reactions: Reaction) -> None:
@@ -49,15 +49,17 @@ async def test_only_accepted_and_rejected_messages_count_for_the_throughput(
 ) -> None:
     engine = create_engine(database_url)
     await do(engine, origin.update)  # as at startup, while no message exists
-    gateway = FakeGateway(
+    gateway = RepeatingGateway(
         Reaction(0.2, Accepted()),
         Reaction(0, TemporaryFailure("http_500")),
         Reaction(0.1, Rejected("rejected_400")),
     )
     settings = Settings(gateway_concurrency=CONCURRENCY, retry_base=0.01, retry_cap=0.02)
-    channel = Channel(gateway, channel_limits(settings))
+    channel = channel_of(gateway, settings)
     mailing_id = await add_due_messages(engine, MESSAGES)
-    dispatcher = Dispatcher(database_url, engine, channel, DispatcherLimits.of(settings))
+    dispatcher = Dispatcher(
+        database_url, engine, Channels([channel]), DispatcherLimits.of(settings)
+    )
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(dispatcher.run())
         async with asyncio.timeout(EVENT_TIMEOUT):

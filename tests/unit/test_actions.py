@@ -92,6 +92,8 @@ def create_mailing(status: MailingStatus, **counts: int) -> Mailing:
         text="Hello",
         client_filter=None,
         on_unknown="retry",
+        gateway=None,
+        sender=None,
         status=status,
         clients_count=messages.total,
         created_messages=messages.total,

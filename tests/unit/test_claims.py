@@ -11,7 +11,7 @@ from mailer.message.model import ClaimedMessage, MessageResult
 
 @pytest.fixture
 def claims() -> WorkerClaims:
-    return WorkerClaims(timedelta(seconds=60), prefetch_size=10)
+    return WorkerClaims(timedelta(seconds=60))
 
 
 def create_claim(message_id: int, attempts: int = 1) -> ClaimedMessage:
@@ -34,13 +34,6 @@ def delivered(*claims: ClaimedMessage) -> list[MessageResult]:
 def take_refundable(claims: WorkerClaims) -> list[ClaimedMessage]:
     """Take the claims whose attempts can be refunded now, as the claimer does."""
     return claims.refunds.take_refundable(claims.unrecorded)
-
-
-async def test_claimed_messages_are_prefetched_in_their_order(claims: WorkerClaims) -> None:
-    first, second = create_claim(1), create_claim(2)
-    claims.add([first, second])
-    assert [await claims.prefetch.get(), await claims.prefetch.get()] == [first, second]
-    assert claims.prefetch.is_empty
 
 
 def test_message_is_unrecorded_until_its_result_is_written(claims: WorkerClaims) -> None:

@@ -40,7 +40,7 @@ def test_mailing_with_a_full_share_is_in_the_next_batch_and_the_others_are_retur
     batch = scheduler.next_batch({1, 2}, capacity=10, now=0)
     claimed_counts = {1: batch.share, 2: batch.share - 1}
     assert scheduler.record_claimed(batch, claimed_counts) == [2]
-    assert scheduler.has_queued
+    assert scheduler.queued
     assert scheduler.next_batch({1, 2}, capacity=10, now=0) == MailingBatch([1], share=10)
 
 

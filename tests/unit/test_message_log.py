@@ -16,6 +16,7 @@ CLAIM = ClaimedMessage(
     lease_expires_at=NOW,
     phone="79161234567",
     time_zone="UTC",
+    gateway="main",
 )
 
 
@@ -71,6 +72,7 @@ def test_each_result_has_its_own_log_event(result: MessageResult, event: str) ->
             "log_level": "debug",
             "message_id": 7,
             "mailing_id": 3,
+            "gateway": "main",
             "attempts": result.attempts,
             "reason": result.reason,
         }

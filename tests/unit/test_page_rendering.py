@@ -7,7 +7,7 @@ from mailer.admin.language import use_language
 from mailer.admin.render import PageContext
 from mailer.admin.viewer import Viewer
 from mailer.gateway.breaker import Breaker
-from mailer.gateway.channel import Channel
+from mailer.gateway.channel import Channel, Channels
 from mailer.gateway.protocol import Accepted, Outcome, TemporaryFailure
 
 BREAKER_RESET = 15.0  # seconds after which an open breaker lets a message probe
@@ -41,7 +41,7 @@ def render_gateway(folder: str, close_after: int | None) -> list[str]:
     The breaker closes when `close_after` parts have been rendered; None: it stays open.
     """
     channel, rendered = channel_with_open_breaker(), []
-    context = PageContext(VIEWER, "/", channel)
+    context = PageContext(VIEWER, "/", Channels([channel]))
     with use_language(VIEWER.language):
         for part in context.render_parts(f"{folder}/gateway.html"):
             rendered.append(part)

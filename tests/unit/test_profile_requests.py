@@ -273,7 +273,6 @@ def test_jasmin() -> None:
         "password": "p/ ä&",
         "to": "79161234567",
         "from": "ACME",
-        "validity-period": "120",
         "dlr": "yes",
         "dlr-level": "3",
         "dlr-method": "POST",

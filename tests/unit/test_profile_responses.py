@@ -333,12 +333,29 @@ CASES = [
         'Success "07033084-5cfd-4812-90a4-e4d24ffb6e3d"',
         Accepted("07033084-5cfd-4812-90a4-e4d24ffb6e3d"),
     ),
-    ("jasmin", 400, 'Error "Argument [to] is missing"', Rejected("rejected_400")),
+    (
+        "jasmin",
+        400,
+        'Error "Argument [to] has an invalid value: [+]."',
+        Rejected("rejected_400"),
+    ),
     (
         "jasmin",
         403,
         'Error "Authentication failure for username:recharge"',
         account("bad_credentials", "bad_credentials"),
+    ),
+    (
+        "jasmin",
+        400,
+        'Error "Argument [password] has an invalid value: [longer than 16 characters]."',
+        account("bad_credentials", "bad_credentials"),
+    ),
+    (
+        "jasmin",
+        400,
+        'Error "Authorization failed for user [x] (Setting source address not authorized)."',
+        account("sender_refused", "sender_refused"),
     ),
     *(  # 400 in the code, 403 in the documentation
         (
@@ -464,6 +481,44 @@ def test_entries_beyond_the_limit_are_not_read() -> None:
     assert isinstance(found, Accepted)
     assert found.gateway_message_id is not None
     assert len(found.gateway_message_id) <= 128
+
+
+@pytest.mark.parametrize(
+    ("body", "message_id"),
+    [
+        (rb'{"id": "a\u0000b"}', "ab"),
+        (rb'{"id": "\ud800a\udfff"}', "a"),
+        (rb'{"id": "\ud83d\ude00"}', "\N{GRINNING FACE}"),
+        (rb'{"id": "\u001b[2Ja\r\n\u0085\u202e"}', "[2Ja"),
+        (rb'{"id": "\u0000"}', None),
+        (rb'{"id": "\u0000", "other": NaN}', None),
+        (b'{"id": "a\x00b"}', "ab"),
+        (b'{"id": 1' + b"0" * 1_000 + b"}", "1" + "0" * 127),
+        (b'{"id": 1' + b"0" * 10_000 + b"}", None),
+        (b'{"id": "' + b"a" * 60_000 + b'"}', "a" * 128),
+    ],
+    ids=range(10),
+)
+def test_id_of_a_gateway_is_short_and_can_be_stored_as_text(
+    body: bytes, message_id: str | None
+) -> None:
+    by_path = ResponsePart(status=200, then="accepted", id="id")
+    assert ResponseRules([by_path]).outcome(Response(200, body)) == Accepted(message_id)
+
+
+@pytest.mark.parametrize(
+    ("text", "message_id"),
+    [
+        (b"id=a\x00b", "ab"),
+        (b"id=\xed\xa0\x80a", "\ufffd" * 3 + "a"),
+        (b"id=" + b"a" * 200, "a" * 128),
+    ],
+)
+def test_id_that_a_pattern_finds_is_short_and_can_be_stored_as_text(
+    text: bytes, message_id: str
+) -> None:
+    by_pattern = ResponsePart(status=200, then="accepted", id_pattern="(?s)id=(.*)")
+    assert ResponseRules([by_pattern]).outcome(Response(200, text)) == Accepted(message_id)
 
 
 def test_pause_in_a_body_is_limited() -> None:

@@ -114,7 +114,7 @@ def test_window_is_in_the_clients_time_zone() -> None:
 
 def test_accepted_message_is_delivered() -> None:
     assert decide_after_send(CLAIM, MAILING, Accepted(), NOON, POLICY) == MessageResult(
-        CLAIM, "delivered", attempts=2, sent_at=NOON
+        CLAIM, "delivered", attempts=2, sent_at=NOON, parts=1
     )
 
 
@@ -415,7 +415,7 @@ def reference_after(  # noqa: PLR0911  # one return for each rule
     claim, mailing, now = case
     attempts = claim.attempts
     if isinstance(outcome, Accepted):
-        return MessageResult(claim, "delivered", attempts, sent_at=now)
+        return MessageResult(claim, "delivered", attempts, sent_at=now, parts=mailing.parts)
     if isinstance(outcome, Aborted):
         return MessageResult(claim, "scheduled", attempts - 1)
     reason = outcome.reason

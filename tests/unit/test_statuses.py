@@ -87,7 +87,8 @@ def test_a_trigger_counts_every_status(function: str, statuses: Iterable[str]) -
     counted = re.findall(
         r"FILTER \(WHERE status = '(\w+)'\)[ ,0)]* AS \"?(\w+)", sql_function(function)
     )
-    assert set(counted) == {(name, name) for name in statuses}
+    counted_messages = set(counted) - {("delivered", "parts")}
+    assert counted_messages == {(name, name) for name in statuses}
 
 
 def test_triggers_exclude_exactly_the_open_statuses() -> None:

@@ -20,7 +20,7 @@ from mailer.admin.formats import FILTERS, load_formats
 from mailer.admin.language import LANGUAGES, gettext, ngettext, use_language
 from mailer.admin.viewer import Viewer, viewer_of
 from mailer.db import origin
-from mailer.gateway.channel import Channel, gateway_status
+from mailer.gateway.channel import Channels, summarize
 from mailer.roles import Scope
 from mailer.time_slices import run_in_slices
 from mailer.web.assets import asset_url
@@ -47,8 +47,8 @@ class PageContext(msgspec.Struct, frozen=True):
     viewer: Viewer
     path: str
     """Path and query of the page: where to redirect to after the language was changed."""
-    channel: Channel | None
-    """The channel of the gateway, whose state pages show; None if none is configured."""
+    channels: Channels
+    """The channels of the gateways, whose state pages show."""
     actor: Actor | None = None
     """The signed-in user, or the anonymous actor if authentication is off."""
     has_metrics: bool = False
@@ -146,7 +146,7 @@ class PageContext(msgspec.Struct, frozen=True):
         The caller reads them in a `use_language` block. The state of the gateway is read once, so
         that all parts show the same state.
         """
-        gateway = gateway_status(self.channel)
+        gateway = summarize(self.channels)
         compiled = _environment().get_template(template)
         return compiled.generate(context=self, viewer=self.viewer, gateway=gateway, **variables)
 
@@ -162,14 +162,14 @@ def _join(parts: Iterable[str]) -> Generator[None, None, str]:
 
 async def provide_page_context(
     request: Request[Any, Any, Any],
-    channel: NamedDependency[Channel | None],
+    channels: NamedDependency[Channels],
     engine: NamedDependency[AsyncEngine],
 ) -> PageContext:
     """Return the context of a page for this request.
 
     `is_held` is read only for pages that show a notice about it.
     """
-    context = create_page_context(request, channel)
+    context = create_page_context(request, channels)
     is_whole_page = not context.is_fragment and request.method in SAFE_METHODS
     if not context.may("write") or not is_whole_page:
         return context
@@ -178,13 +178,13 @@ async def provide_page_context(
     return msgspec.structs.replace(context, is_held=hold is not None)
 
 
-def create_page_context(request: Request[Any, Any, Any], channel: Channel | None) -> PageContext:
+def create_page_context(request: Request[Any, Any, Any], channels: Channels) -> PageContext:
     """Return the context of a page without `is_held`, which is in the database."""
     query = request.url.query
     return PageContext(
         viewer=viewer_of(request),
         path=f"{request.url.path}?{query}" if query else request.url.path,
-        channel=channel,
+        channels=channels,
         actor=request.scope.get("user"),
         has_metrics=request.app.state.has_public_metrics,
         flash=request.cookies.get(FLASH_COOKIE),

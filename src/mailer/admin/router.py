@@ -79,7 +79,7 @@ def render_error(request: Request[Any, Any, Any], error: Exception) -> Response[
     if not request.app.state.is_auth_enabled:
         # the auth middleware does this for other errors, but not for an unknown path
         request.scope["user"] = anonymous(request)
-    context = create_page_context(request, request.app.state.channel)
+    context = create_page_context(request, request.app.state.channels)
     return context.render_problem("error.html", response)
 
 

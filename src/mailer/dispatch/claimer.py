@@ -1,23 +1,29 @@
-"""The claimer: claims due messages, as many as the gateway can take, for all mailings fairly.
+"""The claimer: claims due messages, as many as the gateways can take, for all mailings fairly.
+
+Messages are claimed by route: a statement claims messages of one route for one gateway. So messages
+that wait for a gateway that is out are never read.
 
 It also refunds the attempts that an outage cost, between two claims, on the same connection.
 """
 
 import asyncio
 import contextlib
+import math
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from mailer import metrics
 from mailer.clock import database_clock, elapsed
 from mailer.db.engine import DedicatedConnection, is_unavailable
 from mailer.dispatch.claims import WorkerClaims
 from mailer.dispatch.due import DueMailings
-from mailer.dispatch.fair_scheduler import FairScheduler, MailingBatch
+from mailer.dispatch.fair_scheduler import MailingBatch
 from mailer.dispatch.loop_failures import DB_RETRY_DELAY, LoopFailures, log_task_error
 from mailer.dispatch.message_log import log_claimed
 from mailer.dispatch.running_mailings import RunningMailings
-from mailer.gateway.channel import Channel
+from mailer.dispatch.sender import Sender
+from mailer.gateway.channel import Channels
+from mailer.gateway.router import Choice, Router
 from mailer.message import store
 from mailer.message.model import ClaimedMessage, MessageResult
 
@@ -29,51 +35,85 @@ other workers claim all due messages."""
 
 
 class Claimer:
-    """Keeps the prefetch queue filled with due messages, while the breaker permits requests."""
+    """Keeps the prefetch queues of the senders filled with due messages.
 
-    def __init__(
+    `use` sets the senders. `channels` knows the routes; call `watch_routes` when they have changed.
+    """
+
+    def __init__(  # the parts that it connects
         self,
         url: str,
-        channel: Channel,
+        channels: Channels,
         claims: WorkerClaims,
         running_mailings: RunningMailings,
         failures: LoopFailures,
     ) -> None:
         self._connection = DedicatedConnection(url)
-        self._breaker = channel.breaker
+        self._channels = channels
         self._claims = claims
         self._running_mailings = running_mailings
         self._failures = failures
-        self._scheduler = FairScheduler()
-        self._due = DueMailings(self._scheduler, running_mailings.running)
+        self._router = Router()
+        self._senders: dict[str, Sender] = {}
+        """By the name of the gateway."""
+        self._due: dict[int, DueMailings] = {}
+        """By route, of the routes that have one of the senders. The next claim is from the first
+        one; each goes to the end then, so that routes that share a gateway alternate."""
         self._has_work = asyncio.Event()
         self._may_have_orphans = False
         """Whether a claim has failed, so that its messages may be leased by this worker although it
         does not know them."""
         self._is_stopping = False
-        channel.add_breaker_listener(self._has_work.set)
+
+    def use(self, senders: Iterable[Sender]) -> None:
+        """Claim for these senders from now on."""
+        self._senders = {sender.channel.name: sender for sender in senders}
+        self.watch_routes()
+
+    def watch_routes(self) -> None:
+        """Claim from the routes for which there is a sender, and from no others."""
+        running = self._running_mailings.running
+        self._due = {
+            route: self._due.get(route) or DueMailings(route, running)
+            for route, names in self._channels.routes.items()
+            if names & self._senders.keys()
+        }
+        self.wake()
+
+    def wake(self) -> None:
+        """Check for messages to claim now: a gateway may have become usable or have capacity."""
+        self._has_work.set()
 
     def recheck(self, mailing_ids: Iterable[int]) -> None:
         """Find out again when the next messages of these mailings are due: they have changed."""
-        self._due.recheck(mailing_ids)
-        self._has_work.set()
+        ids = list(mailing_ids)
+        for due in self._due.values():
+            due.recheck(ids)
+        self.wake()
 
     def add_mailings(self, mailing_ids: Iterable[int]) -> None:
         """Claim from these mailings next, because they have new messages."""
-        self._scheduler.add(mailing_ids)
-        self._has_work.set()
+        ids = list(mailing_ids)
+        for due in self._due.values():
+            due.scheduler.add(ids)
+        self.wake()
 
     def record_results(self, results: list[MessageResult]) -> None:
         """Plan new claims of the messages that these results have released or requeued."""
-        if rescheduled := [result for result in results if result.status == "scheduled"]:
-            self._due.record_rescheduled(rescheduled)
-            self._has_work.set()
+        rescheduled = [result for result in results if result.status == "scheduled"]
+        for result in rescheduled:
+            due = self._due.get(result.claim.route)
+            if result.changes_route:
+                self.recheck([result.claim.mailing_id])
+            elif due is not None:
+                due.record_rescheduled([result])
+        if rescheduled:
+            self.wake()
 
     def stop(self) -> None:
-        """Make `run` end, and close the prefetch queue."""
+        """Make `run` end."""
         self._is_stopping = True
-        self._has_work.set()
-        self._claims.prefetch.close()
+        self.wake()
 
     async def run(self, on_idle: Callable[[], None]) -> None:
         """Claim until `stop` is called. `on_idle` is called when no message is due."""
@@ -109,56 +149,106 @@ class Claimer:
                 refunds.put_back(claims)
 
     async def _claim_due(self) -> bool:
-        """Claim due messages. Return whether there may be more to claim now."""
-        prefetch_capacity = await self._claims.prefetch.wait_for_capacity()
-        capacity = min(prefetch_capacity, self._breaker.capacity(elapsed()))
-        try:
-            may_have_more = await self._claim_up_to(capacity)
-        except Exception as error:  # any error ends this claim only
-            log_task_error(error, at="claim")
-            self._failures.record("claim", has_failed=True)
-            self._may_have_orphans = True
-            await asyncio.sleep(DB_RETRY_DELAY)
-            return False
-        self._failures.record("claim", has_failed=False)
+        """Claim due messages of each route. Return whether there may be more to claim now."""
+        may_have_more = False
+        for due in list(self._due.values()):
+            if self._due.pop(due.route, None) is None:
+                continue  # a reload has removed the route meanwhile
+            self._due[due.route] = due  # it is the last one now
+            if self._is_stopping or (choice := self._choose(due)) is None:
+                continue
+            try:
+                may_have_more |= await self._claim_up_to(due, choice)
+            except Exception as error:  # any error ends this claim only
+                log_task_error(error, at="claim")
+                self._failures.record("claim", has_failed=True)
+                self._may_have_orphans = True
+                await asyncio.sleep(DB_RETRY_DELAY)
+                return False
+            self._failures.record("claim", has_failed=False)
         return may_have_more
 
-    async def _claim_up_to(self, capacity: int) -> bool:
-        """Claim at most `capacity` due messages. Return whether there may be more to claim now."""
-        await self._due.refresh(await self._connection.get())
-        batch = self._scheduler.next_batch(self._running_mailings.running, capacity, elapsed())
+    def _choose(self, due: DueMailings) -> Choice | None:
+        """Return the gateway for the next messages of a route; None if they must wait."""
+        now = elapsed()
+        return self._router.choose(sender.candidate(now) for sender in self._senders_of(due))
+
+    def _senders_of(self, due: DueMailings) -> list[Sender]:
+        """Return the senders of the gateways of a route."""
+        names = self._channels.routes[due.route]
+        return [sender for name, sender in self._senders.items() if name in names]
+
+    def _limit(self, due: DueMailings, choice: Choice) -> int:
+        """Return how many messages of a route to claim for a gateway.
+
+        Routes that share the gateway share its capacity by the numbers of their mailings.
+        """
+        now = elapsed()
+        sharing = [
+            other
+            for other in self._due.values()
+            if choice.name in self._channels.routes[other.route]
+        ]
+        for other in sharing:
+            other.scheduler.queue_due(now)
+        queued = sum(other.scheduler.queued for other in sharing)
+        share = due.scheduler.queued / queued if queued else 1.0
+        return max(1, math.ceil(choice.capacity * share))
+
+    async def _claim_up_to(self, due: DueMailings, choice: Choice) -> bool:
+        """Claim due messages of a route for a gateway. Return whether there may be more now."""
+        await due.refresh(await self._connection.get())
+        limit = self._limit(due, choice)
+        batch = due.scheduler.next_batch(self._running_mailings.running, limit, elapsed())
         if self._is_stopping:
             return False
         if not batch.mailing_ids:
-            return self._due.has_unchecked
-        claims = await self._claim(batch)
+            return due.has_unchecked
+        claims = await self._claim(due, batch, choice)
         metrics.messages_claimed(len(claims))
         for claim in claims:
             log_claimed(claim)
-        return bool(claims) or self._scheduler.has_queued or self._due.has_unchecked
+        return bool(claims) or due.scheduler.queued > 0 or due.has_unchecked
 
-    async def _claim(self, batch: MailingBatch) -> list[ClaimedMessage]:
-        """Claim messages of a batch of mailings, and plan the next claims from them."""
+    async def _claim(
+        self, due: DueMailings, batch: MailingBatch, choice: Choice
+    ) -> Sequence[ClaimedMessage]:
+        """Claim messages of a batch of mailings for a gateway, and plan the next claims."""
         try:
             connection = await self._connection.get()
             if self._may_have_orphans:
                 await self._release_orphans()
             claimed_at = database_clock.now()
-            cursors = {mailing_id: self._due.cursor(mailing_id) for mailing_id in batch.mailing_ids}
+            cursors = {mailing_id: due.cursor(mailing_id) for mailing_id in batch.mailing_ids}
             async with self._running_mailings.claiming:
                 claims = await store.claim(
-                    connection, cursors, batch.share, self._claims.owner, self._claims.lease
+                    connection,
+                    store.ClaimSource(due.route, cursors, batch.share),
+                    store.ClaimTarget(self._claims.owner, self._claims.lease, choice.name),
                 )
         except BaseException:
             # They are in no queue of the scheduler now, and it is unknown what was claimed.
-            self._due.recheck(batch.mailing_ids)
+            due.recheck(batch.mailing_ids)
             raise
-        self._claims.add(claims)
-        below_share = self._scheduler.record_claimed(
+        self._pass_on(claims, choice)
+        below_share = due.scheduler.record_claimed(
             batch, Counter(claim.mailing_id for claim in claims)
         )
-        self._due.record_claimed(claims, below_share, claimed_at)
+        due.record_claimed(claims, below_share, claimed_at)
         return claims
+
+    def _pass_on(self, claims: Sequence[ClaimedMessage], choice: Choice) -> None:
+        """Pass claimed messages to the sender of their gateway.
+
+        If a reload has removed the sender during the claim, the messages are orphans.
+        """
+        sender = self._senders.get(choice.name)
+        if sender is None:
+            self._may_have_orphans = True
+            return
+        self._claims.add(claims)
+        sender.prefetch.put(claims)
+        self._router.record(choice, len(claims))
 
     async def _release_orphans(self) -> None:
         """Release messages that are leased by this worker although it does not know them.
@@ -170,17 +260,28 @@ class Claimer:
         self._may_have_orphans = False
 
     async def _wait_for_work(self, on_idle: Callable[[], None]) -> None:
-        """Wait until a message is due, the breaker permits a request, or `_has_work` is set."""
-        seconds_to_probe = self._breaker.seconds_to_probe(elapsed())
-        if seconds_to_probe > 0:
-            pause = seconds_to_probe
-        else:  # requests are permitted, so nothing was claimed because nothing is due
-            on_idle()
-            due_at = self._scheduler.next_due()
-            pause = MAX_CLAIM_POLL_INTERVAL if due_at is None else due_at - elapsed()
+        """Wait until a message is due, a breaker permits a probe, or `_has_work` is set."""
+        pauses = [self._seconds_to_work(due) for due in self._due.values()]
+        if any(self._choose(due) for due in self._due.values()):
+            on_idle()  # nothing was claimed although it could be sent: nothing is due
+        pause = min(pauses, default=MAX_CLAIM_POLL_INTERVAL)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(
                 min(MAX_CLAIM_POLL_INTERVAL, max(MIN_CLAIM_POLL_INTERVAL, pause))
             ):
                 await self._has_work.wait()
         self._has_work.clear()
+
+    def _seconds_to_work(self, due: DueMailings) -> float:
+        """Return the seconds until a message of a route may be due, or a gateway is probed.
+
+        Infinite if its gateways are paused or have no capacity: then the end of that sets
+        `_has_work`.
+        """
+        now = elapsed()
+        if self._choose(due) is not None:
+            due_at = due.scheduler.next_due()
+            return MAX_CLAIM_POLL_INTERVAL if due_at is None else due_at - now
+        return min(
+            (sender.seconds_to_probe(now) for sender in self._senders_of(due)), default=math.inf
+        )

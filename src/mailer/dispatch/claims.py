@@ -6,27 +6,23 @@ from uuid import uuid4
 
 from mailer.dispatch.attempt_refunds import AttemptRefunds
 from mailer.dispatch.in_flight import InFlightRequests
-from mailer.dispatch.prefetch import PrefetchQueue
 from mailer.message.model import ClaimedMessage, MessageResult
 
 
 class WorkerClaims:
     """All claims of this worker, which the claimer, the senders and the recorder share.
 
-    A claimed message waits in the prefetch queue until its request starts. The request is in flight
-    until it has an outcome. Then the result waits until it is recorded in the database. From the
-    claim until then, the message is in `unrecorded`. A failed attempt may be refunded afterwards.
-
-    `prefetch_size` is the number of messages to keep claimed at first.
+    A claimed message waits in the prefetch queue of a sender until its request starts. The request
+    is in flight until it has an outcome. Then the result waits until it is recorded in the
+    database. From the claim until then, the message is in `unrecorded`. A failed attempt may be
+    refunded afterwards.
     """
 
-    def __init__(self, lease: timedelta, prefetch_size: int) -> None:
+    def __init__(self, lease: timedelta) -> None:
         self.owner = uuid4()
         """The owner of the leases: it identifies this worker in the database."""
         self.lease = lease
         """Duration of a lease."""
-        self.prefetch = PrefetchQueue(prefetch_size)
-        """The claimed messages whose requests have not started."""
         self.in_flight = InFlightRequests()
         """The requests that have started and have no outcome yet."""
         self.refunds = AttemptRefunds()
@@ -39,9 +35,8 @@ class WorkerClaims:
         return self._unrecorded.keys()
 
     def add(self, claims: Sequence[ClaimedMessage]) -> None:
-        """Add messages that were just claimed, to be sent."""
+        """Add messages that were just claimed."""
         self._unrecorded.update((claim.id, claim) for claim in claims)
-        self.prefetch.put(claims)
 
     def forget_written(
         self, results: Sequence[MessageResult], stored_ids: Collection[int]

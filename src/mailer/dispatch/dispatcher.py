@@ -5,7 +5,7 @@ periodic jobs. This module connects the parts; each part has a module of its own
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from datetime import timedelta
 from typing import Self
 
@@ -22,8 +22,9 @@ from mailer.dispatch.recorder import Recorder
 from mailer.dispatch.running_mailings import RunningMailings
 from mailer.dispatch.schedule import JobLimits, jobs, run_jobs
 from mailer.dispatch.send_policy import RetryPolicy
-from mailer.dispatch.sender import Sender
-from mailer.gateway.channel import Channel
+from mailer.dispatch.sender import Sender, SenderParts
+from mailer.gateway.channel import Channel, Channels
+from mailer.gateway.router import GatewayTables
 from mailer.message.model import MessageResult
 from mailer.settings import Settings
 
@@ -55,55 +56,57 @@ class DispatcherLimits(msgspec.Struct, frozen=True, kw_only=True):
 class Dispatcher:
     """Runs and connects the pipeline, the lifecycle, the running mailings and the periodic jobs.
 
-    `channel` is None when no gateway is configured; then nothing is sent. `report` sends the daily
-    report if it is due.
+    Without any channel nothing is sent. `report` sends the daily report if it is due.
     """
 
     def __init__(
         self,
         url: str,
         engine: AsyncEngine,
-        channel: Channel | None,
+        channels: Channels,
         limits: DispatcherLimits,
         *,
         report: Callable[[], Awaitable[object]] | None = None,
     ) -> None:
-        self._channel = channel
+        self._channels = channels
         self._failures = LoopFailures()
-        self._claims = WorkerClaims(
-            timedelta(seconds=limits.jobs.lease),
-            prefetch_size=channel.limits.concurrency if channel else 1,
-        )
+        self._claims = WorkerClaims(timedelta(seconds=limits.jobs.lease))
         self._running_mailings = RunningMailings(
             url,
             self._claims.in_flight,
             self._failures,
             on_change=self._on_mailings_changed,
             on_try_now=self._try_now,
+            on_gateway_tables=self._on_gateway_tables,
         )
+        self._pipeline = self._create_pipeline(url, limits.retry, limits.shutdown_grace)
         self._lifecycle = Lifecycle(
             engine,
             self._failures,
-            on_messages=self._on_messages_enqueued,
-            is_sending=self._has_prefetched,
+            on_messages=self._pipeline.claimer.add_mailings,
+            is_sending=lambda: self._pipeline.has_prefetched,
         )
-        self._pipeline = (
-            None
-            if channel is None
-            else self._create_pipeline(url, channel, limits.retry, limits.shutdown_grace)
-        )
-        self._jobs = jobs(engine, limits.jobs, report)
+        self._jobs = jobs(engine, channels, limits.jobs, report)
         self._stop_timeout = limits.shutdown_grace + DRAIN_TIMEOUT
         self._stopping = asyncio.Event()
 
-    def _create_pipeline(
-        self, url: str, channel: Channel, retry: RetryPolicy, grace: float
-    ) -> SendingPipeline:
+    def _create_pipeline(self, url: str, retry: RetryPolicy, grace: float) -> SendingPipeline:
         claims, running_mailings, failures = self._claims, self._running_mailings, self._failures
-        claimer = Claimer(url, channel, claims, running_mailings, failures)
+        claimer = Claimer(url, self._channels, claims, running_mailings, failures)
         recorder = Recorder(url, claims, failures, on_recorded=self._on_results)
-        sender = Sender(channel, claims, running_mailings, recorder, retry)
-        return SendingPipeline(claims, claimer, sender, recorder, grace)
+        parts = SenderParts(
+            claims, running_mailings, recorder, retry, self._channels.has_other, claimer.wake
+        )
+        pipeline = SendingPipeline(
+            claims, claimer, recorder, lambda channel: Sender(channel, parts), grace
+        )
+        pipeline.use(self._channels)
+        return pipeline
+
+    def use(self, channels: Iterable[Channel]) -> None:
+        """Send through these channels from now on; see `SendingPipeline.use`."""
+        self._channels.replace(channels)
+        self._pipeline.use(self._channels)
 
     def why_not_ready(self) -> str | None:
         """Return which loop keeps failing, as a sentence for users; None when all loops work."""
@@ -120,45 +123,34 @@ class Dispatcher:
                 tasks.create_task(self._running_mailings.run()),
                 tasks.create_task(self._lifecycle.run()),
             ]
-            sending = (
-                tasks.create_task(self._pipeline.run(on_idle=self._lifecycle.wake))
-                if self._pipeline
-                else None
-            )
+            sending = tasks.create_task(self._pipeline.run(on_idle=self._lifecycle.wake))
             periodic = tasks.create_task(run_jobs(self._jobs))
             await self._stopping.wait()
             periodic.cancel()
-            if self._pipeline is not None and sending is not None:
-                self._pipeline.stop()
-                await asyncio.wait([sending], timeout=self._stop_timeout)
-                sending.cancel()  # no effect if it has ended
+            self._pipeline.stop()
+            await asyncio.wait([sending], timeout=self._stop_timeout)
+            sending.cancel()  # no effect if it has ended
             for task in background:
                 task.cancel()
 
-    def _has_prefetched(self) -> bool:
-        """Return whether claimed messages wait for their requests to start."""
-        return not self._claims.prefetch.is_empty
-
     def _try_now(self) -> None:
-        """Probe the gateway now, and claim messages that a user has made due."""
-        if self._channel is not None:
-            self._channel.breaker.try_now(elapsed(), database_clock.now())
-        if self._pipeline is not None:
-            self._pipeline.claimer.recheck(self._running_mailings.running)
+        """Probe all gateways now, and claim messages that a user has made due."""
+        for channel in self._channels:
+            channel.breaker.try_now(elapsed(), database_clock.now())
+        self._pipeline.claimer.recheck(self._running_mailings.running)
+
+    def _on_gateway_tables(self, tables: GatewayTables) -> None:
+        """Apply new routes, and pauses of gateways."""
+        if self._channels.update(tables):
+            self._pipeline.claimer.watch_routes()
 
     def _on_results(self, results: list[MessageResult]) -> None:
         """Plan the next claims after results were recorded, and check for finished mailings."""
-        if self._pipeline is not None:
-            self._pipeline.claimer.record_results(results)
+        self._pipeline.claimer.record_results(results)
         self._lifecycle.check_finished({result.claim.mailing_id for result in results})
 
     def _on_mailings_changed(self, mailing_ids: Collection[int]) -> None:
         """Do what the changes of these mailings may require: finish them, start them, or claim."""
         self._lifecycle.check_finished(mailing_ids)
         self._lifecycle.wake()
-        if self._pipeline is not None:
-            self._pipeline.claimer.recheck(mailing_ids)
-
-    def _on_messages_enqueued(self, mailing_ids: Collection[int]) -> None:
-        if self._pipeline is not None:
-            self._pipeline.claimer.add_mailings(mailing_ids)
+        self._pipeline.claimer.recheck(mailing_ids)

@@ -1,4 +1,7 @@
-"""Find out when the next claim from each mailing is due, and keep the mailing's claim cursor."""
+"""Find out when the next claim from each mailing is due, and keep the mailing's claim cursor.
+
+Each route has due mailings of its own: those with messages that its gateways may take.
+"""
 
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
@@ -28,7 +31,7 @@ CLOCK_TOLERANCE = timedelta(seconds=0.05)
 
 
 class DueMailings:
-    """Tells the scheduler when to claim from each running mailing.
+    """Tells the scheduler when to claim messages of one route from each running mailing.
 
     For this, it reads the due time of the first scheduled message of a mailing from the database.
 
@@ -40,10 +43,11 @@ class DueMailings:
     `running` contains the running mailings; the caller keeps it up to date.
     """
 
-    def __init__(self, scheduler: FairScheduler, running: Mapping[int, object]) -> None:
-        self._scheduler = scheduler
+    def __init__(self, route: int, running: Mapping[int, object]) -> None:
+        self.route = route
+        self.scheduler = FairScheduler()
         self._running = running
-        self._unchecked: dict[int, datetime | None] = {}
+        self._unchecked: dict[int, datetime | None] = dict.fromkeys(running)
         """Mailings whose first scheduled message must still be found. The value is the earliest
         due time of the messages to search; None for all messages."""
         self._cursors: dict[int, ClaimCursor] = {}
@@ -87,9 +91,9 @@ class DueMailings:
             mailing_id = result.claim.mailing_id
             if result.due_at is None:  # released: it is due as before, so before the cursor
                 self._cursors.pop(mailing_id, None)
-                self._scheduler.add_at(mailing_id, now)
+                self.scheduler.add_at(mailing_id, now)
             else:
-                self._scheduler.add_at(
+                self.scheduler.add_at(
                     mailing_id, now + (result.due_at - database_now).total_seconds()
                 )
 
@@ -135,7 +139,7 @@ class DueMailings:
         to check all messages. A claimed message is not scheduled, so it is never found.
         """
         for mailing_id, position, seconds_to_due in await store.first_scheduled(
-            connection, due_since
+            connection, self.route, due_since
         ):
             if position <= self._cursors.get(mailing_id, store.FIRST_CURSOR):
                 del self._cursors[mailing_id]  # else the next claim would not find the message
@@ -143,6 +147,6 @@ class DueMailings:
             was_just_claimed_from = due_since[mailing_id] is not None
             if seconds_to_due > 0 or was_just_claimed_from:
                 pause = max(RECHECK_INTERVAL, seconds_to_due)
-                self._scheduler.add_at(mailing_id, elapsed() + pause)
+                self.scheduler.add_at(mailing_id, elapsed() + pause)
             else:
-                self._scheduler.add([mailing_id])
+                self.scheduler.add([mailing_id])

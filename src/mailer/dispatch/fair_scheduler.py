@@ -40,9 +40,15 @@ class FairScheduler:
         """The same moments with their mailings, earliest first; some entries are outdated."""
 
     @property
-    def has_queued(self) -> bool:
-        """Whether there is a mailing from which to claim now."""
-        return bool(self._continued or self._new)
+    def queued(self) -> int:
+        """Number of mailings from which to claim now."""
+        return len(self._continued) + len(self._new)
+
+    def queue_due(self, now: float) -> None:
+        """Queue the mailings whose moment has come."""
+        while (moment := self.next_due()) is not None and moment <= now:
+            _, mailing_id = heapq.heappop(self._due_heap)
+            self.add([mailing_id])
 
     def add(self, mailing_ids: Iterable[int]) -> None:
         """Queue mailings that may have due messages now. Moments given to `add_at` are dropped."""
@@ -73,9 +79,7 @@ class FairScheduler:
         `capacity` is the number of messages to claim, so at most as many mailings are returned.
         Mailings that are not in `running` are dropped.
         """
-        while (moment := self.next_due()) is not None and moment <= now:
-            _, mailing_id = heapq.heappop(self._due_heap)
-            self.add([mailing_id])
+        self.queue_due(now)
         reserved_for_continued = min(len(self._continued), capacity // 2)
         new = self._pop(self._new, running, capacity - reserved_for_continued)
         mailing_ids = self._pop(self._continued, running, capacity - len(new)) + new

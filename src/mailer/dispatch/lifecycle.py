@@ -18,6 +18,7 @@ from mailer.mailing import (
     mailing_batches,
     pending_work,
     replanning,
+    rerouting,
     retrying,
     small_audiences,
     starting,
@@ -120,6 +121,9 @@ class Lifecycle:
         if pending.must_replan:
             replan = partial(replanning.replan_chunk, skipped=self._skipped)
             has_messages |= bool(await self._run_step(replan))
+        if pending.must_reroute:
+            reroute = partial(rerouting.reroute_chunk, skipped=self._skipped)
+            has_messages |= bool(await self._run_step(reroute))
         if pending.must_retry:
             retry = partial(retrying.retry_chunk, chunk=LIFECYCLE_BATCH, skipped=self._skipped)
             has_messages |= bool(await self._run_step(retry))

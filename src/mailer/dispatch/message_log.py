@@ -11,7 +11,12 @@ log = structlog.get_logger()
 def log_claimed(claim: ClaimedMessage) -> None:
     """Log that a message was claimed."""
     if shows_debug():
-        log.debug("message_claimed", message_id=claim.id, mailing_id=claim.mailing_id)
+        log.debug(
+            "message_claimed",
+            message_id=claim.id,
+            mailing_id=claim.mailing_id,
+            gateway=claim.gateway,
+        )
 
 
 def log_result(result: MessageResult) -> None:
@@ -21,6 +26,7 @@ def log_result(result: MessageResult) -> None:
             _event(result),
             message_id=result.claim.id,
             mailing_id=result.claim.mailing_id,
+            gateway=result.claim.gateway,
             attempts=result.attempts,
             reason=result.reason,
         )

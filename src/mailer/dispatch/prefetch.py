@@ -1,7 +1,7 @@
 """The prefetch queue: claimed messages that wait in this worker for their requests to start."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from mailer.clock import elapsed
 from mailer.message.model import ClaimedMessage
@@ -52,10 +52,10 @@ class PrefetchQueue:
     """Claimed messages in the order in which they are sent.
 
     Its size, the number of messages to keep claimed, follows the throughput. It is `initial_size`
-    at first.
+    at first. After `capacity` has returned 0, `on_capacity` is called when that changes.
     """
 
-    def __init__(self, initial_size: int) -> None:
+    def __init__(self, initial_size: int, on_capacity: Callable[[], None] = lambda: None) -> None:
         self._claims: asyncio.Queue[ClaimedMessage | None] = asyncio.Queue()
         """After the queue is drained, it contains a None for each reader, which then stops."""
         self._sizer = PrefetchSizer(
@@ -64,42 +64,38 @@ class PrefetchQueue:
             minimum=MIN_PREFETCH,
             maximum=2 * MAX_CLAIM,
         )
-        self._has_capacity = asyncio.Event()
-        self._is_closed = False
+        self._on_capacity = on_capacity
+        self._must_report_capacity = False
 
     @property
     def is_empty(self) -> bool:
         """Whether no claimed message waits to be sent."""
         return self._claims.empty()
 
-    async def wait_for_capacity(self) -> int:
-        """Wait until the queue is at most half full, or closed. Return how many to claim."""
+    def capacity(self) -> int:
+        """Return how many messages to claim now: 0 while the queue is more than half full."""
         self._sizer.measure(elapsed())
-        while self._is_over_half_full and not self._is_closed:
-            self._has_capacity.clear()
-            await self._has_capacity.wait()
+        self._must_report_capacity = self._is_over_half_full
+        if self._must_report_capacity:
+            return 0
         return min(MAX_CLAIM, self._sizer.size - self._claims.qsize())
 
     def put(self, claims: Iterable[ClaimedMessage]) -> None:
-        """Add claimed messages, at most as many as `wait_for_capacity` returned."""
+        """Add claimed messages, at most as many as `capacity` returned."""
         for claim in claims:
             self._claims.put_nowait(claim)
 
     async def get(self) -> ClaimedMessage | None:
         """Wait for the next message. Return None once the queue is drained."""
         claim = await self._claims.get()
-        if not self._is_over_half_full:
-            self._has_capacity.set()
+        if self._must_report_capacity and not self._is_over_half_full:
+            self._must_report_capacity = False
+            self._on_capacity()
         return claim
 
     def record_sent(self) -> None:
         """Count a message that was sent, to measure the throughput."""
         self._sizer.record_sent()
-
-    def close(self) -> None:
-        """Let `wait_for_capacity` return at once from now on, because the worker stops claiming."""
-        self._is_closed = True
-        self._has_capacity.set()
 
     def drain(self, readers: int) -> list[ClaimedMessage]:
         """Remove and return all waiting messages.

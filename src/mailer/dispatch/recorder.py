@@ -115,7 +115,10 @@ class Recorder:
                 discarded = self._claims.forget_written(results, stored_ids)
                 self._on_recorded(results)
                 metrics.results_recorded(
-                    ((result.status, result.reason, result.attempts) for result in results),
+                    (
+                        (result.claim.gateway, result.status, result.reason, result.attempts)
+                        for result in results
+                    ),
                     discarded=len(discarded),
                 )
                 log.debug("results_recorded", results=len(results), discarded=len(discarded))

@@ -18,6 +18,8 @@ from mailer.db.engine import STATEMENT_TIMEOUT, connect
 from mailer.db.workers import own_session_name
 from mailer.dispatch.in_flight import InFlightRequests
 from mailer.dispatch.loop_failures import LoopFailures, log_task_error
+from mailer.gateway import routes
+from mailer.gateway.router import GatewayTables
 from mailer.mailing import stop_number, tracking
 from mailer.mailing.model import RunningMailing
 from mailer.mailing.store import MAILINGS_CHANGED
@@ -63,16 +65,19 @@ class RunningMailings:
     lock is released, and no mailing counts as running until a new connection holds a lock.
 
     `on_change` is called with the ids of mailings that have changed, and `on_try_now` when a user
-    asks to try the gateway now.
+    asks to try the gateways now. `on_gateway_tables` is called after each read of the tables of
+    gateways, at least once a second.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # one callback for each kind of news
         self,
         url: str,
         in_flight: InFlightRequests,
         failures: LoopFailures,
         on_change: Callable[[Collection[int]], None],
+        *,
         on_try_now: Callable[[], None] = lambda: None,
+        on_gateway_tables: Callable[[GatewayTables], None] = lambda _: None,
     ) -> None:
         self.running: dict[int, RunningMailing] = {}
         """The mailings for which requests may start, by id."""
@@ -83,6 +88,7 @@ class RunningMailings:
         self._failures = failures
         self._on_change = on_change
         self._on_try_now = on_try_now
+        self._on_gateway_tables = on_gateway_tables
         self._active: dict[int, RunningMailing] = {}
         """Running and paused mailings: these may have requests in flight."""
         self._applied_stop: int | None = None
@@ -137,6 +143,7 @@ class RunningMailings:
             await connection.add_listener(trying.TRY_NOW, lambda *_: self._on_try_now())
             while not connection.is_closed():
                 self._notified.clear()
+                self._on_gateway_tables(await routes.read_tables(connection))
                 changed_ids: Collection[int] = await self._refresh(connection)
                 if await self._sending_became_allowed(connection):
                     changed_ids = self.running.keys() | changed_ids

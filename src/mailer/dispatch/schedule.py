@@ -14,6 +14,8 @@ from mailer.client import segment_counts
 from mailer.clock import elapsed, sample_wall_clock
 from mailer.dispatch import expiry
 from mailer.dispatch.loop_failures import log_task_error
+from mailer.dispatch.route_update import RouteUpdate
+from mailer.gateway.channel import Channels
 from mailer.mailing import downsampling, moved_clients, purging
 from mailer.mailing.restore import OriginCheck
 from mailer.message import counters
@@ -60,13 +62,17 @@ class JobLimits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def jobs(
-    engine: AsyncEngine, limits: JobLimits, report: Callable[[], Awaitable[object]] | None
+    engine: AsyncEngine,
+    channels: Channels,
+    limits: JobLimits,
+    report: Callable[[], Awaitable[object]] | None,
 ) -> list[Job]:
     """Return the table of periodic jobs.
 
     `report` sends the daily report if it is due; None when no report is sent.
     """
     table = [
+        Job("update_routes", 1, RouteUpdate(engine, channels).run),
         Job("sample_clock", 1, sample_wall_clock),
         Job("check_origin", 1, OriginCheck(engine).run),
         Job(

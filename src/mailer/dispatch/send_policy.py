@@ -52,6 +52,8 @@ class Send(msgspec.Struct, frozen=True):
     mailing: RunningMailing
     phone: str
     timeout: float
+    seconds_left: float
+    """Seconds until all requests of the mailing must have ended."""
 
 
 def release_untried(claim: ClaimedMessage) -> MessageResult:
@@ -101,7 +103,7 @@ def decide_before_send(
     longest_request = timedelta(0, timeout)  # `seconds=` takes a microsecond more
     if claim.lease_expires_at - now < longest_request + LEASE_MARGIN:
         return release_untried(claim)  # the response could come after the end of the lease
-    return Send(mailing, claim.phone, min(timeout, seconds_left))
+    return Send(mailing, claim.phone, min(timeout, seconds_left), seconds_left)
 
 
 def _check_window(
@@ -131,17 +133,31 @@ def decide_after_send(  # noqa: PLR0911, PLR0913  # one return for each kind of 
     policy: RetryPolicy,
     *,
     is_gateway_failure: bool = False,
+    has_other_gateway: bool = False,
 ) -> MessageResult:
     """Return the result of a message whose request ended at `now` with `outcome`.
 
     With `is_gateway_failure` a failure belongs to a gateway outage and costs no attempt. If it was
-    the first attempt, the pause is as after a first attempt that counts.
+    the first attempt, the pause is as after a first attempt that counts. `has_other_gateway` is
+    whether the message may also be sent through another gateway.
     """
     counted_attempts = claim.attempts - 1 if is_gateway_failure else claim.attempts
     is_last_attempt = policy.is_exhausted(counted_attempts) and not is_gateway_failure
     match outcome:
-        case Accepted():
-            return MessageResult(claim, "delivered", claim.attempts, sent_at=now)
+        case Accepted(gateway_message_id=gateway_message_id):
+            return MessageResult(
+                claim,
+                "delivered",
+                claim.attempts,
+                sent_at=now,
+                gateway_message_id=gateway_message_id,
+                parts=mailing.parts,
+            )
+        case Rejected(reason=reason, other_gateways=True) if (
+            has_other_gateway and not is_last_attempt and claim.unknown_reason is None
+        ):
+            result = _requeue(claim, mailing, now, 0.0)
+            return replace(result, reason=reason, last_failure=reason, excludes_gateway=True)
         case Rejected(reason=reason):  # this request; delivery by an earlier one may be unknown
             return _end(claim, "undelivered", reason, claim.attempts, last_failure=reason)
         case Aborted():

@@ -1,6 +1,7 @@
 """Send claimed messages through a channel, as long as breaker, rate limit and mailings permit."""
 
 import asyncio
+import math
 from collections.abc import Callable
 from datetime import datetime
 from typing import NamedTuple
@@ -9,6 +10,7 @@ from mailer import metrics
 from mailer.clock import database_clock, elapsed
 from mailer.dispatch.claims import WorkerClaims
 from mailer.dispatch.loop_failures import log_task_error
+from mailer.dispatch.prefetch import PrefetchQueue
 from mailer.dispatch.recorder import Recorder
 from mailer.dispatch.running_mailings import RunningMailings
 from mailer.dispatch.send_policy import (
@@ -24,11 +26,13 @@ from mailer.gateway.protocol import (
     Aborted,
     Accepted,
     Outcome,
+    OutgoingMessage,
     Rejected,
     Request,
     TemporaryFailure,
     Unknown,
 )
+from mailer.gateway.router import Candidate
 from mailer.message.model import ClaimedMessage, MessageResult
 
 MAX_SLEEP = 1.0
@@ -44,47 +48,93 @@ class ReadyMessage(NamedTuple):
     """The breaker's generation in which the request starts."""
     started_at: float
     """The start of the request, a moment of `elapsed()`."""
+    at: datetime
+    """The same moment by the database's clock."""
+
+
+class SenderParts(NamedTuple):
+    """What the senders of a worker share."""
+
+    claims: WorkerClaims
+    running_mailings: RunningMailings
+    recorder: Recorder
+    retry: RetryPolicy
+    has_other_gateway: Callable[[int, str], bool]
+    """Whether the messages of a route may be sent through another gateway than the named one."""
+    on_capacity: Callable[[], None]
+    """Called whenever a sender may take more claimed messages."""
 
 
 class Sender:
-    """Sends claimed messages through a channel, and passes their results to the recorder.
+    """Sends claimed messages through a channel, and passes their results to the recorder."""
 
-    `run` runs in several tasks, `concurrency` at the same time.
-    """
-
-    def __init__(
-        self,
-        channel: Channel,
-        claims: WorkerClaims,
-        running_mailings: RunningMailings,
-        recorder: Recorder,
-        retry: RetryPolicy,
-    ) -> None:
-        self.concurrency = channel.limits.concurrency
-        self._channel = channel
+    def __init__(self, channel: Channel, parts: SenderParts) -> None:
+        self.channel = channel
+        self.prefetch = PrefetchQueue(channel.limits.concurrency, parts.on_capacity)
+        """The claimed messages whose requests have not started."""
         self._breaker = channel.breaker
+        self._latency = metrics.gateway_latency(channel.name)
         self._timeout = channel.limits.timeout
-        self._claims = claims
-        self._refunds = claims.refunds
-        self._running_mailings = running_mailings
-        self._recorder = recorder
-        self._retry = retry
+        self._validity = channel.limits.validity
+        self._in_flight = parts.claims.in_flight
+        self._refunds = parts.claims.refunds
+        self._running_mailings = parts.running_mailings
+        self._recorder = parts.recorder
+        self._retry = parts.retry
+        self._has_other_gateway = parts.has_other_gateway
         self._pacer_lock = asyncio.Lock()
         self._is_stopping = False
-        metrics.watch_gateway_requests(claims.in_flight.__len__)
+        channel.add_breaker_listener(parts.on_capacity)
+
+    def candidate(self, now: float) -> Candidate:
+        """Return how many messages the gateway can take at `now`, for the router.
+
+        During an outage it can take one as a probe, unless one waits for that already.
+        """
+        breaker, config = self._breaker, self.channel.config
+        is_usable = breaker.state == "closed" and self.channel.paused_at is None
+        may_send = is_usable or (self.channel.paused_at is None and self.prefetch.is_empty)
+        return Candidate(
+            name=self.channel.name,
+            order=config.order,
+            weight=config.weight,
+            is_usable=is_usable,
+            capacity=min(self.prefetch.capacity(), breaker.capacity(now)) if may_send else 0,
+        )
+
+    def seconds_to_probe(self, now: float) -> float:
+        """Return the seconds until the breaker permits a probe; infinite without an outage."""
+        if self._breaker.state == "closed" or self.channel.paused_at is not None:
+            return math.inf
+        return self._breaker.seconds_to_probe(now)
 
     def stop(self) -> None:
         """Stop waiting for the rate limit."""
         self._is_stopping = True
 
     async def run(self) -> None:
-        """Send messages until the prefetch queue is drained."""
+        """Send messages, `concurrency` at the same time, until `drain` is called."""
+        metrics.watch_gateway_requests(self.channel.name, lambda: self.channel.in_flight)
+        async with self.channel.gateway, asyncio.TaskGroup() as tasks:
+            for _ in range(self.channel.limits.concurrency):
+                tasks.create_task(self._send_all())
+
+    async def drain(self) -> None:
+        """Release the messages whose requests have not started, and make `run` end.
+
+        It ends when the requests in flight have ended.
+        """
+        self.stop()
+        for claim in self.prefetch.drain(readers=self.channel.limits.concurrency):
+            await self._recorder.put(release_untried(claim))
+
+    async def _send_all(self) -> None:
         while (ready := await self._next()) is not None:
             await self._recorder.put(await self._send(ready))
 
     async def _next(self) -> ReadyMessage | None:
         """Wait for the rate limit, and return the next message to send; None at the end."""
-        if (pacer := self._channel.pacer) is None:
+        if (pacer := self.channel.pacer) is None:
             return await self._next_ready()
         async with self._pacer_lock:  # one task at a time waits here, and it has no message yet
             now = elapsed()
@@ -99,7 +149,7 @@ class Sender:
         A message that may not be sent is released or ended, and the next one is checked. So each
         slot of the rate limit is used for a request.
         """
-        while (claim := await self._claims.prefetch.get()) is not None:
+        while (claim := await self.prefetch.get()) is not None:
             ready_or_result = self._decide(claim)
             if isinstance(ready_or_result, ReadyMessage):
                 return ready_or_result
@@ -118,29 +168,33 @@ class Sender:
             return end_untried(claim, "undelivered", "internal_error")
         if isinstance(send, MessageResult):
             return send
-        generation = self._breaker.acquire(started_at)
+        generation = None if self.channel.paused_at else self._breaker.acquire(started_at)
         if generation is None:
             return release_untried(claim)
         if self._breaker.state == "half_open":
-            self._channel.report_probe()
-        return ReadyMessage(claim, send, generation, started_at)
+            self.channel.report_probe()
+        return ReadyMessage(claim, send, generation, started_at, now)
 
     async def _send(self, ready: ReadyMessage) -> MessageResult:
         """Send a message; return the result to store."""
-        claim, mailing, started_at = ready.claim, ready.send.mailing, ready.started_at
-        deadline = started_at + ready.send.timeout
-        now = database_clock.at(started_at)
-        message = self._channel.compose(
-            claim.id, ready.send.phone, mailing.text, mailing.time_left(now), now
+        claim, send, started_at = ready.claim, ready.send, ready.started_at
+        mailing = send.mailing
+        message = OutgoingMessage(
+            claim.id,
+            send.phone,
+            mailing.text,
+            mailing.sender or self.channel.config.sender or "",
+            self._validity.limit(int(send.seconds_left)),
+            ready.at,
         )
-        request = Request(message, deadline, self._create_write_check(ready))
+        request = Request(message, started_at + send.timeout, self._create_write_check(ready))
         outcome = await self._request(claim.mailing_id, request)
         ended_at = elapsed()
         now, duration = database_clock.at(ended_at), ended_at - started_at
-        metrics.gateway_request_ended(duration)
+        self._latency.observe(duration)
         if isinstance(outcome, (Accepted, Rejected)):
-            self._channel.throughput.record(duration)
-        self._claims.prefetch.record_sent()
+            self.channel.throughput.record(duration)
+        self.prefetch.record_sent()
         # a request that was aborted early, at its mailing's end, says nothing about the gateway
         is_aborted_early = (
             request.abort_reason is not None and request.deadline < started_at + self._timeout
@@ -148,7 +202,14 @@ class Sender:
         breaker_outcome = Aborted() if is_aborted_early else outcome
         is_gateway_failure = self._record_outcome(ready, breaker_outcome, ended_at, now)
         return decide_after_send(
-            claim, mailing, outcome, now, self._retry, is_gateway_failure=is_gateway_failure
+            claim,
+            mailing,
+            outcome,
+            now,
+            self._retry,
+            is_gateway_failure=is_gateway_failure,
+            has_other_gateway=isinstance(outcome, Rejected)
+            and self._has_other_gateway(claim.route, self.channel.name),
         )
 
     def _create_write_check(self, ready: ReadyMessage) -> Callable[[float], bool]:
@@ -162,9 +223,9 @@ class Sender:
         generation = ready.generation
 
         def may_write(now: float) -> bool:
-            if not (
-                self._breaker.is_current(generation) and self._running_mailings.is_current(now)
-            ):
+            if self.channel.paused_at or not self._breaker.is_current(generation):
+                return False
+            if not self._running_mailings.is_current(now):
                 return False
             return window is None or window.is_open_in(zone, database_clock.at(now))
 
@@ -172,15 +233,17 @@ class Sender:
 
     async def _request(self, mailing_id: int, request: Request) -> Outcome:
         """Send a request, which is in flight meanwhile; return its outcome."""
-        self._claims.in_flight.add(mailing_id, request)
+        self._in_flight.add(mailing_id, request)
+        self.channel.in_flight += 1
         try:
-            return await self._channel.gateway.send(request)
+            return await self.channel.gateway.send(request)
         except Exception as error:  # a defect of a gateway must not end the worker
             log_task_error(error, at="send")
             reason = "internal_error"
             return Unknown(reason) if request.is_written else TemporaryFailure(reason)
         finally:
-            self._claims.in_flight.remove(request)
+            self._in_flight.remove(request)
+            self.channel.in_flight -= 1
 
     def _record_outcome(
         self, ready: ReadyMessage, outcome: Outcome, now: float, at: datetime
@@ -194,11 +257,11 @@ class Sender:
         is_gateway_failure = self._breaker.record(ready.generation, outcome, now, at)
         match outcome:
             case Accepted() | Rejected():
-                self._refunds.record_success(self._channel, ready.started_at)
+                self._refunds.record_success(self.channel, ready.started_at)
             case TemporaryFailure() | Unknown() if not is_gateway_failure:
-                self._refunds.record_failure(self._channel, ready.claim, now)
+                self._refunds.record_failure(self.channel, ready.claim, now)
         if self._breaker.state != state_before:
             # It has opened or closed. When it has closed, there is no candidate for a refund.
-            self._refunds.confirm_outage(self._channel)
-            self._channel.report_breaker(now)
+            self._refunds.confirm_outage(self.channel)
+            self.channel.report_breaker(now)
         return is_gateway_failure

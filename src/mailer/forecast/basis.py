@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.forecast.store import GatewayLoad, read_load
-from mailer.gateway.throughput import ThroughputEstimate
+from mailer.forecast.throughput import Throughput
 from mailer.mailing import audience
 from mailer.mailing.model import Mailing, MailingChange, NewMailing
 from mailer.mailing.service import REPLAN_FIELDS
@@ -35,7 +35,7 @@ class ForecastBasis(msgspec.Struct, frozen=True):
 async def read_draft_basis(
     connection: AsyncConnection,
     draft: NewMailing,
-    throughput: ThroughputEstimate | None,
+    throughput: Throughput | None,
     workers: int = 1,
 ) -> ForecastBasis:
     """Read the basis of the forecast of a mailing that is not saved yet.
@@ -52,7 +52,7 @@ async def read_draft_basis(
 async def read_basis(
     connection: AsyncConnection,
     mailing: Mailing,
-    throughput: ThroughputEstimate | None,
+    throughput: Throughput | None,
     workers: int = 1,
     changes: MailingChange | None = None,
 ) -> ForecastBasis | None:
@@ -74,7 +74,7 @@ async def read_basis(
 async def read_running_bases(
     connection: AsyncConnection,
     running: Sequence[Mailing],
-    throughput: ThroughputEstimate | None,
+    throughput: Throughput | None,
     workers: int = 1,
 ) -> list[tuple[Mailing, ForecastBasis | None]]:
     """Read the bases of the forecasts of running mailings, each with its mailing.
@@ -88,7 +88,7 @@ async def read_running_bases(
     ]
 
 
-def _total_rate(throughput: ThroughputEstimate | None, workers: int) -> float | None:
+def _total_rate(throughput: Throughput | None, workers: int) -> float | None:
     """Return the messages a second of all workers together; None when it is not known."""
     if throughput is None or throughput.rate is None:
         return None

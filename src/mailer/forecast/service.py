@@ -16,8 +16,7 @@ from mailer.db import workers as database_workers
 from mailer.db.engine import snapshot
 from mailer.forecast.basis import ForecastBasis, read_basis, read_draft_basis
 from mailer.forecast.model import Forecast, RecipientGroup, forecast
-from mailer.gateway.channel import Channel
-from mailer.gateway.throughput import ThroughputEstimate
+from mailer.forecast.throughput import Throughput
 from mailer.mailing import store as mailings
 from mailer.mailing.model import Mailing, MailingChange, NewMailing
 from mailer.mailing.window import window_between
@@ -40,7 +39,7 @@ class SendingCapacity(msgspec.Struct, frozen=True):
 
 async def read_capacity(
     connection: AsyncConnection,
-    throughput: ThroughputEstimate | None,
+    throughput: Throughput | None,
     mailing: Mailing | None = None,
 ) -> SendingCapacity:
     """Return the sending capacity for a mailing. `mailing` is None if it is not saved yet."""
@@ -54,16 +53,8 @@ async def read_capacity(
     )
 
 
-def usable_throughput(channel: Channel | None) -> ThroughputEstimate | None:
-    """Return the throughput of a channel for forecasts.
-
-    None without a gateway, and during an outage of the gateway, when nothing is sent.
-    """
-    return None if channel is None or channel.breaker.outage is not None else channel.throughput
-
-
 async def of_draft(
-    engine: AsyncEngine, draft: NewMailing, throughput: ThroughputEstimate | None, workers: int = 1
+    engine: AsyncEngine, draft: NewMailing, throughput: Throughput | None, workers: int = 1
 ) -> Forecast:
     """Return the forecast of a mailing that is not saved yet; see `read_draft_basis`."""
     async with snapshot(engine) as connection:
@@ -74,7 +65,7 @@ async def of_draft(
 async def of_mailing(
     engine: AsyncEngine,
     mailing_id: int,
-    throughput: ThroughputEstimate | None,
+    throughput: Throughput | None,
     workers: int = 1,
     changes: MailingChange | None = None,
 ) -> Forecast | None:

@@ -1,6 +1,6 @@
 """A channel: a gateway with its limits, and what this worker has measured of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from typing import Self
 
@@ -8,15 +8,19 @@ import msgspec
 import structlog
 
 from mailer import metrics
-from mailer.gateway.breaker import BREAKER_STATES, Breaker, GatewayStatus
-from mailer.gateway.config import ConfiguredGateway
+from mailer.gateway.breaker import BREAKER_STATES, Breaker, GatewayStatus, Outage
+from mailer.gateway.config import ConfiguredGateway, GatewayConfig
 from mailer.gateway.profile import ValidityRange
-from mailer.gateway.protocol import Gateway, OutgoingMessage
+from mailer.gateway.protocol import Gateway
+from mailer.gateway.router import GatewayTables
 from mailer.gateway.throughput import ThroughputEstimate
 from mailer.limits import Pacer
 from mailer.settings import Settings
 
 log = structlog.get_logger()
+
+PAUSED = "gateway_paused"
+"""Reason of an outage: a user has paused the gateway."""
 
 
 class ChannelLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,30 +58,38 @@ class Channel:
     Single messages and requests are not its concern: `dispatch.claims` tracks them.
     """
 
-    def __init__(self, gateway: Gateway, limits: ChannelLimits, sender: str = "") -> None:
+    def __init__(
+        self, gateway: Gateway, configured: ConfiguredGateway, limits: ChannelLimits
+    ) -> None:
+        self.name = configured.config.name
         self.gateway = gateway
-        self.sender = sender
-        """Name or number that the client sees; "" for the gateway's default."""
+        self.configured = configured
+        """A reload may replace it by one that `connects_like` it."""
         self.limits = limits
         self.breaker = Breaker(max_failures=limits.breaker_failures, reset=limits.breaker_reset)
         self.throughput = ThroughputEstimate(limits.concurrency, limit=limits.rate)
         self.pacer = Pacer(limits.rate) if limits.rate else None
         """Spaces the requests evenly; None without a rate limit."""
+        self.in_flight = 0
+        """Number of requests that have started and have no outcome yet."""
+        self.paused_at: datetime | None = None
+        """Since when the gateway is paused by a user; None while it is not."""
+        self.is_replaced = False
+        """Whether a reload has removed or replaced it. Its last requests may still end."""
         self._listeners: list[Callable[[], None]] = []
-        metrics.breaker_changed(self.breaker.state, BREAKER_STATES)
+        self._export_breaker()
 
-    def compose(
-        self, message_id: int, phone: str, text: str, seconds_left: float, now: datetime
-    ) -> OutgoingMessage:
-        """Return a message for the gateway, whose mailing ends in `seconds_left`."""
-        return OutgoingMessage(
-            id=message_id,
-            phone=phone,
-            text=text,
-            sender=self.sender,
-            validity=self.limits.validity.limit(int(seconds_left)),
-            valid_from=now,
-        )
+    @property
+    def config(self) -> GatewayConfig:
+        """The `[[gateway]]` of the configuration."""
+        return self.configured.config
+
+    @property
+    def outage(self) -> Outage | None:
+        """Since when and why the gateway is not used; None while it is used."""
+        if self.paused_at is not None:
+            return Outage(self.paused_at, PAUSED)
+        return self.breaker.outage
 
     def add_breaker_listener(self, listener: Callable[[], None]) -> None:
         """Call `listener` each time after the breaker has opened or closed."""
@@ -85,21 +97,109 @@ class Channel:
 
     def report_probe(self) -> None:
         """Log and show in the metrics that the breaker is half-open: a probe starts."""
-        metrics.breaker_changed(self.breaker.state, BREAKER_STATES)
-        log.info("breaker_half_open")
+        self._export_breaker()
+        log.info("breaker_half_open", gateway=self.name)
 
     def report_breaker(self, now: float) -> None:
         """Log and show in the metrics that the breaker has opened or closed; call the listeners."""
-        metrics.breaker_changed(self.breaker.state, BREAKER_STATES)
+        self._export_breaker()
         if self.breaker.outage is not None:
             seconds = round(self.breaker.seconds_to_probe(now), 3)
-            log.warning("breaker_opened", reason=self.breaker.outage.reason, seconds=seconds)
+            reason = self.breaker.outage.reason
+            log.warning("breaker_opened", gateway=self.name, reason=reason, seconds=seconds)
         else:
-            log.info("breaker_closed")
+            log.info("breaker_closed", gateway=self.name)
         for listener in self._listeners:
             listener()
 
+    def _export_breaker(self) -> None:
+        """Show the state of the breaker in the metrics, which no longer show a replaced channel."""
+        if not self.is_replaced:
+            metrics.breaker_changed(self.name, self.breaker.state, BREAKER_STATES)
 
-def gateway_status(channel: Channel | None) -> GatewayStatus:
-    """Return the status of the gateway; `channel` is None if no gateway is configured."""
-    return GatewayStatus(is_set=False) if channel is None else channel.breaker.status()
+
+class Channels:
+    """The channels of this worker, one for each configured gateway. A reload replaces them."""
+
+    def __init__(self, channels: Iterable[Channel] = ()) -> None:
+        self.routes: dict[int, frozenset[str]] = {}
+        """The names of the gateways of each route in the database, by the id of the route."""
+        self._paused_at: dict[str, datetime] = {}
+        self._by_name: dict[str, Channel] = {}
+        self.replace(channels)
+
+    def __iter__(self) -> Iterator[Channel]:
+        return iter(self._by_name.values())
+
+    def __len__(self) -> int:
+        return len(self._by_name)
+
+    def get(self, name: str) -> Channel | None:
+        """Return the channel of a gateway; None if it is not configured."""
+        return self._by_name.get(name)
+
+    def replace(self, channels: Iterable[Channel]) -> None:
+        """Use these channels from now on, and remove the metrics of the other gateways."""
+        former, self._by_name = self._by_name, {channel.name: channel for channel in channels}
+        for name, channel in former.items():
+            channel.is_replaced = self.get(name) is not channel
+        for name in former.keys() - self._by_name.keys():
+            metrics.gateway_removed(name)
+        self._apply_pauses()
+
+    def update(self, tables: GatewayTables) -> bool:
+        """Apply what the database says of gateways. Return whether anything has changed."""
+        if (tables.routes, tables.paused_at) == (self.routes, self._paused_at):
+            return False
+        self.routes, self._paused_at = tables.routes, tables.paused_at
+        self._apply_pauses()
+        return True
+
+    def _apply_pauses(self) -> None:
+        for channel in self:
+            channel.paused_at = self._paused_at.get(channel.name)
+            metrics.gateway_paused(channel.name, is_paused=channel.paused_at is not None)
+
+    def has_other(self, route: int, name: str) -> bool:
+        """Return whether the messages of a route may be sent through another gateway than this."""
+        return bool(self.routes.get(route, frozenset()) & self._by_name.keys() - {name})
+
+    def usable_by(self, gateway: str | None) -> list[Channel]:
+        """Return the channels that may take messages of a mailing with this gateway of its own.
+
+        None stands for a mailing without one: then these are all channels.
+        """
+        if gateway is None:
+            return list(self)
+        channel = self.get(gateway)
+        return [] if channel is None else [channel]
+
+    def outage(self, gateway: str | None = None) -> Outage | None:
+        """Return since when and why none of the channels `usable_by` is used; None if one is."""
+        outages = [channel.outage for channel in self.usable_by(gateway)]
+        if None in outages:
+            return None
+        known = (outage for outage in outages if outage is not None)
+        return max(known, key=lambda outage: outage.since, default=None)
+
+
+NO_CHANNELS = Channels()
+"""The channels of a worker without any gateway."""
+
+
+def summarize(channels: Channels) -> GatewayStatus:
+    """Return the status of all gateways together: that of an outage only if none is usable."""
+    statuses = [channel.breaker.status() for channel in channels]
+    if not statuses:
+        return GatewayStatus(is_set=False)
+    failures = max(status.failures for status in statuses)
+    if (outage := channels.outage()) is None:
+        return GatewayStatus(is_set=True, failures=failures)
+    probes = [status.retry_at for status in statuses if status.retry_at is not None]
+    return GatewayStatus(
+        is_set=True,
+        breaker="half_open" if any(s.breaker == "half_open" for s in statuses) else "open",
+        held=outage,
+        retry_at=min(probes, default=None),
+        failures=failures,
+    )

@@ -3,10 +3,11 @@
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
 import msgspec
 from msgspec import Meta
+from msgspec.structs import replace
 
 from mailer.gateway.placeholders import ACCOUNT_KEYS, ACCOUNT_PLACEHOLDERS
 from mailer.gateway.profile import GatewayProfile, RequestPart
@@ -59,8 +60,9 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Operator codes for which it is used. Default: all."""
     order: Annotated[int, Meta(ge=1, le=100)] = 1
     """Gateways with the lowest order are used first; the next ones when these are out."""
-    weight: Annotated[int, Meta(ge=1, le=1_000)] = 1
-    """Share of the messages among gateways of the same order."""
+    weight: Annotated[int, Meta(ge=1, le=1_000)] | None = None
+    """Share of the messages among gateways of the same order. If none of them has a weight, each
+    gets as many as it can take."""
 
     def __repr__(self) -> str:
         return f"GatewayConfig(name={self.name!r}, kind={self.kind!r})"  # no secrets
@@ -88,6 +90,21 @@ class ConfiguredGateway(msgspec.Struct, frozen=True):
         Raises `ValueError`.
         """
         return self._template(self.profile.request, headers)
+
+    def connects_like(self, other: Self) -> bool:
+        """Return whether a channel of `other` can also serve this gateway.
+
+        What the router and the composition of messages read may differ: they read it each time.
+        """
+        config = replace(
+            self.config,
+            sender=other.config.sender,
+            price=other.config.price,
+            operator_codes=other.config.operator_codes,
+            order=other.config.order,
+            weight=other.config.weight,
+        )
+        return replace(self, config=config) == other
 
     def find_mistakes(self) -> Iterator[str]:
         """Yield what prevents requests or rules of this profile with the values of this account."""

@@ -61,7 +61,7 @@ class Aborted(msgspec.Struct, frozen=True):
 Outcome = Accepted | Rejected | TemporaryFailure | Unknown | Aborted
 
 
-class OutgoingMessage(msgspec.Struct, frozen=True, kw_only=True):
+class OutgoingMessage(msgspec.Struct, frozen=True, gc=False):
     """What a gateway is to send, and to whom."""
 
     id: int
@@ -164,11 +164,15 @@ class Request:
 
 
 class Gateway(Protocol):
-    """What the dispatcher needs of a gateway.
+    """What the dispatcher needs of a gateway: an async context manager, entered before `send`.
 
     A failure of the gateway or the network is returned as an outcome. Only the cancellation of the
     sending task is raised.
     """
+
+    async def __aenter__(self) -> object: ...
+
+    async def __aexit__(self, *exc_info: object) -> None: ...
 
     async def send(self, request: Request) -> Outcome:
         """Send one message and return its outcome, also when the request is aborted."""

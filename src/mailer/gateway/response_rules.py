@@ -261,20 +261,24 @@ class _Rule:
                 assert_never(part.then)
 
     def _message_id(self, response: Response, document: object, found: list[object]) -> str | None:
-        """Return the gateway's message id; several are joined by commas. See `outcome`."""
-        if self._id_pattern is not None:
-            match = self._id_pattern.search(response.text)
-            return match[1][:MAX_MESSAGE_ID_LENGTH] if match else None
-        if self._id is None:
-            return None
-        if self._id is not self.path:
-            found = self._id.find(document)
-        if len(found) == 1:  # for speed, as nearly always
-            value = found[0]
-            text = value if isinstance(value, str) else scalar_text(value)
-            return text[:MAX_MESSAGE_ID_LENGTH] or None
-        ids = [text for value in found if (text := scalar_text(value))]
-        return ",".join(ids)[:MAX_MESSAGE_ID_LENGTH] or None
+        """Return the gateway's message id; several are joined by commas. See `outcome`.
+
+        Characters that are not printable are removed: the database stores neither NUL nor lone
+        surrogates, and control characters could change a terminal.
+        """
+        ids: str | None = ""
+        if self._id is not None:
+            if self._id is not self.path:
+                found = self._id.find(document)
+            ids = scalar_text(found[0]) if len(found) == 1 else _join_texts(found)
+        elif self._id_pattern is not None and (match := self._id_pattern.search(response.text)):
+            ids = match[1]
+        ids = (ids or "")[:MAX_MESSAGE_ID_LENGTH]
+        return (ids if ids.isprintable() else "".join(filter(str.isprintable, ids))) or None
+
+
+def _join_texts(values: Iterable[object]) -> str:
+    return ",".join(filter(None, map(scalar_text, values)))
 
 
 class _Wait:

@@ -33,6 +33,11 @@ class ThroughputEstimate:
         return min(rates, default=None)
 
     @property
+    def mean_seconds(self) -> float | None:
+        """Mean time of a response that accepted or rejected a message; None before the first."""
+        return self._mean_seconds if self._averaged else None
+
+    @property
     def is_limited(self) -> bool:
         """Whether the limit determines the rate, and not the measured speed of the gateway."""
         return self._limit is not None and self.rate == self._limit

@@ -4,7 +4,7 @@ import msgspec
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from mailer.gateway.channel import Channel
+from mailer.gateway.channel import Channels
 from mailer.mailing.model import Hold, Mailing, MailingNotFoundError
 
 
@@ -44,18 +44,18 @@ NO_GATEWAY = "no_gateway"
 """Reason of a hold: no gateway is configured."""
 
 
-def with_hold(mailing: Mailing, channel: Channel | None) -> Mailing:
+def with_hold(mailing: Mailing, channels: Channels) -> Mailing:
     """Return a mailing with `held` set to the reason why it runs but cannot send.
 
-    `channel` is the gateway with its breaker; None when no gateway is configured. A mailing that
-    sends, or is held already because its database was restored, is returned as it is.
+    It cannot if none of the gateways that may take its messages is usable. A mailing that sends, or
+    is held already because its database was restored, is returned as it is.
     """
     if mailing.status != "running" or mailing.held:
         return mailing
-    if channel is None:
+    if not channels.usable_by(mailing.gateway):
         # since its start, because it is not known since when there has been no gateway
         held = Hold(mailing.datetime_start, NO_GATEWAY)
-    elif (outage := channel.breaker.outage) is not None:
+    elif (outage := channels.outage(mailing.gateway)) is not None:
         held = Hold(outage.since, outage.reason)
     else:
         return mailing

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.access.model import Actor
 from mailer.db.paging import Cursor
-from mailer.gateway.channel import Channel
+from mailer.gateway.channel import Channels
 from mailer.idempotency.model import IdempotencyClaim
 from mailer.mailing import service, store
 from mailer.mailing.activity import with_hold
@@ -93,35 +93,35 @@ class MailingController(Controller):
         engine: NamedDependency[AsyncEngine],
         by: NamedDependency[Actor],
         claim: NamedDependency[IdempotencyClaim | None],
-        channel: NamedDependency[Channel | None],
+        channels: NamedDependency[Channels],
         data: JSONBody[NewMailing],
     ) -> Mailing:
         """Create a mailing. Sending starts at `datetime_start`, or at once when that has passed."""
-        return with_hold(await service.create(engine, data, by, claim), channel)
+        return with_hold(await service.create(engine, data, by, claim), channels)
 
     @get(required_scope="read", **accepts_query(MailingQuery))
     async def list_mailings(
         self,
         engine: NamedDependency[AsyncEngine],
-        channel: NamedDependency[Channel | None],
+        channels: NamedDependency[Channels],
         request: Request[Any, Any, Any],
         query_params: NamedDependency[MailingQuery],
     ) -> Page[Mailing]:
         """List mailings with their counts of messages by status, newest first."""
         async with engine.connect() as connection:
             page = await store.page(connection, query_params.position, **query_params.filters())
-        return page_of(page, request, lambda row: with_hold(store.to_mailing(row), channel))
+        return page_of(page, request, lambda row: with_hold(store.to_mailing(row), channels))
 
     @get("/{mailing_id:int}", required_scope="read")
     async def get_mailing(
         self,
         engine: NamedDependency[AsyncEngine],
-        channel: NamedDependency[Channel | None],
+        channels: NamedDependency[Channels],
         mailing_id: MailingId,
     ) -> MailingDetail:
         """Return a mailing with its counts of messages by status and its newest 100 messages."""
         async with engine.connect() as connection:
-            mailing = with_hold(await store.get(connection, mailing_id), channel)
+            mailing = with_hold(await store.get(connection, mailing_id), channels)
             newest = await messages.page(
                 connection, mailing_id, Cursor(MAX_NEWEST_MESSAGES), mailing.created_messages
             )
@@ -165,12 +165,12 @@ class MailingController(Controller):
         self,
         engine: NamedDependency[AsyncEngine],
         by: NamedDependency[Actor],
-        channel: NamedDependency[Channel | None],
+        channels: NamedDependency[Channels],
         mailing_id: MailingId,
         data: JSONBody[MailingChange],
     ) -> Mailing:
         """Change a mailing. After its start, changes apply to messages that were not sent yet."""
-        return with_hold(await service.change(engine, mailing_id, data, by), channel)
+        return with_hold(await service.change(engine, mailing_id, data, by), channels)
 
     @post("/{mailing_id:int}/pause", **ACTION_OPTIONS)
     async def pause_mailing(
@@ -189,11 +189,11 @@ class MailingController(Controller):
         engine: NamedDependency[AsyncEngine],
         by: NamedDependency[Actor],
         claim: NamedDependency[IdempotencyClaim | None],
-        channel: NamedDependency[Channel | None],
+        channels: NamedDependency[Channels],
         mailing_id: MailingId,
     ) -> Mailing:
         """Resume a paused mailing."""
-        return with_hold(await service.resume(engine, mailing_id, by, claim), channel)
+        return with_hold(await service.resume(engine, mailing_id, by, claim), channels)
 
     @post("/{mailing_id:int}/cancel", **ACTION_OPTIONS)
     async def cancel_mailing(
@@ -212,11 +212,11 @@ class MailingController(Controller):
         engine: NamedDependency[AsyncEngine],
         by: NamedDependency[Actor],
         claim: NamedDependency[IdempotencyClaim | None],
-        channel: NamedDependency[Channel | None],
+        channels: NamedDependency[Channels],
         mailing_id: MailingId,
     ) -> Mailing:
         """Send the undelivered and unknown messages of a mailing again, before its end."""
-        return with_hold(await service.retry(engine, mailing_id, by, claim), channel)
+        return with_hold(await service.retry(engine, mailing_id, by, claim), channels)
 
     @delete("/{mailing_id:int}", required_scope="write")
     async def delete_mailing(

@@ -17,6 +17,7 @@ from sqlalchemy import (
     ColumnElement,
     DateTime,
     Executable,
+    Integer,
     Row,
     String,
     and_,
@@ -35,8 +36,10 @@ from mailer.db import origin
 from mailer.db.paging import MAX_BIGINT
 from mailer.db.sql import add_up
 from mailer.db.tables.client import client
+from mailer.db.tables.gateway import operator_route
 from mailer.db.tables.mailing import OPEN_MAILING
 from mailer.db.tables.message import message
+from mailer.gateway.routes import OTHER_CODES
 from mailer.mailing.audience import filter_condition
 from mailer.mailing.client_filter import ClientFilter
 from mailer.mailing.planning import Plan, plan_by_zone, plan_cancelled
@@ -65,7 +68,7 @@ HAS_AUDIENCE_TO_ENQUEUE = (
 # those with the cursor 0, so that the order by cursor and id is there an order by id.
 NEXT_MAILING_TO_ENQUEUE = """
     SELECT id, datetime_start, datetime_end, send_interval_time_start, send_interval_time_end,
-        status, client_filter, audience_cursor, audience_until, audience_snapshot,
+        status, client_filter, audience_cursor, audience_until, audience_snapshot, route,
         clock_timestamp() AS now
     FROM mailing
     WHERE {condition} AND audience_cursor BETWEEN :min_cursor AND :max_cursor
@@ -94,6 +97,13 @@ def audience_as_of_now() -> dict[str, Any]:
     newest_client = func.coalesce(select(func.max(client.c.id)).scalar_subquery(), 0)
     snapshot = cast(func.pg_current_snapshot(), String)
     return {"audience_cursor": 0, "audience_until": newest_client, "audience_snapshot": snapshot}
+
+
+# Evaluated once for all rows, because it does not depend on the row.
+OTHER_ROUTE = operator_route.alias("other_route")
+ROUTE_OF_OTHER_CODES = (
+    select(OTHER_ROUTE.c.route).where(OTHER_ROUTE.c.operator_code == OTHER_CODES).scalar_subquery()
+)
 
 
 class EnqueuedChunk(msgspec.Struct, frozen=True):
@@ -230,17 +240,25 @@ async def _write_messages(
             func.coalesce(plans.c.due_at, mailing.now),
             func.coalesce(plans.c.status, "scheduled"),
             plans.c.reason,
+            func.coalesce(
+                literal(mailing.route, Integer), operator_route.c.route, ROUTE_OF_OTHER_CODES
+            ),
         )
         .join_from(client, plans, client.c.time_zone == plans.c.time_zone, isouter=True)
+        .outerjoin(operator_route, operator_route.c.operator_code == client.c.operator_code)
         .where(is_in_chunk, _is_in_audience(mailing))
         .order_by(client.c.id)
     )
     statement = insert(message).from_select(
-        ["mailing_id", "client_id", "operator_code", "time_zone", "due_at", "status", "reason"],
+        [
+            *("mailing_id", "client_id", "operator_code", "time_zone"),
+            *("due_at", "status", "reason", "route"),
+        ],
         rows,
     )
     was_excluded = and_(message.c.status == "cancelled", message.c.reason == "filter_changed")
-    new_values = {name: statement.excluded[name] for name in ("due_at", "status", "reason")}
+    replaced = ("due_at", "status", "reason", "route")
+    new_values = {name: statement.excluded[name] for name in replaced}
     await connection.execute(
         statement.on_conflict_do_update(
             index_elements=["mailing_id", "client_id"],

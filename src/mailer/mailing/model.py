@@ -88,6 +88,28 @@ OnUnknown = Annotated[
 ]
 
 
+GatewayName = Annotated[
+    str,
+    Meta(
+        pattern=r"^[a-z0-9][a-z0-9_-]{0,31}(?!\n)$",
+        description="The name of a configured gateway.",
+        examples=["main"],
+        extra={"rule": "must be the name of a gateway, or null"},
+    ),
+]
+SenderName = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=20,
+        pattern=r"^[!-~]([ -~]*[!-~])?(?!\n)$",
+        description="The name or number that clients see as the sender.",
+        examples=["Acme"],
+        extra={"rule": "must be 1 to 20 printable ASCII characters, or null"},
+    ),
+]
+
+
 class MailingInput(Input, frozen=True, kw_only=True):
     """The rules that new and changed mailings share."""
 
@@ -138,6 +160,8 @@ class NewMailing(MailingInput, frozen=True, kw_only=True):
         "text": "Your order is ready.",
         "client_filter": {"operator_codes": ["912", "916"], "tags": ["vip"]},
         "on_unknown": "retry",
+        "gateway": None,
+        "sender": "Acme",
     }
 
     datetime_start: Moment
@@ -147,6 +171,10 @@ class NewMailing(MailingInput, frozen=True, kw_only=True):
     text: Text
     client_filter: ClientFilter = None
     on_unknown: OnUnknown = "retry"
+    gateway: GatewayName | None = None
+    """The gateway that takes all messages; null for the gateways of each client's operator code."""
+    sender: SenderName | None = None
+    """Name or number that clients see; null for the sender of the gateway."""
 
     @classmethod
     def broken_rules(cls, values: Mapping[str, Any], at: datetime) -> Iterable[FieldError]:
@@ -167,6 +195,8 @@ class MailingChange(MailingInput, frozen=True, kw_only=True):
     text: Text | UnsetType = UNSET
     client_filter: ClientFilter | UnsetType = UNSET
     on_unknown: OnUnknown | UnsetType = UNSET
+    gateway: GatewayName | UnsetType | None = UNSET
+    sender: SenderName | UnsetType | None = UNSET
 
     def provided_values(self) -> dict[str, Any]:
         """Return the fields that are present in the request, by name."""
@@ -213,6 +243,10 @@ class Mailing(msgspec.Struct, frozen=True, kw_only=True):
     text: Text
     client_filter: ClientFilter
     on_unknown: OnUnknown
+    gateway: str | None
+    """The gateway that takes all messages; null for the gateways of each client's operator code."""
+    sender: str | None
+    """Name or number that clients see; null for the sender of the gateway."""
     status: MailingStatus
     clients_count: int
     """Size of the audience: as it was counted last, or the number of messages once all of it is
@@ -283,6 +317,10 @@ class RunningMailing(msgspec.Struct, frozen=True):
     datetime_end: datetime
     window: SendingWindow | None
     on_unknown: OnUnknown
+    sender: str | None = None
+    """Name or number that clients see; None for that of the gateway."""
+    parts: int = 1
+    """Number of SMS that the text takes."""
     may_send: bool = True
     """Whether new requests may start. It is false while the mailing is paused or replanned, and
     after its end."""

@@ -53,7 +53,7 @@ HAS_REPLANNABLE_MESSAGES = f"""
 # The columns that `plan_by_zone` needs.
 PLAN_COLUMNS = """
     id, datetime_start, datetime_end, send_interval_time_start, send_interval_time_end,
-    status, clock_timestamp() AS now"""
+    status, route, clock_timestamp() AS now"""
 MAILINGS_IN_WINDOW = text(f"""
     SELECT {PLAN_COLUMNS} FROM mailing WHERE {IS_RUNNING_IN_WINDOW} AND {HAS_REPLANNABLE_MESSAGES}
     UNION ALL

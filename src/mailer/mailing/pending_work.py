@@ -19,6 +19,8 @@ class PendingWork(msgspec.Struct, frozen=True):
     """Some of a started mailing's audience is not enqueued yet."""
     must_replan: bool
     """A mailing has messages to replan."""
+    must_reroute: bool
+    """A mailing has messages whose routes must be determined again."""
     must_retry: bool
     """A mailing has messages to retry at a user's request."""
     must_end_messages: bool
@@ -39,6 +41,7 @@ class PendingWork(msgspec.Struct, frozen=True):
                 self.must_start,
                 self.must_enqueue,
                 self.must_replan,
+                self.must_reroute,
                 self.must_retry,
                 self.must_end_messages,
                 self.must_finish,
@@ -60,6 +63,8 @@ FIND_PENDING_WORK = text(f"""
             AND NOT is_replanning AND id <> ALL (:skipped)) AS must_enqueue,
         EXISTS (SELECT FROM mailing WHERE {OPEN_MAILING} AND is_replanning
             AND id <> ALL (:skipped)) AS must_replan,
+        EXISTS (SELECT FROM mailing WHERE {OPEN_MAILING} AND reroute_cursor IS NOT NULL
+            AND id <> ALL (:skipped)) AS must_reroute,
         EXISTS (SELECT FROM mailing WHERE {OPEN_MAILING} AND retry_before IS NOT NULL
             AND id <> ALL (:skipped)) AS must_retry,
         EXISTS (SELECT FROM ({ENDED_OPEN_MAILINGS}) AS ended CROSS JOIN LATERAL (
@@ -90,7 +95,8 @@ async def find_pending_work(
     """Return which work is pending now.
 
     `must_finish` covers the mailings `check_ids` and the next `UNSETTLED_BATCH` mailings with
-    ids above `after`. The mailings `skipped` are ignored for start, enqueue, replan and retry.
+    ids above `after`. The mailings `skipped` are ignored for start, enqueue, replan,
+    reroute and retry.
     """
     values = {"after": after, "check_ids": list(check_ids), "skipped": list(skipped)}
     row = (await connection.execute(FIND_PENDING_WORK, values)).mappings().one()

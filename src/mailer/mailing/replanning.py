@@ -29,6 +29,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from mailer.db.tables.client import client
 from mailer.db.tables.mailing import OPEN_MAILING
 from mailer.db.tables.message import message
+from mailer.gateway.routes import JOIN_OPERATOR_ROUTE, ROUTE
 from mailer.mailing import stop_number
 from mailer.mailing.audience import filter_condition
 from mailer.mailing.client_filter import ClientFilter
@@ -43,7 +44,8 @@ REPLAN_BATCH = 2_000
 # A mailing whose row another worker has locked is skipped.
 NEXT_MAILING_TO_REPLAN = text(f"""
     SELECT id, datetime_start, datetime_end, send_interval_time_start, send_interval_time_end,
-        status, client_filter, filter_changed, replan_cursor, replan_stop, clock_timestamp() AS now
+        status, client_filter, filter_changed, replan_cursor, replan_stop, route,
+        clock_timestamp() AS now
     FROM mailing WHERE {OPEN_MAILING} AND is_replanning AND id <> ALL (:skipped)
     ORDER BY replan_cursor, id LIMIT 1 FOR UPDATE SKIP LOCKED""").bindparams(  # noqa: S608  # no user input
     bindparam("skipped", type_=ARRAY(BigInteger))
@@ -179,11 +181,15 @@ def _has_id(message_ids: list[int]) -> ColumnElement[bool]:
 # - The pause of such a message after its failed attempt is not shortened.
 # - A message that stays cancelled is not written, because its outcome belongs to the day on which
 #   it happened. For the same reason an unchanged message is not written.
-REPLAN = text("""
+# Gateways may have changed since a message was cancelled, so its route is determined again.
+REPLAN = text(f"""
     UPDATE message SET updated_at = now(),
-        due_at = replanned.due_at, status = replanned.status, reason = replanned.reason
+        due_at = replanned.due_at, status = replanned.status, reason = replanned.reason,
+        route = CASE message.status WHEN 'scheduled' THEN message.route
+                ELSE {ROUTE.format(mailing_route="(:mailing_route)::int")} END
     FROM unnest(:ids, :due_ats, :statuses, :reasons) AS planned (id, due_at, status, reason)
         JOIN message AS existing ON existing.id = planned.id
+        {JOIN_OPERATOR_ROUTE.format(operator_code="existing.operator_code")}
         CROSS JOIN LATERAL (SELECT existing.status = 'scheduled'
             AND (existing.reason IS NOT NULL OR existing.unknown_reason IS NOT NULL)
             ) AS tried (is_tried)
@@ -197,7 +203,7 @@ REPLAN = text("""
         WHEN 'scheduled' THEN message.due_at <> replanned.due_at
             OR replanned.status <> 'scheduled'
         WHEN 'cancelled' THEN replanned.status = 'scheduled'
-            AND message.reason IN ('expired', 'no_window') END""").bindparams(
+            AND message.reason IN ('expired', 'no_window') END""").bindparams(  # noqa: S608  # no user input
     bindparam("ids", type_=ARRAY(BigInteger)),
     bindparam("due_ats", type_=ARRAY(DateTime(timezone=True))),
     *(bindparam(name, type_=ARRAY(String)) for name in ("statuses", "reasons")),
@@ -219,5 +225,6 @@ async def replan_messages(
             "due_ats": [plan.due_at for plan in planned],
             "statuses": [plan.status for plan in planned],
             "reasons": [plan.reason for plan in planned],
+            "mailing_route": mailing.route,
         },
     )

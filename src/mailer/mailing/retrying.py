@@ -25,6 +25,7 @@ from mailer.db.sql import one_of
 from mailer.db.tables.client import client
 from mailer.db.tables.mailing import OPEN_MAILING
 from mailer.db.tables.message import message
+from mailer.gateway.routes import JOIN_OPERATOR_ROUTE, ROUTE
 from mailer.mailing.audience import filter_condition
 from mailer.mailing.client_filter import ClientFilter
 from mailer.mailing.planning import plan_by_zone
@@ -36,7 +37,7 @@ from mailer.statuses import RETRYABLE
 # A mailing whose row another worker has locked is skipped.
 NEXT_MAILING_TO_RETRY = text(f"""
     SELECT id, datetime_start, datetime_end, send_interval_time_start, send_interval_time_end,
-        client_filter, retry_before, retry_cursor, clock_timestamp() AS now
+        client_filter, retry_before, retry_cursor, route, clock_timestamp() AS now
     FROM mailing
     WHERE retry_before IS NOT NULL AND {OPEN_MAILING} AND id <> ALL (:skipped)
     ORDER BY retry_cursor, retry_before LIMIT 1 FOR UPDATE SKIP LOCKED""").bindparams(  # noqa: S608  # no user input
@@ -50,10 +51,17 @@ FIND_RETRYABLE = text(
     " UNION ALL ".join(FIND_BY_STATUS.format(status=status) for status in RETRYABLE)
     + " ORDER BY id LIMIT :chunk"
 )
+# Gateways may have changed since the message ended, so its route is determined again; but a message
+# with delivery unknown stays with its gateway.
 SCHEDULE_AGAIN = text(f"""
     UPDATE message SET status = 'scheduled', reason = NULL, due_at = planned.due_at,
-        attempts = 0, last_failure = NULL, retry_at = NULL, sent_at = NULL, updated_at = now()
+        attempts = 0, last_failure = NULL, retry_at = NULL, sent_at = NULL, updated_at = now(),
+        route = CASE WHEN message.unknown_reason IS NULL
+                     THEN {ROUTE.format(mailing_route="(:mailing_route)::int")}
+                     ELSE message.route END
     FROM unnest(:ids, :due_ats) AS planned (id, due_at)
+        JOIN message AS existing ON existing.id = planned.id
+        {JOIN_OPERATOR_ROUTE.format(operator_code="existing.operator_code")}
     WHERE message.id = planned.id AND {one_of("message.status", RETRYABLE)}""").bindparams(  # noqa: S608  # no user input
     bindparam("ids", type_=ARRAY(BigInteger)),
     bindparam("due_ats", type_=ARRAY(DateTime(timezone=True))),
@@ -102,6 +110,7 @@ async def _retry_chunk_of(connection: AsyncConnection, mailing: Row[Any], chunk:
         parameters = {
             "ids": [row.id for row in sendable],
             "due_ats": [plans[row.time_zone].due_at for row in sendable],
+            "mailing_route": mailing.route,
         }
         await connection.execute(SCHEDULE_AGAIN, parameters)
     if len(ids) == chunk:

@@ -18,10 +18,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.access.model import Actor
 from mailer.clock import database_clock
-from mailer.errors import InvalidError
+from mailer.errors import FieldError, InvalidError
+from mailer.gateway import routes
 from mailer.idempotency.do_once import do_once
 from mailer.idempotency.model import IdempotencyClaim
-from mailer.mailing import audience, enqueuing, replanning, retrying, store
+from mailer.mailing import audience, enqueuing, replanning, rerouting, retrying, store
 from mailer.mailing.actions import Action, ensure_allowed
 from mailer.mailing.auditing import write_audit_entry
 from mailer.mailing.model import (
@@ -61,7 +62,8 @@ async def _create(connection: AsyncConnection, new: NewMailing, actor: Actor) ->
     """Create a mailing in the caller's transaction; return its id."""
     clients_count = await audience.count(connection, new.client_filter)
     values = msgspec.structs.asdict(new)
-    mailing_id = await store.create(connection, values, clients_count)
+    columns = values | await _route_columns(connection, values)
+    mailing_id = await store.create(connection, columns, clients_count)
     await notify_mailings_changed(connection)
     await write_audit_entry(connection, actor, "mailing_created", mailing_id, after=values)
     return mailing_id
@@ -113,10 +115,13 @@ async def _derived_columns(
 ) -> dict[str, Any]:
     """Return the other columns that change with the fields in `new_values`.
 
-    A new filter changes the number of clients. Some changes of a started mailing also make workers
-    replan its messages, and a new filter makes them enqueue its audience again.
+    A new filter changes the number of clients, and a new gateway the route. Some changes of a
+    started mailing also make workers replan its messages, determine their routes, or enqueue its
+    audience again.
     """
-    columns: dict[str, Any] = {}
+    columns = await _route_columns(connection, new_values)
+    if is_started and "gateway" in new_values:
+        columns |= rerouting.request_columns()
     has_new_filter = "client_filter" in new_values
     if has_new_filter:
         clients_count = await audience.count(connection, new_values["client_filter"])
@@ -127,6 +132,22 @@ async def _derived_columns(
         if has_new_filter:
             columns |= enqueuing.audience_as_of_now()
     return columns
+
+
+async def _route_columns(connection: AsyncConnection, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the column `route` if `values` has a gateway; raises `InvalidError` for a wrong one.
+
+    A gateway is wrong if the newest configuration does not have it.
+    """
+    if "gateway" not in values:
+        return {}
+    gateway = values["gateway"]
+    if gateway is None:
+        return {"route": None}
+    names = await routes.gateway_names(connection)
+    if gateway not in names:
+        raise InvalidError([FieldError("gateway", f"must be one of: {', '.join(names)}")])
+    return {"route": await routes.find_route(connection, [gateway])}
 
 
 def _ensure_changeable(

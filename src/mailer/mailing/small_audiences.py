@@ -11,6 +11,7 @@ from sqlalchemy import ARRAY, BigInteger, DateTime, Row, String, bindparam, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.db.sql import add_up
+from mailer.gateway.routes import JOIN_OPERATOR_ROUTE, ROUTE
 from mailer.mailing.combined_filters import (
     MATCHING_PARAMETERS,
     MATCHING_SEGMENTS,
@@ -33,7 +34,7 @@ MAX_CLIENTS_PER_BATCH = 1_000
 # always 0 here, is in ORDER BY only to match an index.
 SELECT_SMALL = """
     SELECT id, datetime_start, datetime_end, send_interval_time_start, send_interval_time_end,
-        status, client_filter, clients_count, audience_until, audience_snapshot,
+        status, client_filter, clients_count, audience_until, audience_snapshot, route,
         clock_timestamp() AS now
     FROM mailing
     WHERE {condition} AND audience_cursor = 0 AND clients_count <= {max_clients}
@@ -74,18 +75,18 @@ INSERT_MESSAGES = text(f"""
             ARRAY(SELECT xid::text::bigint FROM pg_snapshot_xip(snapshot::pg_snapshot) AS xid)
                 AS in_progress,
             pg_snapshot_xmax(snapshot::pg_snapshot)::text::bigint AS snapshot_xmax
-        FROM unnest(:ids, :filter_numbers, :untils, :snapshots)
-            AS audience (id, number, until, snapshot)
+        FROM unnest(:ids, :filter_numbers, :untils, :snapshots, :routes)
+            AS audience (id, number, until, snapshot, route)
         WHERE number NOT IN (SELECT number FROM large)),
     planned AS MATERIALIZED (
         SELECT * FROM unnest(:planned_ids, :time_zones, :due_ats, :statuses, :reasons)
             AS planned (id, time_zone, due_at, status, reason)),
     present AS (SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint AS current_xmax),
     written AS (INSERT INTO message
-        (mailing_id, client_id, operator_code, time_zone, due_at, status, reason)
+        (mailing_id, client_id, operator_code, time_zone, due_at, status, reason, route)
     SELECT audience.id, member.id, matching.operator_code, matching.time_zone,
         coalesce(planned.due_at, clock_timestamp()), coalesce(planned.status, 'scheduled'),
-        planned.reason
+        planned.reason, {ROUTE.format(mailing_route="audience.route")}
     FROM audience JOIN matching USING (number)
         CROSS JOIN LATERAL (
             SELECT id, created_by, xmin AS written_by FROM client
@@ -98,6 +99,7 @@ INSERT_MESSAGES = text(f"""
             OFFSET 0) AS member
         LEFT JOIN planned ON planned.id = audience.id
             AND (planned.time_zone IS NULL OR planned.time_zone = matching.time_zone)
+        {JOIN_OPERATOR_ROUTE.format(operator_code="matching.operator_code")}
     WHERE member.id <= audience.until AND NOT (
         member.created_by = ANY (audience.in_progress)
         OR (member.created_by >= audience.snapshot_xmax
@@ -105,13 +107,14 @@ INSERT_MESSAGES = text(f"""
             AND age(member.written_by) <= age((member.created_by % 4294967296)::text::xid)))
     ORDER BY audience.id, member.id
     ON CONFLICT (mailing_id, client_id) DO UPDATE SET due_at = excluded.due_at,
-        status = excluded.status, reason = excluded.reason, updated_at = now()
+        status = excluded.status, reason = excluded.reason, route = excluded.route,
+        updated_at = now()
         WHERE message.status = 'cancelled' AND message.reason = 'filter_changed')
     SELECT number, clients FROM large""").bindparams(  # noqa: S608  # no user input
     *MATCHING_PARAMETERS,
     *(
         bindparam(name, type_=ARRAY(BigInteger))
-        for name in ("ids", "filter_numbers", "untils", "planned_ids")
+        for name in ("ids", "filter_numbers", "untils", "planned_ids", "routes")
     ),
     *(
         bindparam(name, type_=ARRAY(String))
@@ -228,6 +231,7 @@ def _message_parameters(mailings: Sequence[SmallMailing]) -> dict[str, Any]:
         "filter_numbers": [mailing.filter_number for mailing in mailings],
         "untils": [mailing.row.audience_until for mailing in mailings],
         "snapshots": [mailing.row.audience_snapshot for mailing in mailings],
+        "routes": [mailing.row.route for mailing in mailings],
         "planned_ids": [mailing_id for mailing_id, _ in planned],
         "time_zones": [plan.time_zone for _, plan in planned],
         "due_ats": [plan.due_at for _, plan in planned],

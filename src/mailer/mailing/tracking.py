@@ -9,6 +9,7 @@ from datetime import datetime
 import asyncpg
 
 from mailer.db.tables.mailing import OPEN_MAILING
+from mailer.gateway.sms_parts import count_parts
 from mailer.mailing.model import RunningMailing
 from mailer.mailing.window import SendingWindow
 
@@ -17,7 +18,7 @@ MAILINGS_PER_READ = 1_000
 
 # `is_active` is true of a mailing that may still have open messages and was not cancelled.
 TRACKED_COLUMNS = f"""
-    id, text, datetime_end, on_unknown, send_interval_time_start, send_interval_time_end,
+    id, text, sender, datetime_end, on_unknown, send_interval_time_start, send_interval_time_end,
     status = 'running' AND NOT is_replanning AND datetime_end > clock_timestamp() AS may_send,
     status IN ('running', 'paused') AND {OPEN_MAILING} AS is_active"""
 ACTIVE_MAILINGS = f"""
@@ -73,5 +74,7 @@ def _to_running_mailing(row: asyncpg.Record) -> RunningMailing:
         datetime_end=row["datetime_end"],
         window=None if opens is None else SendingWindow(opens, closes),
         on_unknown=row["on_unknown"],
+        sender=row["sender"],
+        parts=count_parts(row["text"]).parts,
         may_send=row["may_send"],
     )

@@ -21,18 +21,22 @@ from mailer.statuses import OUTCOMES, MessageStatus, OutcomeCounts
 
 
 class Counters(msgspec.Struct, frozen=True):
-    """Counts of the messages in one group, in all and by outcome.
+    """Counts of the messages in one group, in all and by outcome, and their parts.
 
     A group is, for example, the messages of a mailing that go to one time zone.
     """
 
     messages: int = 0
     outcomes: OutcomeCounts = OutcomeCounts.of()
+    parts: int = 0
+    """Number of SMS of the delivered messages."""
 
     @classmethod
-    def of_columns(cls, messages: int, *outcomes: int) -> Self:
+    def of_columns(cls, messages: int, *counts: int) -> Self:
         """Return the counters in the columns `COUNTERS` of a row."""
-        return cls(messages, OutcomeCounts(**dict(zip(OUTCOMES, outcomes, strict=True))))
+        *outcomes, parts = counts
+        by_outcome = dict(zip(OUTCOMES, outcomes, strict=True))
+        return cls(messages, OutcomeCounts(**by_outcome), parts)
 
     @property
     def waiting(self) -> int:
@@ -53,8 +57,8 @@ class CountersOfMailing(msgspec.Struct, frozen=True):
     """The counters of a mailing that its statistics show."""
 
     by_value: dict[str, dict[str, Counters]]
-    """By dimension (`operator_code`, `time_zone`, `reason`, `attempts`) and value, in the order of
-    the values."""
+    """By dimension (`operator_code`, `time_zone`, `reason`, `attempts`, `gateway`) and value, in
+    the order of the values."""
     by_second: dict[datetime, Counters]
     """Outcomes by the second; old outcomes by the start of a longer bucket."""
 
@@ -122,9 +126,11 @@ ADD_TO_COUNTERS = f"""
     ON CONFLICT (mailing_id, dimension, key, bucket_start) DO UPDATE SET
         {", ".join(f"{name} = message_count.{name} + excluded.{name}" for name in COUNTERS)}"""
 """End of an INSERT into `message_count`: values of a row that exists are added to it."""
+GLOBAL_COUNTS = (*OUTCOMES, "parts")
+"""The counts in a row of `outcome_count`."""
 ADD_TO_OUTCOMES = f"""
-    ON CONFLICT (bucket_start, reason) DO UPDATE SET
-        {", ".join(f"{name} = outcome_count.{name} + excluded.{name}" for name in OUTCOMES)}"""
+    ON CONFLICT (bucket_start, reason, gateway) DO UPDATE SET
+        {", ".join(f"{name} = outcome_count.{name} + excluded.{name}" for name in GLOBAL_COUNTS)}"""
 """The same for `outcome_count`."""
 # Deletes the deltas that meet `condition`, and adds them to the counters in one statement, so that
 # every reader sees a delta or its effect, never both. Deltas of the dimension `outcome` are counted
@@ -134,9 +140,10 @@ MERGE = f"""
     WITH delta AS (
         DELETE FROM message_count_delta WHERE {{condition}} RETURNING *
     ), outcome AS (
-        INSERT INTO outcome_count (bucket_start, reason, {", ".join(OUTCOMES)})
-        SELECT bucket_start, key, {sums(OUTCOMES)}
-        FROM delta WHERE dimension = 'outcome' GROUP BY bucket_start, key {ADD_TO_OUTCOMES}
+        INSERT INTO outcome_count (bucket_start, reason, gateway, {", ".join(GLOBAL_COUNTS)})
+        SELECT bucket_start, key, gateway, {sums(GLOBAL_COUNTS)}
+        FROM delta WHERE dimension = 'outcome'
+        GROUP BY bucket_start, key, gateway {ADD_TO_OUTCOMES}
     )
     INSERT INTO message_count (mailing_id, dimension, key, bucket_start, {COUNTER_COLUMNS})
     SELECT mailing_id, dimension, key, bucket_start, {SUMS}

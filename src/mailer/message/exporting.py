@@ -6,6 +6,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.access.model import Actor
 from mailer.access.reauthorize import stream_while_authorized
+from mailer.client.exporting import escape_formula_sql
 from mailer.db.csv_export import CsvPart, CsvSource, copy_in_chunks
 
 # an SQL expression in place of {}, formatted as in the API
@@ -13,6 +14,9 @@ UTC_TIMESTAMP = """to_char({} AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"
 MESSAGE_EXPORT_COLUMNS = ", ".join(
     (
         *("id", "mailing_id", "client_id", "status", "reason", "last_failure", "attempts"),
+        "gateway",
+        f"{escape_formula_sql('gateway_message_id')} AS gateway_message_id",
+        "parts",
         f"{UTC_TIMESTAMP.format('coalesce(sent_at, due_at)')} AS datetime_send",
         f"{UTC_TIMESTAMP.format('created_at')} AS created_at",
         f"{UTC_TIMESTAMP.format('updated_at')} AS updated_at",
@@ -27,8 +31,8 @@ def export_messages(
 ) -> AsyncGenerator[CsvPart, None]:
     """Yield a mailing's messages as CSV, ordered by client.
 
-    `filters` maps columns to the values that they must equal. All values are numbers, times and
-    fixed words, which no spreadsheet interprets as a formula. Raises `AccessRevokedError` in the
+    `filters` maps columns to the values that they must equal. No value is one that a spreadsheet
+    interprets as a formula. Raises `AccessRevokedError` in the
     middle of the file when `actor` may no longer read.
     """
     chunks = copy_in_chunks(engine, MESSAGES, {"mailing_id": mailing_id, **filters})

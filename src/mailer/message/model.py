@@ -20,6 +20,9 @@ class Message(msgspec.Struct, frozen=True):
         "reason": None,
         "last_failure": "http_503",
         "attempts": 2,
+        "gateway": "main",
+        "gateway_message_id": "SM0123456789",
+        "parts": 1,
         "datetime_send": "2030-01-15T06:00:00.120000Z",
         "created_at": "2030-01-15T06:00:00.040000Z",
         "updated_at": "2030-01-15T06:00:00.150000Z",
@@ -35,6 +38,12 @@ class Message(msgspec.Struct, frozen=True):
     """Why the last failed attempt failed, such as `http_503`; None when none has failed."""
     attempts: int
     """Number of attempts so far, without refunded ones."""
+    gateway: str | None
+    """The gateway of the current attempt, or else of the last one; None when there was none."""
+    gateway_message_id: str | None
+    """The id that the gateway gave to the message when it accepted it; None without one."""
+    parts: int | None
+    """Number of SMS that the text takes; None unless the gateway has accepted the message."""
     datetime_send: datetime
     """When the message was sent, or else when it is due."""
     created_at: datetime
@@ -50,6 +59,8 @@ class FailedAttempt(msgspec.Struct, frozen=True):
     claimed_at: datetime
     ended_at: datetime
     reason: str
+    gateway: str | None = None
+    """The gateway of the attempt; None for attempts before gateways had names."""
 
 
 class MessageHistory(Message, frozen=True):
@@ -106,6 +117,10 @@ class ClaimedMessage(msgspec.Struct, frozen=True, gc=False):
     """Messages of a mailing are claimed in the order of `due_at` and `id`."""
     last_failure: str | None = None
     """Why the attempt before this one failed; None when no attempt has failed."""
+    route: int = 1
+    """Id of the set of gateways that may take the message."""
+    gateway: str = ""
+    """Name of the gateway for which the message is claimed."""
 
     @property
     def was_tried(self) -> bool:
@@ -135,3 +150,17 @@ class MessageResult(msgspec.Struct, frozen=True, gc=False):
     retry_at: datetime | None = None
     """When the pause after this attempt ends; None when the message is not requeued. `due_at` is
     that time, or later if the sending window is closed then."""
+    gateway_message_id: str | None = None
+    """The id that the gateway gave to the message when it accepted it, if any."""
+    parts: int | None = None
+    """Number of SMS that the text takes; None if the gateway did not accept the message."""
+    excludes_gateway: bool = False
+    """Whether the message is sent through other gateways from now on."""
+
+    @property
+    def changes_route(self) -> bool:
+        """Whether the message waits for other gateways than before.
+
+        If delivery is unknown, only the gateway that may have the message may send it again.
+        """
+        return self.excludes_gateway or self.unknown_reason is not None

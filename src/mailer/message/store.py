@@ -29,8 +29,8 @@ FIRST_CURSOR: ClaimCursor = (EARLIEST_DUE, 0)
 """The position before all messages."""
 
 # $1, $5 and $6 are the ids of mailings and the claim cursor of each: due time and id of the `last`
-# claimed message. `due` are at most $2 messages of each mailing, oldest first, so that a large
-# mailing does not delay a small one.
+# claimed message. `due` are at most $2 messages of each mailing with the route $7, oldest first, so
+# that a large mailing does not delay a small one. $8 is the gateway for which they are claimed.
 # The index holds scheduled messages only, and a claim starts after the mailing's cursor. So the
 # cost does not grow with the number of messages done, even while an old snapshot keeps claimed rows
 # in the index. Rows that another worker is claiming are skipped.
@@ -45,7 +45,7 @@ CLAIM_DUE = """
         JOIN mailing ON mailing.id = last.mailing_id
         CROSS JOIN LATERAL (
             SELECT id, client_id FROM message
-            WHERE message.mailing_id = last.mailing_id
+            WHERE message.mailing_id = last.mailing_id AND message.route = $7
                 AND status = 'scheduled' AND message.due_at <= (SELECT clock_timestamp())
                 AND (message.due_at, message.id) > (last.due_at, last.id)
             ORDER BY message.due_at, message.id LIMIT $2 FOR UPDATE SKIP LOCKED
@@ -55,29 +55,56 @@ CLAIM_DUE = """
             AND mailing.datetime_end > clock_timestamp() AND (SELECT sending_is_allowed())
     )
     UPDATE message SET status = 'sending', reason = NULL, attempts = attempts + 1,
-        lease_owner = $3, lease_expires_at = clock_timestamp() + $4, updated_at = now()
+        gateway = $8, lease_owner = $3, lease_expires_at = clock_timestamp() + $4,
+        updated_at = now()
     FROM due JOIN client ON client.id = due.client_id
     WHERE message.id = due.id
     RETURNING message.id, message.mailing_id, message.attempts, message.lease_expires_at,
         client.phone, client.time_zone, message.unknown_reason, message.due_at,
-        message.last_failure"""
+        message.last_failure, message.route, message.gateway"""
+
+
+class ClaimSource(NamedTuple):
+    """From which mailings a statement claims messages, and how many."""
+
+    route: int
+    """Only messages with this route are claimed."""
+    after: Mapping[int, ClaimCursor]
+    """The claim cursor of each mailing, by its id; only messages after the cursor are claimed. It
+    is `FIRST_CURSOR` or the position of the last message of an earlier claim."""
+    share: int
+    """Most messages of each mailing."""
+
+
+class ClaimTarget(NamedTuple):
+    """For whom a statement claims messages."""
+
+    owner: UUID
+    """The worker that gets the leases."""
+    lease: timedelta
+    """Duration of the leases."""
+    gateway: str
+    """The gateway through which the messages are to be sent."""
 
 
 async def claim(
-    connection: asyncpg.Connection,
-    after: Mapping[int, ClaimCursor],
-    share: int,
-    owner: UUID,
-    lease: timedelta,
+    connection: asyncpg.Connection, source: ClaimSource, target: ClaimTarget
 ) -> list[ClaimedMessage]:
-    """Claim up to `share` due messages of each mailing for the worker `owner`, for `lease`.
-
-    `after` maps the id of each mailing to its claim cursor; only messages after the cursor are
-    claimed. The cursor is `FIRST_CURSOR` or the position of the last message of an earlier claim.
-    """
-    due_ats = [due_at for due_at, _ in after.values()]
-    ids = [id_ for _, id_ in after.values()]
-    rows = await connection.fetch(CLAIM_DUE, list(after), share, owner, lease, due_ats, ids)
+    """Claim due messages of several mailings for one gateway."""
+    cursors = source.after.values()
+    due_ats = [due_at for due_at, _ in cursors]
+    ids = [id_ for _, id_ in cursors]
+    rows = await connection.fetch(
+        CLAIM_DUE,
+        list(source.after),
+        source.share,
+        target.owner,
+        target.lease,
+        due_ats,
+        ids,
+        source.route,
+        target.gateway,
+    )
     return [ClaimedMessage(*row) for row in rows]
 
 
@@ -95,11 +122,17 @@ def add_failure(reason: str) -> str:
         CASE WHEN jsonb_array_length(failures) >= {MAX_FAILURES} THEN failures - 0
              ELSE coalesce(failures, '[]') END
         || jsonb_build_object('attempt', message.attempts, 'claimed_at', {CLAIM_TIME},
-            'ended_at', now(), 'reason', {reason})"""
+            'ended_at', now(), 'reason', {reason}, 'gateway', message.gateway)"""
 
 
 ATTEMPT_WAS_MADE = "(result.attempts = result.claimed_attempts OR result.failure IS NOT NULL)"
 """SQL for whether the claim led to an attempt: one that counts, or that failed in an outage."""
+LAST_GATEWAY = "failures -> -1 ->> 'gateway'"
+"""SQL for the gateway of the last failed attempt. It is the gateway of a message that was claimed
+for another gateway and then not sent."""
+ONLY_THIS_GATEWAY = "find_route(ARRAY[coalesce(message.gateway, 'default')])"
+"""SQL for the route of a message that only its gateway may send again: delivery is unknown. The
+gateway is null if an earlier version, which had only the gateway `default`, claimed the message."""
 # The columns to the right of `=` have the values from before this statement.
 # `reason`: the claim has set it to null. A message that is scheduled again without a new reason
 # gets back the reason that it had before the claim: its last failure.
@@ -121,15 +154,23 @@ RECORD_RESULTS = f"""
                           ELSE message.claimed_at END,
         failures = CASE WHEN result.failure IS NULL THEN failures
                         ELSE {add_failure("result.failure")} END,
+        gateway = CASE WHEN {ATTEMPT_WAS_MADE} THEN message.gateway ELSE {LAST_GATEWAY} END,
+        route = CASE WHEN result.unknown_reason IS NOT NULL THEN {ONLY_THIS_GATEWAY}
+                     WHEN result.excludes_gateway THEN find_route(array_remove(
+                         (SELECT gateways FROM route WHERE id = message.route), message.gateway))
+                     ELSE message.route END,
+        gateway_message_id = coalesce(result.gateway_message_id, message.gateway_message_id),
+        parts = coalesce(result.parts, message.parts),
         due_at = coalesce(result.due_at, message.due_at), retry_at = result.retry_at,
         sent_at = CASE WHEN result.status = 'unknown'
                        THEN coalesce(result.sent_at, message.claimed_at, {CLAIM_TIME})
                        ELSE result.sent_at END,
         lease_owner = NULL, lease_expires_at = NULL, updated_at = now()
     FROM unnest($2::bigint[], $3::int[], $4::timestamptz[], $5::text[], $6::text[], $7::int[],
-        $8::timestamptz[], $9::timestamptz[], $10::text[], $11::text[], $12::timestamptz[])
+        $8::timestamptz[], $9::timestamptz[], $10::text[], $11::text[], $12::timestamptz[],
+        $13::text[], $14::int[], $15::bool[])
         AS result (id, claimed_attempts, leased_until, status, reason, attempts, due_at, sent_at,
-            failure, unknown_reason, retry_at)
+            failure, unknown_reason, retry_at, gateway_message_id, parts, excludes_gateway)
     WHERE message.id = result.id AND message.lease_owner = $1
         AND message.attempts = result.claimed_attempts
         AND message.lease_expires_at = result.leased_until
@@ -145,7 +186,7 @@ async def record_results(
     """
     ordered = sorted(results, key=lambda result: result.claim.id)  # one lock order for all writers
     claims = [result.claim for result in ordered]
-    columns: tuple[list[Any], ...] = (  # $2 to $12 of the statement
+    columns: tuple[list[Any], ...] = (  # $2 to $15 of the statement
         [claim.id for claim in claims],
         [claim.attempts for claim in claims],
         [claim.lease_expires_at for claim in claims],
@@ -157,6 +198,9 @@ async def record_results(
         [result.last_failure for result in ordered],
         [result.unknown_reason for result in ordered],
         [result.retry_at for result in ordered],
+        [result.gateway_message_id for result in ordered],
+        [result.parts for result in ordered],
+        [result.excludes_gateway or None for result in ordered],
     )
     # A column of nulls only is sent as an empty array, because sending each value costs time;
     # unnest() fills the shorter arrays with nulls.
@@ -166,10 +210,10 @@ async def record_results(
 
 # Like a result that releases a message: the attempt does not count, and the reason is the last
 # failure again.
-RELEASE_ORPHANED = """
+RELEASE_ORPHANED = f"""
     UPDATE message SET status = 'scheduled', reason = last_failure, attempts = attempts - 1,
-        lease_owner = NULL, lease_expires_at = NULL, updated_at = now()
-    WHERE status = 'sending' AND lease_owner = $1 AND id <> ALL($2::bigint[])"""
+        gateway = {LAST_GATEWAY}, lease_owner = NULL, lease_expires_at = NULL, updated_at = now()
+    WHERE status = 'sending' AND lease_owner = $1 AND id <> ALL($2::bigint[])"""  # noqa: S608  # likewise
 
 
 async def release_orphaned(
@@ -222,7 +266,7 @@ RESCUE = text(f"""
         last_failure = 'lease_expired', unknown_reason = 'lease_expired',
         reason = 'lease_expired', retry_at = NULL, claimed_at = {CLAIM_TIME},
         failures = {add_failure("'lease_expired'")},
-        sent_at = CASE WHEN ended THEN {CLAIM_TIME} END,
+        sent_at = CASE WHEN ended THEN {CLAIM_TIME} END, route = {ONLY_THIS_GATEWAY},
         status = CASE WHEN ended THEN 'unknown' ELSE 'scheduled' END,
         lease_owner = NULL, lease_expires_at = NULL, updated_at = now()
     FROM expired
@@ -247,27 +291,29 @@ class FirstScheduled(NamedTuple):
     """Seconds until the message is due; negative when it is due already."""
 
 
+# $3 is the route.
 SELECT_FIRST_SCHEDULED = """
     SELECT asked.mailing_id, first.due_at, first.id,
         extract(epoch FROM first.due_at - clock_timestamp())::float8
     FROM unnest($1::bigint[], $2::timestamptz[]) AS asked (mailing_id, since) CROSS JOIN LATERAL (
         SELECT due_at, id FROM message
-        WHERE mailing_id = asked.mailing_id AND status = 'scheduled' AND due_at >= asked.since
+        WHERE mailing_id = asked.mailing_id AND route = $3 AND status = 'scheduled'
+            AND due_at >= asked.since
         ORDER BY due_at, id LIMIT 1) AS first
     WHERE (SELECT sending_is_allowed())"""
 
 
 async def first_scheduled(
-    connection: asyncpg.Connection, since: Mapping[int, datetime | None]
+    connection: asyncpg.Connection, route: int, since: Mapping[int, datetime | None]
 ) -> list[FirstScheduled]:
-    """Return the first scheduled message of each mailing, which says when to claim from it next.
+    """Return each mailing's first scheduled message with a route: when to claim from it next.
 
     `since` maps the id of each mailing to a moment; messages due before that moment are ignored.
     None stands for no such moment. Mailings without such a message are left out. The result is
     empty while this database may not send.
     """
     moments = [moment or EARLIEST_DUE for moment in since.values()]
-    rows = await connection.fetch(SELECT_FIRST_SCHEDULED, list(since), moments)
+    rows = await connection.fetch(SELECT_FIRST_SCHEDULED, list(since), moments, route)
     return [
         FirstScheduled(mailing_id, (due_at, id_), seconds)
         for mailing_id, due_at, id_, seconds in rows

@@ -13,7 +13,7 @@ from mailer import metrics
 from mailer.db.engine import is_unavailable
 from mailer.errors import UnavailableError
 from mailer.gateway.breaker import GatewayStatus
-from mailer.gateway.channel import Channel, gateway_status
+from mailer.gateway.channel import Channels, summarize
 from mailer.mailing.api import MailingId
 from mailer.statistics import backlog
 from mailer.statistics import service as statistics
@@ -81,9 +81,9 @@ class StatisticsController(Controller):
         return await statistics.general(engine)
 
     @get("/gateway", required_scope="read")
-    async def get_gateway(self, channel: NamedDependency[Channel | None]) -> GatewayStatus:
+    async def get_gateway(self, channels: NamedDependency[Channels]) -> GatewayStatus:
         """Return the status of the gateway in this worker: breaker, outage and failures."""
-        return gateway_status(channel)
+        return summarize(channels)
 
     @get(
         "/mailings/{mailing_id:int}/statistics",
@@ -93,7 +93,7 @@ class StatisticsController(Controller):
     async def get_mailing_statistics(
         self,
         engine: NamedDependency[AsyncEngine],
-        channel: NamedDependency[Channel | None],
+        channels: NamedDependency[Channels],
         mailing_id: MailingId,
         query_params: NamedDependency[StatisticsQuery],
     ) -> MailingStatistics:
@@ -102,4 +102,4 @@ class StatisticsController(Controller):
         The forecast of the end uses the throughput of the gateway.
         """
         bucket = None if query_params.bucket is UNSET else query_params.bucket
-        return await statistics.of_mailing(engine, mailing_id, bucket, channel=channel)
+        return await statistics.of_mailing(engine, mailing_id, bucket, channels=channels)

@@ -12,7 +12,8 @@ from mailer.db import workers
 from mailer.db.engine import snapshot
 from mailer.forecast import service as forecast
 from mailer.forecast.basis import read_basis
-from mailer.gateway.channel import Channel
+from mailer.forecast.throughput import usable_throughput
+from mailer.gateway.channel import NO_CHANNELS, Channels
 from mailer.mailing import store as mailings
 from mailer.mailing.activity import with_hold
 from mailer.mailing.model import Mailing
@@ -23,6 +24,7 @@ from mailer.statistics import progress, store
 from mailer.statistics.model import (
     AttemptsCounts,
     Bucket,
+    GatewayCounts,
     GeneralStatistics,
     MailingCounts,
     MailingStatistics,
@@ -64,19 +66,19 @@ async def of_mailing(
     mailing_id: int,
     bucket: int | None = None,
     *,
-    channel: Channel | None = None,
+    channels: Channels = NO_CHANNELS,
 ) -> MailingStatistics:
     """Return detailed statistics of a mailing, over time in buckets of `bucket` seconds.
 
-    `channel` is None when no gateway is configured; there is no expected end then. Reads counters,
-    and of the messages only those being sent. Raises `MailingNotFoundError`, and `InvalidError`
-    when `bucket` is too short or not a multiple of the resolution of the counters.
+    Without a usable gateway there is no expected end. Reads counters, and of the messages only
+    those being sent. Raises `MailingNotFoundError`, and `InvalidError` when `bucket` is too short
+    or not a multiple of the resolution of the counters.
     """
     async with snapshot(engine) as connection:
-        mailing = with_hold(await mailings.get(connection, mailing_id), channel)
+        mailing = with_hold(await mailings.get(connection, mailing_id), channels)
         [mailing_progress] = await progress.get_progress(connection, [mailing])
         active = await workers.active_workers(connection)
-        throughput = forecast.usable_throughput(channel)
+        throughput = usable_throughput(channels)
         basis = await read_basis(connection, mailing, throughput, len(active) or 1)
         statistics = await count_in_detail(connection, mailing_progress, bucket)
     end = forecast.expected_end(mailing, await forecast.compute(basis))
@@ -115,11 +117,10 @@ async def count_in_detail(
             TimeZoneCounts(zone, zone_counts)
             for zone, zone_counts in _count_by_value(by_value["time_zone"], sending, "time_zone")
         ],
-        attempts=[
-            AttemptsCounts(int(attempts), attempts_counts.outcomes)
-            for attempts, attempts_counts in sorted(
-                by_value["attempts"].items(), key=lambda item: int(item[0])
-            )
+        attempts=_count_by_attempts(by_value["attempts"]),
+        gateways=[
+            GatewayCounts(gateway, gateway_counts.outcomes, gateway_counts.parts)
+            for gateway, gateway_counts in by_value["gateway"].items()
         ],
         over_time=outcomes_over_time(counts.by_second, bucket, max_buckets),
         rate=mailing_progress.rate,
@@ -175,6 +176,12 @@ def _count_by_value(
             value,
             MessageCounts(scheduled=counts.waiting - sending, sending=sending, **outcomes),
         )
+
+
+def _count_by_attempts(counts_by_attempts: Mapping[str, Counters]) -> list[AttemptsCounts]:
+    """Return the messages by their number of attempts, in ascending order."""
+    counts = {int(attempts): counts for attempts, counts in counts_by_attempts.items()}
+    return [AttemptsCounts(attempts, counts[attempts].outcomes) for attempts in sorted(counts)]
 
 
 HOURS = 24

@@ -17,7 +17,7 @@ from mailer.web.problems import problem_of
 def render_refusal(request: Request[Any, Any, Any], error: Exception) -> Response[str]:
     """Return the section of the page that says why a whole file was not imported."""
     response = problem_of(request, error)
-    context = create_page_context(request, request.app.state.channel)
+    context = create_page_context(request, request.app.state.channels)
     return context.render_problem("clients/import_refused.html", response)
 
 

@@ -20,7 +20,8 @@ from mailer.db.engine import snapshot
 from mailer.errors import ConflictError
 from mailer.forecast import service as forecast
 from mailer.forecast.basis import read_basis
-from mailer.gateway.channel import Channel
+from mailer.forecast.throughput import usable_throughput
+from mailer.gateway.channel import Channels
 from mailer.mailing import activity, service, store
 from mailer.mailing.actions import allowed_actions
 from mailer.mailing.activity import with_hold
@@ -64,16 +65,16 @@ SECTIONS = (
 
 
 async def read_mailing_page(
-    engine: AsyncEngine, channel: Channel | None, mailing_id: int
+    engine: AsyncEngine, channels: Channels, mailing_id: int
 ) -> dict[str, Any]:
     """Return the template variables of a mailing's page; all counts are of the same moment.
 
     Raises `MailingNotFoundError`.
     """
     async with snapshot(engine) as connection:
-        mailing = with_hold(await store.get(connection, mailing_id), channel)
+        mailing = with_hold(await store.get(connection, mailing_id), channels)
         background_work = await activity.get_background_work(connection, mailing_id)
-        throughput = forecast.usable_throughput(channel)
+        throughput = usable_throughput(channels)
         capacity = await forecast.read_capacity(connection, throughput, mailing)
         forecast_basis = await read_basis(connection, mailing, throughput, capacity.workers)
         [mailing_progress] = await progress.get_progress(connection, [mailing])
@@ -108,20 +109,20 @@ class MailingPage(Controller):
     async def show_mailing(
         self,
         engine: NamedDependency[AsyncEngine],
-        channel: NamedDependency[Channel | None],
+        channels: NamedDependency[Channels],
         context: NamedDependency[PageContext],
         mailing_id: MailingId,
     ) -> Response[str]:
         """Show a mailing."""
         return await context.render_page(
-            "mailings/mailing.html", **await read_mailing_page(engine, channel, mailing_id)
+            "mailings/mailing.html", **await read_mailing_page(engine, channels, mailing_id)
         )
 
     @get("/live/mailings/{mailing_id:int}", required_scope="read", is_polled=True)
     async def watch_mailing(
         self,
         engine: NamedDependency[AsyncEngine],
-        channel: NamedDependency[Channel | None],
+        channels: NamedDependency[Channels],
         context: NamedDependency[PageContext],
         live: NamedDependency[LiveUpdates],
         mailing_id: MailingId,
@@ -130,7 +131,7 @@ class MailingPage(Controller):
 
         async def sections() -> Sections:
             try:
-                variables = await read_mailing_page(engine, channel, mailing_id)
+                variables = await read_mailing_page(engine, channels, mailing_id)
             except MailingNotFoundError:  # deleted since: say so, and remove the buttons
                 changed = ("state", "controls")
                 return {name: context.render(f"mailings/deleted-{name}.html") for name in changed}

@@ -20,9 +20,8 @@ from mailer.admin.mailings.preview import build_preview, utc_offset
 from mailer.admin.render import PageContext, redirect_with_flash
 from mailer.clock import database_clock
 from mailer.errors import FieldError, InvalidError
-from mailer.forecast.service import usable_throughput
-from mailer.gateway.channel import Channel
-from mailer.gateway.throughput import ThroughputEstimate
+from mailer.forecast.throughput import Throughput, usable_throughput
+from mailer.gateway.channel import Channels
 from mailer.idempotency.model import IdempotencyClaim
 from mailer.mailing import service, store
 from mailer.mailing.actions import ensure_allowed
@@ -52,7 +51,7 @@ class MailingFormPage(msgspec.Struct, frozen=True, kw_only=True):
     """The page of the mailing form, with what it needs to be rendered."""
 
     engine: AsyncEngine
-    throughput: ThroughputEstimate | None
+    throughput: Throughput | None
     """The throughput for forecasts; None while it is not known."""
     context: PageContext
     copy_of: int | None = None
@@ -100,11 +99,11 @@ def _offset_at(moment: datetime, zone: str) -> Any:  # noqa: ANN401  # a timedel
 
 def provide_form_page(
     engine: NamedDependency[AsyncEngine],
-    channel: NamedDependency[Channel | None],
+    channels: NamedDependency[Channels],
     context: NamedDependency[PageContext],
 ) -> MailingFormPage:
     """Return the page of the form for a new mailing."""
-    return MailingFormPage(engine=engine, throughput=usable_throughput(channel), context=context)
+    return MailingFormPage(engine=engine, throughput=usable_throughput(channels), context=context)
 
 
 def redirect_to_created(mailing_id: int) -> Redirect:

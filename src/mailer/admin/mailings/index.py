@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from mailer.admin.listing import EMPTY_PAGE, page_links, read_list_query
 from mailer.admin.live import LiveUpdates, Sections
 from mailer.admin.render import PageContext
-from mailer.gateway.channel import Channel
+from mailer.gateway.channel import Channels
 from mailer.mailing import store
 from mailer.mailing.activity import with_hold
 from mailer.mailing.api import MailingQuery
@@ -83,7 +83,7 @@ class MailingList(Controller):
         self,
         request: Request[Any, Any, Any],
         engine: NamedDependency[AsyncEngine],
-        channel: NamedDependency[Channel | None],
+        channels: NamedDependency[Channels],
         context: NamedDependency[PageContext],
     ) -> Response[str]:
         """List the mailings that match the filters."""
@@ -92,7 +92,7 @@ class MailingList(Controller):
         if query is not None:
             async with engine.connect() as connection:
                 page = await store.page(connection, query.position, **query.filters())
-                mailings = [with_hold(store.to_mailing(row), channel) for row in page.rows]
+                mailings = [with_hold(store.to_mailing(row), channels) for row in page.rows]
                 waits = await find_waits(connection, mailings)
         return await context.render_page(
             "mailings/list.html",
@@ -112,7 +112,7 @@ class MailingList(Controller):
         self,
         request: Request[Any, Any, Any],
         engine: NamedDependency[AsyncEngine],
-        channel: NamedDependency[Channel | None],
+        channels: NamedDependency[Channels],
         context: NamedDependency[PageContext],
         live: NamedDependency[LiveUpdates],
     ) -> ServerSentEvent:
@@ -129,7 +129,7 @@ class MailingList(Controller):
             }
             rows |= {
                 mailing.id: context.render(
-                    "mailings/row.html", mailing=with_hold(mailing, channel), waits=waits
+                    "mailings/row.html", mailing=with_hold(mailing, channels), waits=waits
                 )
                 for mailing in mailings
             }

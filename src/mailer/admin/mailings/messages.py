@@ -17,7 +17,7 @@ from mailer.client.model import Phone
 from mailer.client.phone import normalize_phone
 from mailer.clock import database_clock
 from mailer.db.paging import RowPage
-from mailer.gateway.channel import Channel
+from mailer.gateway.channel import Channels
 from mailer.mailing import store
 from mailer.mailing.actions import allowed_actions
 from mailer.mailing.activity import with_hold
@@ -124,14 +124,14 @@ class MessageList(Controller):
     async def show_message(
         self,
         engine: NamedDependency[AsyncEngine],
-        channel: NamedDependency[Channel | None],
+        channels: NamedDependency[Channels],
         context: NamedDependency[PageContext],
         mailing_id: MailingId,
         message_id: FromPath[int],
     ) -> Response[str]:
         """Show the history of a message, and what happens to it next."""
         async with engine.connect() as connection:
-            mailing = with_hold(await store.get(connection, mailing_id), channel)
+            mailing = with_hold(await store.get(connection, mailing_id), channels)
             # PostgreSQL refuses a larger id; that no message has MAX_ID makes this 404
             history = await messages.get_history(connection, mailing_id, min(message_id, MAX_ID))
         now = database_clock.now()

@@ -17,8 +17,8 @@ from mailer.client.model import Client
 from mailer.clock import database_clock
 from mailer.forecast import service as forecasts
 from mailer.forecast.model import Forecast
+from mailer.forecast.throughput import Throughput
 from mailer.gateway.sms_parts import PART_CAPACITY, SmsEncoding, TextSize, count_parts
-from mailer.gateway.throughput import ThroughputEstimate
 from mailer.mailing import audience
 from mailer.mailing.model import Mailing, MailingChange, NewMailing
 from mailer.mailing.window import DAY, OpenInterval, SendingWindow, offsets_of, window_between
@@ -144,7 +144,7 @@ async def build_preview(  # noqa: PLR0913, PLR0917  # the form, and what its for
     draft: MailingChange,
     text: str,
     zone: str,
-    throughput: ThroughputEstimate | None,
+    throughput: Throughput | None,
     mailing: Mailing | None,
 ) -> Preview:
     """Return the preview of a draft: the valid values of a form, except its `text`.
@@ -241,7 +241,7 @@ def utc_offset(offset: timedelta) -> str:
 async def _forecast(
     engine: AsyncEngine,
     draft: MailingChange,
-    throughput: ThroughputEstimate | None,
+    throughput: Throughput | None,
     workers: int,
     mailing: Mailing | None,
 ) -> Forecast | None:

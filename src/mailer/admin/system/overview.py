@@ -14,7 +14,8 @@ from mailer.db import workers
 from mailer.db.paging import Cursor
 from mailer.forecast import service as forecast
 from mailer.forecast.basis import read_running_bases
-from mailer.gateway.channel import Channel
+from mailer.forecast.throughput import usable_throughput
+from mailer.gateway.channel import Channels
 from mailer.mailing import store
 from mailer.mailing.activity import with_hold
 from mailer.statistics import backlog, progress
@@ -26,12 +27,12 @@ SECTIONS = ("gateway", "backlog", "running", "upcoming", "last-day")
 """The sections that are updated live: the names of their templates, and their ids in the HTML."""
 
 
-async def read_overview(engine: AsyncEngine, channel: Channel | None) -> dict[str, Any]:
+async def read_overview(engine: AsyncEngine, channels: Channels) -> dict[str, Any]:
     """Return the template variables of the overview."""
-    throughput = forecast.usable_throughput(channel)
+    throughput = usable_throughput(channels)
     async with engine.connect() as connection:
         page = await store.page(connection, Cursor(MAX_RUNNING), "running")
-        mailings = [with_hold(store.to_mailing(row), channel) for row in page.rows]
+        mailings = [with_hold(store.to_mailing(row), channels) for row in page.rows]
         active_workers = await workers.active_workers(connection)
         forecast_bases = await read_running_bases(
             connection, mailings, throughput, len(active_workers) or 1
@@ -56,24 +57,24 @@ class Overview(Controller):
     async def show_overview(
         self,
         engine: NamedDependency[AsyncEngine],
-        channel: NamedDependency[Channel | None],
+        channels: NamedDependency[Channels],
         context: NamedDependency[PageContext],
     ) -> Response[str]:
         """Show the overview."""
-        return await context.render_page("overview.html", **await read_overview(engine, channel))
+        return await context.render_page("overview.html", **await read_overview(engine, channels))
 
     @get("/live/overview", required_scope="read", is_polled=True)
     async def watch_overview(
         self,
         engine: NamedDependency[AsyncEngine],
-        channel: NamedDependency[Channel | None],
+        channels: NamedDependency[Channels],
         context: NamedDependency[PageContext],
         live: NamedDependency[LiveUpdates],
     ) -> ServerSentEvent:
         """Stream the sections of the overview whenever they change."""
 
         async def sections() -> Sections:
-            variables = await read_overview(engine, channel)
+            variables = await read_overview(engine, channels)
             return await context.render_sections("overview", SECTIONS, **variables)
 
         return live.stream(("overview", context.viewer), sections, context.quota_key)

@@ -12,6 +12,7 @@ from sqlalchemy import (
     ForeignKey,
     Identity,
     Index,
+    Integer,
     Sequence,
     String,
     Table,
@@ -103,9 +104,19 @@ mailing = Table(
     # The counts stay.
     timestamp("purge_started_at", nullable=True),
     Column("is_purged", Boolean, nullable=False, server_default="false"),
+    # Name of the gateway that takes all messages instead of those of `operator_route`, and the id
+    # in `route` of this one gateway; both null when the mailing has none.
+    Column("gateway", String),
+    Column("route", Integer),
+    # name or number that clients see; null: that of the gateway
+    Column("sender", String),
+    # Id of the last message whose route is determined again, after gateways or `route` have
+    # changed. Null when nothing is to be done.
+    Column("reroute_cursor", BigInteger),
     timestamp_now("created_at"),
     timestamp_now("updated_at"),
     timestamp("deleted_at", nullable=True),
+    CheckConstraint("char_length(sender) BETWEEN 1 AND 20", name="sender"),
     CheckConstraint("datetime_end > datetime_start", name="end_after_start"),
     CheckConstraint("char_length(text) BETWEEN 1 AND 1600", name="text"),
     CheckConstraint(one_of("on_unknown", ("retry", "hold")), name="on_unknown"),
@@ -153,6 +164,11 @@ mailing = Table(
         "mailing_replan_idx",
         *("replan_cursor", "id"),
         postgresql_where=text(f"{OPEN_MAILING} AND is_replanning"),
+    ),
+    Index(
+        "mailing_reroute_idx",
+        *("reroute_cursor", "id"),
+        postgresql_where=text(f"{OPEN_MAILING} AND reroute_cursor IS NOT NULL"),
     ),
     Index("mailing_changed_idx", "changed_by"),
     # for the purge of messages past their retention

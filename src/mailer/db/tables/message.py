@@ -14,6 +14,7 @@ from sqlalchemy import (
     Index,
     Integer,
     PrimaryKeyConstraint,
+    SmallInteger,
     String,
     Table,
     Uuid,
@@ -65,6 +66,15 @@ message = Table(
     timestamp("claimed_at", nullable=True),
     # the newest failed attempts, an array of objects, oldest first; null when there are none
     Column("failures", JSONB(none_as_null=True)),
+    # id in `route`: the gateways that may take the message. The default is the route of the gateway
+    # `default`, which the messages of earlier versions have.
+    Column("route", Integer, nullable=False, server_default="1"),
+    # gateway of the current attempt, or else of the last one; null when there was none
+    Column("gateway", String),
+    # id that the gateway gave to the message when it accepted it
+    Column("gateway_message_id", String),
+    # number of SMS that the text takes; null until the message is accepted
+    Column("parts", SmallInteger),
     CheckConstraint(one_of("status", MESSAGE_STATUSES), name="status"),
     CheckConstraint(
         "(status = 'sending') = (lease_owner IS NOT NULL)"
@@ -81,7 +91,7 @@ message = Table(
     # for claims: they read due messages in this order and never scan finished ones
     Index(
         "message_due_idx",
-        *("mailing_id", "due_at", "id"),
+        *("mailing_id", "route", "due_at", "id"),
         postgresql_where=text("status = 'scheduled'"),
     ),
     # for the rescue of messages whose lease has expired
@@ -102,8 +112,9 @@ message = Table(
 
 # ---- counters of messages and outcomes -------------------------------------------------------
 
-COUNTERS = ("messages", *OUTCOMES)
-"""The counts in a row of `message_count`: all messages, then those with each outcome."""
+COUNTERS = ("messages", *OUTCOMES, "parts")
+"""The counts in a row of `message_count`: all messages, those with each outcome, and the parts of
+the delivered ones."""
 
 
 def _message_count_columns() -> list[Column[Any]]:
@@ -122,9 +133,9 @@ def _message_count_columns() -> list[Column[Any]]:
 
 
 # Counters of a mailing's messages and their outcomes, by dimension: operator code, time zone,
-# reason, number of attempts, or second of the outcome. A change of messages inserts deltas into
-# `message_count_delta`, whose dimension `outcome` is for `outcome_count` below. A periodic job adds
-# the deltas to the two tables of counts and deletes them.
+# reason, number of attempts, gateway, or second of the outcome. A change of messages inserts deltas
+# into `message_count_delta`, whose dimension `outcome` is for `outcome_count` below. A periodic job
+# adds the deltas to the two tables of counts and deletes them.
 message_count = Table(
     "message_count",
     metadata,
@@ -137,17 +148,24 @@ message_count = Table(
     ),
 )
 message_count_delta = Table(
-    "message_count_delta", metadata, *_message_count_columns(), postgresql_with=QUEUE_TABLE_OPTIONS
+    "message_count_delta",
+    metadata,
+    *_message_count_columns(),
+    # of the dimension `outcome` only
+    Column("gateway", String, nullable=False, server_default=""),
+    postgresql_with=QUEUE_TABLE_OPTIONS,
 )
 
-# Counts of outcomes by quarter of an hour and reason, over all mailings including deleted ones. The
-# daily reports are sums of these.
+# Counts of outcomes by quarter of an hour, reason and gateway, over all mailings including deleted
+# ones. The daily reports are sums of these.
 outcome_count = Table(
     "outcome_count",
     metadata,
     timestamp("bucket_start"),
     # empty: no reason
     Column("reason", String, nullable=False),
-    *count_columns(OUTCOMES),
-    PrimaryKeyConstraint("bucket_start", "reason"),
+    # empty: the message was never tried
+    Column("gateway", String, nullable=False, server_default=""),
+    *count_columns((*OUTCOMES, "parts")),
+    PrimaryKeyConstraint("bucket_start", "reason", "gateway"),
 )
