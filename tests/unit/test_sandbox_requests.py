@@ -15,11 +15,12 @@ from mailer.gateway.placeholders import MESSAGE_PLACEHOLDERS
 from mailer.gateway.profile_file import load_profile, shipped_kinds
 from mailer.gateway.profile_mistakes import account_keys
 from mailer.gateway.protocol import OutgoingMessage
-from mailer.gateway.request_template import RequestTemplate, Texts
+from mailer.gateway.request_template import RequestTemplate
 from mailer.gateway.sandbox_patterns import MESSAGE_VALUES
 from mailer.gateway.sandbox_records import SandboxMessage
 from mailer.gateway.sandbox_requests import JsonReader, ProfileReader
 from mailer.gateway.sandbox_values import HttpRequest, base_path
+from mailer.gateway.template import Texts
 from mailer.urls import read_gateway_url
 
 ACCOUNT = {"account": "AC1", "username": "ann@x", "password": "p/ ä&", "token": "tok"}
