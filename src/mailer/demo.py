@@ -199,7 +199,7 @@ def print_greeting(address: str, echo: Callable[[str], None]) -> None:
     echo(f"""
 mailer runs with two sandbox gateways, {CLIENT_COUNT:,} sample clients and sample mailings:
 one is being sent, one starts in half a minute, others have ended, are paused or start tomorrow.
-The gateway "main" is without credit for a while, again and again; then "backup" takes over.
+The gateway "main" is without credit for a while, again and again. Meanwhile "backup" is used.
 
   pages          {address}/
   try the API    {address}/docs
