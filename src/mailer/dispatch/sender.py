@@ -19,6 +19,7 @@ from mailer.dispatch.send_policy import (
     decide_after_send,
     decide_before_send,
     end_untried,
+    refuse_long_text,
     release_untried,
 )
 from mailer.gateway.channel import Channel
@@ -76,6 +77,7 @@ class Sender:
         self._latency = metrics.gateway_latency(channel.name)
         self._timeout = channel.limits.timeout
         self._validity = channel.limits.validity
+        self._max_parts = channel.limits.parts
         self._in_flight = parts.claims.in_flight
         self._refunds = parts.claims.refunds
         self._running_mailings = parts.running_mailings
@@ -168,6 +170,9 @@ class Sender:
             return end_untried(claim, "undelivered", "internal_error")
         if isinstance(send, MessageResult):
             return send
+        if send.mailing.parts > self._max_parts:
+            has_other_gateway = self._has_other_gateway(claim.route, self.channel.name)
+            return refuse_long_text(claim, has_other_gateway=has_other_gateway)
         generation = None if self.channel.paused_at else self._breaker.acquire(started_at)
         if generation is None:
             return release_untried(claim)

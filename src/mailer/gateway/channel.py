@@ -34,6 +34,8 @@ class ChannelLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Most messages a second; 0 for no limit."""
     validity: ValidityRange = ValidityRange()
     """Shortest and longest validity of a message that the gateway takes, in seconds."""
+    parts: int = 255
+    """Most parts of a text; a text with more would be cut or refused."""
     breaker_failures: int
     """Consecutive failures that open the breaker."""
     breaker_reset: float
@@ -47,6 +49,7 @@ class ChannelLimits(msgspec.Struct, frozen=True, kw_only=True):
             timeout=gateway.config.timeout,
             rate=gateway.rate,
             validity=gateway.profile.limits.validity,
+            parts=gateway.parts,
             breaker_failures=settings.breaker_failures,
             breaker_reset=settings.breaker_reset,
         )

@@ -48,6 +48,8 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     concurrency: Annotated[int, Meta(ge=1, le=10_000)] = 50
     rate: Annotated[float, Meta(ge=0, le=1_000_000)] | None = None
     """Most messages a second; 0 for no limit. Default: that of the profile, or no limit."""
+    parts: Annotated[int, Meta(ge=1, le=255)] | None = None
+    """Most parts of a text. Default: that of the profile, or no limit."""
     timeout: Annotated[float, Meta(gt=0, le=86_400)] = 10
     proxy: bool = False
     """Whether to use the proxy that the environment names, see `find_proxy`."""
@@ -83,6 +85,11 @@ class ConfiguredGateway(msgspec.Struct, frozen=True):
     def rate(self) -> float:
         """Most messages a second; 0 for no limit."""
         return self.profile.limits.rate or 0.0 if self.config.rate is None else self.config.rate
+
+    @property
+    def parts(self) -> int:
+        """Most parts of a text."""
+        return self.config.parts or self.profile.limits.parts
 
     def request_template(self, headers: Mapping[str, str]) -> RequestTemplate:
         """Return the template of its requests; `headers` are added to those of the profile.
