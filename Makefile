@@ -9,9 +9,12 @@ PIP := -m pip -qq --disable-pip-version-check --no-input
 INSTALL := DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends
 CACHES := .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
-BENCHES := first_request deliver import_clients cost against_bare against_peers finished_rows million \
+BENCHES := first_request deliver import_clients cost profiles against_bare against_peers finished_rows million \
 	scale many_mailings waiting_mailings held_snapshot access admin_pages two_processes idle loop_blocks \
 	several_gateways sending_during_import hostile_headers schema soak
+
+# The package on npm that contains Twilio's OpenAPI description.
+TWILIO_OPENAPI := @twilio/cli-core@8.3.2
 
 # Programs that only some tests need, and that pip cannot install.
 PROGRAMS := promtool chromium faketime bearerbox
@@ -43,9 +46,11 @@ busy: $(READY) ## run all tests three times, beside four endless loops that keep
 		$(BIN)/python -c 'while True: pass' & burners="$$burners $$!"; done; \
 	for run in 1 2 3; do $(MAKE) --no-print-directory test; done
 
-peers: $(READY) $(PEER_PROGRAMS) ## compare with the providers' SDKs, and send through a real Jasmin
+peers: $(READY) $(PEER_PROGRAMS) ## compare with the providers' SDKs and OpenAPI descriptions, send through a real Jasmin
 	@[ -e .venv/sdks/ready ] || { $(PYTHON) -m venv .venv/sdks && \
 		.venv/sdks/bin/pip install -q -r tests/peers/requirements.txt && touch .venv/sdks/ready; }
+	@[ -e .venv/sdks/package ] || { cd .venv/sdks && npm pack --silent $(TWILIO_OPENAPI) >/dev/null && \
+		tar xzf twilio-cli-core-*.tgz; } || echo 'npm is not installed: the test that needs it is skipped'
 	@[ -e .venv/jasmin/ready ] || { $(PYTHON) -m venv .venv/jasmin && \
 		.venv/jasmin/bin/pip install -q jasmin==0.11.1 && touch .venv/jasmin/ready; }
 	@$(BIN)/pytest -q tests/peers

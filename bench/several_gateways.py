@@ -6,7 +6,7 @@
 - *Dead first*: a mailing whose first gateway is dead is compared with one that has only the second.
   The breaker's failures are all that the dead gateway costs, so their number must not grow.
 
-All comparisons are between turns of one run. Takes about four minutes.
+All figures are compared within one run. Takes about four minutes.
 """
 
 import argparse
@@ -35,7 +35,7 @@ OUT, OTHER = "903", "916"
 """Operator codes of the gateway that is out, and of the other one."""
 LATENCY = 0.1  # seconds
 CLOSED_PORT = "http://127.0.0.1:1/send/"
-TURNS = 5
+ROUNDS = 5
 CLAIMS = 200
 LEASE = timedelta(seconds=60)
 # $1: the id of the mailing, $2: the operator code, $3: for how long the messages have been due.
@@ -89,10 +89,10 @@ async def measure_waiting(messages: int, clients: int, verdict: harness.Verdict)
         entries = Entry("out", CLOSED_PORT, 1, OUT), Entry("other", sink.url, 1, OTHER)
         async with serve(*entries) as mailer:
             await create_clients(mailer.database, clients, operator_codes=(OTHER,))
-            without = await turns_of_mailing(mailer)
+            without = await median_mailing(mailer)
             claim_without = await median_claim(mailer)
             mailing_id = await create_waiting(mailer, messages)
-            with_waiting = await turns_of_mailing(mailer)
+            with_waiting = await median_mailing(mailer)
             claim_with = await median_claim(mailer, mailing_id)
             left = await mailer.database.fetchval(COUNT_WAITING, OUT)
             assert left == messages, f"{left} messages wait"  # noqa: S101  # of a benchmark
@@ -110,12 +110,12 @@ async def measure_waiting(messages: int, clients: int, verdict: harness.Verdict)
     )
 
 
-async def turns_of_mailing(mailer: harness.Mailer) -> float:
+async def median_mailing(mailer: harness.Mailer) -> float:
     """Return the median seconds of a mailing to the clients of the usable gateway."""
     await mailer.database.execute("VACUUM ANALYZE")
     await seconds_of_mailing(mailer, client_filter=OTHER)  # to warm up
     return statistics.median(
-        [await seconds_of_mailing(mailer, client_filter=OTHER) for _ in range(TURNS)]
+        [await seconds_of_mailing(mailer, client_filter=OTHER) for _ in range(ROUNDS)]
     )
 
 
@@ -169,7 +169,7 @@ async def measure_two(clients: int, verdict: harness.Verdict) -> None:
         for entries in ([Entry("a", first.url)], [Entry("a", first.url), Entry("b", second.url)]):
             async with serve(*entries) as mailer:
                 await harness.create_clients(mailer.database, clients)
-                times = [await seconds_of_mailing(mailer) for _ in range(TURNS)]
+                times = [await seconds_of_mailing(mailer) for _ in range(ROUNDS)]
                 seconds[len(entries)] = statistics.median(times)
     gain = seconds[1] / seconds[2]
     verdict.check(

@@ -186,34 +186,43 @@ def _fraction_option(name: str, description: str) -> Callable[[Command], Command
     "--latency", type=click.FloatRange(0), default=0, help="Mean seconds before an answer."
 )
 @_fraction_option("--jitter", "Fraction by which the latency varies")
-@_fraction_option("--error-rate", "Fraction of requests answered with 500, 502 or 503")
+@_fraction_option("--error-rate", "Fraction of requests that fail temporarily, such as with 503")
 @_fraction_option("--reject-rate", "Fraction of messages rejected permanently")
-@_fraction_option("--malformed-rate", "Fraction of requests answered with 200 and an invalid body")
+@_fraction_option("--malformed-rate", "Fraction of requests answered with an invalid body")
 @_fraction_option("--hang-rate", "Fraction of requests never answered")
 @_fraction_option("--reset-rate", "Fraction of requests whose connection is reset")
 @click.option(
     "--rate-limit", type=click.FloatRange(0), default=0, help="Messages a second; 0: no limit."
 )
 @click.option("--seed", type=int, help="Seed of the faults, to repeat a run.")
-@click.option("--token", help="Bearer token to require.")
+@click.option(
+    "--kind",
+    default="json",
+    show_default=True,
+    help="Kind of gateway to stand in for, as in gateways.toml.",
+)
+@click.option("--account", help="Account to require, if the kind has one; default: any.")
+@click.option("--username", help="User to require, if the kind has one; default: any.")
+@click.option("--password", help="Password to require, if the kind has one; default: any.")
+@click.option("--token", help="Token to require, if the kind has one; default: any or none.")
 @click.option(
     "--log", type=click.File("w"), help="Write one line of JSON for each request to this file."
 )
-def sandbox(host: str, port: int, token: str | None, log: TextIO | None, **faults: Any) -> None:  # noqa: ANN401  # values by click
-    """Run only the sandbox gateway, with the given latency and faults."""
-    run(_run_sandbox(host, port, token, log, faults))
+def sandbox(host: str, port: int, log: TextIO | None, **options: Any) -> None:  # noqa: ANN401  # values by click
+    """Run only the sandbox gateway: it speaks as a real one, with faults, and sends nothing."""
+    run(_run_sandbox(host, port, log, options))
 
 
-async def _run_sandbox(
-    host: str, port: int, token: str | None, log: TextIO | None, faults: dict[str, Any]
-) -> None:
-    """Run the sandbox until a signal ends it; `faults` are the fields of `Faults`."""
+async def _run_sandbox(host: str, port: int, log: TextIO | None, options: dict[str, Any]) -> None:
+    """Run the sandbox until a signal ends it.
+
+    `options` are the fields of `Faults`, the kind of the gateway and the keys of its account.
+    """
     from mailer.gateway.faults import Faults
     from mailer.gateway.sandbox_command import run_sandbox
 
-    sandbox_task = asyncio.create_task(
-        run_sandbox(Faults(**faults), host, port, token, log, click.echo)
-    )
+    faults = Faults(**{name: options.pop(name) for name in Faults.__struct_fields__})
+    sandbox_task = asyncio.create_task(run_sandbox(faults, host, port, log, click.echo, **options))
     loop = asyncio.get_running_loop()
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signal_number, sandbox_task.cancel)

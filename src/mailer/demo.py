@@ -1,4 +1,4 @@
-"""The demo: mailer on loopback with a sandbox gateway, sample clients and sample mailings.
+"""The demo: mailer on loopback with two sandbox gateways, sample clients and sample mailings.
 
 The command `mailer demo` starts it.
 """
@@ -33,13 +33,18 @@ from mailer.sample_data import (
 )
 from mailer.settings import Settings
 
-TOKEN = "demo"  # noqa: S105  # the demo's own gateway accepts it
 SANDBOX_FAULTS = Faults(
     latency=0.25, jitter=0.5, error_rate=0.03, malformed_rate=0.01, reject_rate=0.02, seed=1
 )
-CONCURRENCY = 10
-"""Concurrent requests to the sandbox. With its latency of a quarter of a second, they send forty
+MAIN, BACKUP = "telnyx", "kannel"
+"""The kinds of the two gateways. The second one is used while the first one is out."""
+CONCURRENCY = 5
+"""Concurrent requests to each gateway. With its latency of a quarter of a second, they send twenty
 messages a second: slow enough to watch."""
+MAIN_KEYS = f'sender = "Acme"\nconcurrency = {CONCURRENCY}\norder = 1\nprice = 3.2\n'
+BACKUP_KEYS = f'sender = "Acme"\nconcurrency = {CONCURRENCY}\norder = 2\nprice = 4.5\n'
+UNTIL_OUTAGE, OUTAGE_SECONDS = 10.0, 15.0
+"""The first gateway alternately has credit and no credit, for so many seconds."""
 
 CLIENT_COUNT = 1000
 OPERATOR_CODES = ("903", "912", "916", "921", "999")
@@ -91,23 +96,40 @@ SELECT_AUDIENCE = "SELECT id FROM client WHERE tag = $1 OR $1 IS NULL ORDER BY i
 
 @asynccontextmanager
 async def demo_environment(settings: Settings) -> AsyncIterator[Settings]:
-    """Run the sandbox gateway and create a data folder; yield the settings that use them."""
-    folder = await asyncio.to_thread(tempfile.mkdtemp, prefix="mailer-demo-")
-    await asyncio.to_thread(Path(folder).chmod, 0o755)  # PostgreSQL's user must enter it
+    """Run the sandbox gateways and create a data folder; yield the settings that use them."""
+    folder = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="mailer-demo-"))
+    await asyncio.to_thread(folder.chmod, 0o755)  # PostgreSQL's user must enter it
+    main = SandboxGateway(SANDBOX_FAULTS, kind=MAIN)
+    backup = SandboxGateway(SANDBOX_FAULTS, kind=BACKUP)
     try:
-        async with SandboxGateway(SANDBOX_FAULTS, token=TOKEN).run() as url:
+        async with main.run() as main_url, backup.run() as backup_url:
+            gateways = folder / "gateways.toml"
+            tables = (
+                main.gateway_table("main", main_url) + MAIN_KEYS,
+                backup.gateway_table("backup", backup_url) + BACKUP_KEYS,
+            )
+            await asyncio.to_thread(gateways.write_text, "\n".join(tables), encoding="utf-8")
+            outages = asyncio.create_task(_cause_outages(main))
             yield msgspec.structs.replace(
                 settings,
                 auth="none",
                 host="127.0.0.1",
                 database_url=None,
-                data_dir=folder,
-                gateway_url=url,
-                gateway_token=TOKEN,
-                gateway_concurrency=CONCURRENCY,
+                data_dir=str(folder),
+                gateways=str(gateways),
+                gateway_url=None,
             )
+            outages.cancel()
     finally:
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+
+async def _cause_outages(gateway: SandboxGateway) -> None:
+    """Let a gateway be without credit for a while, again and again."""
+    while True:
+        await asyncio.sleep(UNTIL_OUTAGE)
+        gateway.fail_for(OUTAGE_SECONDS, "no_credit")
+        await asyncio.sleep(OUTAGE_SECONDS)
 
 
 async def create_demo_data(engine: AsyncEngine) -> None:
@@ -175,8 +197,9 @@ def _new_mailing(
 def print_greeting(address: str, echo: Callable[[str], None]) -> None:
     """Print what runs and where to open it."""
     echo(f"""
-mailer runs with a sandbox gateway, {CLIENT_COUNT:,} sample clients and sample mailings:
+mailer runs with two sandbox gateways, {CLIENT_COUNT:,} sample clients and sample mailings:
 one is being sent, one starts in half a minute, others have ended, are paused or start tomorrow.
+The gateway "main" is without credit for a while, again and again. Meanwhile "backup" is used.
 
   pages          {address}/
   try the API    {address}/docs

@@ -36,6 +36,11 @@ class BoundedCounter:
                 self._series[gateway, outcome, reason] = series
         series.inc(amount)
 
+    def remove(self, gateway: str) -> None:
+        """Remove all series of a gateway."""
+        self._counter.remove_by_labels({"gateway": gateway})
+        self._series = {key: series for key, series in self._series.items() if key[0] != gateway}
+
 
 class HistogramSeries:
     """The buckets of a histogram for one value of its label."""
@@ -83,7 +88,13 @@ class PlainHistogram(Collector):
 
     def series(self, value: str = "") -> HistogramSeries:
         """Return the series for a value of the label."""
-        return self._series.setdefault(value, HistogramSeries(self._bounds))
+        if value not in self._series:
+            self._series[value] = HistogramSeries(self._bounds)
+        return self._series[value]
+
+    def remove(self, value: str) -> None:
+        """Remove the series for a value of the label, if it exists."""
+        self._series.pop(value, None)
 
     def collect(self) -> Iterable[Metric]:
         """Yield the metric for Prometheus."""

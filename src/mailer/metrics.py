@@ -19,7 +19,7 @@ from prometheus_client import (
     generate_latest,
 )
 
-from mailer.metric_types import BoundedCounter, PlainHistogram
+from mailer.metric_types import BoundedCounter, HistogramSeries, PlainHistogram
 from mailer.statuses import OUTCOMES
 
 prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # they double the series and add no information
@@ -79,6 +79,12 @@ _breaker_state = Gauge(
 _breaker_openings = Counter(
     "mailer_gateway_breaker_openings",
     "How often the breaker opened, including after a failed probe.",
+    ["gateway"],
+    registry=REGISTRY,
+)
+_gateway_paused = Gauge(
+    "mailer_gateway_paused",
+    "1 while a user has paused the gateway, else 0.",
     ["gateway"],
     registry=REGISTRY,
 )
@@ -167,8 +173,25 @@ def breaker_changed(gateway: str, state: str, states: Iterable[str]) -> None:
     """
     for each in states:
         _breaker_state.labels(gateway, each).set(each == state)
+    openings = _breaker_openings.labels(gateway)  # exported as 0 at first
     if state == "open":
-        _breaker_openings.labels(gateway).inc()
+        openings.inc()
+
+
+def gateway_paused(gateway: str, *, is_paused: bool) -> None:
+    """Export whether a user has paused a gateway."""
+    _gateway_paused.labels(gateway).set(is_paused)
+
+
+def gateway_removed(gateway: str) -> None:
+    """Remove the series of a gateway that is not configured any more.
+
+    Requests that are still in flight are counted in new series when they end.
+    """
+    for gauge in (_gateway_requests, _breaker_state, _breaker_openings, _gateway_paused):
+        gauge.remove_by_labels({"gateway": gateway})
+    _gateway_latency.remove(gateway)
+    _results.remove(gateway)
 
 
 def messages_claimed(messages: int) -> None:
@@ -193,9 +216,12 @@ def results_recorded(
         _discarded_results.inc(discarded)
 
 
-def gateway_request_ended(gateway: str, seconds: float) -> None:
-    """Record the duration of a gateway request, whatever its outcome."""
-    _gateway_latency.series(gateway).observe(seconds)
+def gateway_latency(gateway: str) -> HistogramSeries:
+    """Return the series that counts the durations of a gateway's requests, in seconds.
+
+    Every request is counted, whatever its outcome.
+    """
+    return _gateway_latency.series(gateway)
 
 
 def loop_lag_measured(seconds: float) -> None:

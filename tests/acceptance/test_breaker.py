@@ -212,7 +212,8 @@ async def test_held_mailing_shows_since_when_and_why(
         later["id"]: None,
     }
     async with mailer.session.get("/metrics") as metrics:
-        assert 'mailer_gateway_breaker_state{state="open"} 1.0' in await metrics.text()
+        state = 'mailer_gateway_breaker_state{gateway="default",state="open"} 1.0'
+        assert state in await metrics.text()
     async with mailer.session.get("/") as page:
         status = held["reason"].removeprefix("http_")
         assert f"the gateway answered {status}, since" in await page.text()

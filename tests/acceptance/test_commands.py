@@ -161,6 +161,41 @@ async def test_sandbox_gateway_prints_its_address_and_its_counts(
     assert gateway.returncode == 0
 
 
+async def test_sandbox_gateway_speaks_the_kind_that_it_is_told(tmp_path: Path) -> None:
+    options = ("--kind", "kannel", "--username", "ann", "--password", "p")
+    gateway = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "mailer", "sandbox", "--port", "0", *options),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert gateway.stdout is not None
+    url = (await gateway.stdout.readline()).decode().strip()
+    table = f'[[gateway]]\nname = "main"\nkind = "kannel"\nurl = "{url}"\nusername = "ann"\n'
+    outputs = []
+    for password in ("p", "wrong"):
+        file = tmp_path / f"{password}.toml"
+        file.write_text(f'{table}password = "{password}"\n')
+        send = ("gateways", "check", "--send", "79161234567")
+        outputs.append((await asyncio.to_thread(run, *send, gateways=str(file))).stdout)
+    gateway.terminate()
+    output, _ = await gateway.communicate()
+    assert "accepted" in outputs[0]
+    assert "bad_credentials" in outputs[1]
+    assert b"accepted 1, unauthorized 1" in output
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--kind", "kanel"), "mailer: kind: must be one of android, "),
+        (("--kind", "kannel", "--token", "t"), "mailer: token: is not used by the kind kannel"),
+    ],
+)
+def test_sandbox_gateway_names_a_wrong_kind_or_key(options: tuple[str, ...], message: str) -> None:
+    process = run("sandbox", "--port", "0", *options)
+    assert process.returncode == 1
+    assert process.stderr.startswith(message)
+
+
 def test_gateways_check_names_every_mistake_of_the_file(tmp_path: Path) -> None:
     file = tmp_path / "gateways.toml"
     file.write_text('[[gateway]]\nname = "main"\nkind = "twilio"\ncolour = "red"\n')

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -136,7 +137,7 @@ def test_example_of_a_trusted_proxy_is_the_address_that_the_process_sees(name: s
     assert proxies == re.findall(r"gateway: (\S+)", content) or proxies == ["127.0.0.1"]
 
 
-async def test_demo_delivers_messages_and_removes_its_files_at_the_end() -> None:
+async def test_demo_sends_through_both_gateways_and_removes_its_files_at_the_end() -> None:
     environ = {name: value for name, value in os.environ.items() if "MAILER" not in name}
     with tempfile.TemporaryDirectory(prefix="mailer-tmp-") as temporary:
         Path(temporary).chmod(0o755)
@@ -151,13 +152,20 @@ async def test_demo_delivers_messages_and_removes_its_files_at_the_end() -> None
             line = (await demo.stdout.readline()).decode()
         address = line.split()[-1]
 
-        async def some_delivered() -> bool:
-            url = f"{address}api/v1/mailings?status=running"
-            async with aiohttp.request("GET", url) as response:
-                mailings = (await response.json())["results"]
-                return any(mailing["delivered_messages"] >= 50 for mailing in mailings)
+        async def get(path: str) -> Any:
+            async with aiohttp.request("GET", f"{address}api/v1{path}") as response:
+                return await response.json()
 
-        await until_true(some_delivered)
+        async def have_both_delivered() -> bool:
+            """Return whether a mailing has messages of both gateways: the first one was out."""
+            gateways = [
+                {each["gateway"] for each in statistics["gateways"]}
+                for mailing in (await get("/mailings"))["results"]
+                if (statistics := await get(f"/mailings/{mailing['id']}/statistics"))
+            ]
+            return {"main", "backup"} in gateways
+
+        await until_true(have_both_delivered)
         assert list(Path(temporary).iterdir())
         demo.send_signal(signal.SIGINT)
         assert await demo.wait() == 0

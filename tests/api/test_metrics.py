@@ -1,18 +1,21 @@
 """The metrics at /metrics."""
 
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 
 import httpx
 import pytest
 from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.parser import text_string_to_metric_families
 from tests.asgi_client import inside
-from tests.factories import OPEN
+from tests.factories import OPEN, UnusedGateway, channel_of
 
 from mailer import metrics
 from mailer.app import create_app
 from mailer.db.engine import create_engine
 from mailer.gateway.breaker import BREAKER_STATES
+from mailer.gateway.channel import Channel, Channels
+from mailer.gateway.router import GatewayTables
 from mailer.metric_types import BoundedCounter
 
 
@@ -77,7 +80,7 @@ async def test_requests_to_the_gateway_are_counted_and_timed(api: httpx.AsyncCli
     name = "mailer_gateway_request_duration_seconds"
     before = await samples(api)
     for seconds in (0.003, 0.005, 0.3, 61):
-        metrics.gateway_request_ended("main", seconds)
+        metrics.gateway_latency("main").observe(seconds)
     after = await samples(api)
 
     def increase(series: str) -> float:
@@ -113,6 +116,62 @@ async def test_exactly_one_breaker_state_is_set(api: httpx.AsyncClient) -> None:
     assert values[openings] == before + 1
 
 
+def channel(name: str) -> Channel:
+    return channel_of(UnusedGateway(), OPEN, name=name)
+
+
+async def test_paused_gateways_are_1_and_others_0(api: httpx.AsyncClient) -> None:
+    channels = Channels([channel("one"), channel("two")])
+
+    async def paused() -> list[float]:
+        values = await samples(api)
+        return [values[f"mailer_gateway_paused gateway={name}"] for name in ("one", "two")]
+
+    assert await paused() == [0, 0]
+    channels.update(GatewayTables(routes={}, paused_at={"two": datetime.now(UTC)}))
+    assert await paused() == [0, 1]
+    channels.replace([*channels])
+    assert await paused() == [0, 1]
+    channels.update(GatewayTables(routes={}, paused_at={}))
+    assert await paused() == [0, 0]
+
+
+async def test_metrics_of_a_gateway_end_when_a_reload_removes_it(api: httpx.AsyncClient) -> None:
+    kept, removed = channel("kept"), channel("removed")
+    channels = Channels([kept, removed])
+    for name in ("kept", "removed"):
+        metrics.breaker_changed(name, "open", BREAKER_STATES)
+        metrics.results_recorded([(name, "delivered", None, 1)], discarded=0)
+        metrics.gateway_latency(name).observe(0.1)
+        metrics.watch_gateway_requests(name, int)
+
+    async def names_of(gateway: str) -> set[str]:
+        labels = f"gateway={gateway}"
+        return {name.split()[0] for name in await samples(api) if labels in name.split()}
+
+    names = await names_of("removed")
+    assert "mailer_message_results_total" in names
+    assert {"_".join(name.split("_")[:2]) for name in names} == {"mailer_gateway", "mailer_message"}
+    assert len(names) == 8  # the histogram has three
+
+    channels.replace([kept])
+    removed.report_breaker(0)  # after its last request
+
+    assert await names_of("removed") == set()
+    assert await names_of("kept") == names
+
+
+async def test_replaced_channel_does_not_show_its_breaker_as_that_of_its_successor(
+    api: httpx.AsyncClient,
+) -> None:
+    replaced = channel("main")
+    channels = Channels([replaced])
+    channels.replace([channel("main")])
+    replaced.breaker.state = "open"
+    replaced.report_breaker(0)
+    assert (await samples(api))["mailer_gateway_breaker_state gateway=main state=closed"] == 1
+
+
 async def test_claim_batches_are_counted_by_size(api: httpx.AsyncClient) -> None:
     before = await samples(api)
     metrics.messages_claimed(0)
@@ -138,6 +197,27 @@ def test_reasons_over_the_limit_are_counted_as_other() -> None:
         for sample in family.samples
     }
     assert counts_by_reason == {"rejected_1": 20, "rejected_2": 10, "other": 20}
+
+
+def test_series_of_a_removed_gateway_make_room_for_others() -> None:
+    registry = CollectorRegistry()
+    counter = Counter("finished", "", ["gateway", "outcome", "reason"], registry=registry)
+    bounded = BoundedCounter(counter, max_series=1)
+    for reason in ("timeout", "http_500"):
+        bounded.inc("old", "undelivered", reason, 1)
+
+    bounded.remove("old")
+    bounded.inc("new", "undelivered", "timeout", 3)
+
+    labels = {"gateway": "new", "outcome": "undelivered", "reason": "timeout"}
+    assert registry.get_sample_value("finished_total", labels) == 3
+    labels_of_old = [
+        sample.labels
+        for family in registry.collect()
+        for sample in family.samples
+        if sample.labels["gateway"] == "old"
+    ]
+    assert labels_of_old == []
 
 
 async def test_metrics_are_not_in_the_openapi_schema(api: httpx.AsyncClient) -> None:

@@ -196,6 +196,28 @@ async def test_the_length_of_tables_is_limited(api: httpx.AsyncClient, engine: A
     assert '<th scope="row">2 others</th> <td class="number">2</td>' in page
 
 
+async def test_the_page_shows_counts_by_gateway_if_several_were_used(
+    api: httpx.AsyncClient, engine: AsyncEngine
+) -> None:
+    clients = await add_clients(engine, 3)
+    mailing_id = await add_mailing(engine, clients=3)
+    await add_messages(engine, mailing_id, clients[:2], "delivered")
+    await add_messages(engine, mailing_id, clients[2:], "unknown", "timeout")
+    await execute(engine, "UPDATE message SET gateway = 'main', parts = 4")
+    assert "By gateway" not in await get_page(api, f"/mailings/{mailing_id}")
+
+    await execute(engine, "UPDATE message SET gateway = 'spare' WHERE status = 'unknown'")
+
+    page = await get_page(api, f"/mailings/{mailing_id}")
+    table = page[page.index('id="by-gateway"') :].partition("</table>")[0]
+    rows = [re.findall(r">([^<>]+)</t[hd]>", row) for row in table.split("<tr>")[1:]]
+    assert rows == [
+        ["Gateway", "delivered", "undelivered", "delivery unknown", "cancelled", "parts"],
+        ["main", "2", "0", "0", "0", "8"],
+        ["spare", "0", "0", "1", "0", "0"],
+    ]
+
+
 async def test_the_page_shows_that_the_audience_is_being_enqueued(
     api: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:

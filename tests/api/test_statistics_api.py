@@ -7,7 +7,7 @@ import httpx
 import msgspec
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
-from tests.factories import NOON, add_clients, add_mailing, add_messages
+from tests.factories import NOON, add_clients, add_mailing, add_messages, execute
 
 from mailer.statistics.model import GeneralStatistics, MailingStatistics
 from mailer.statuses import MESSAGE_STATUSES, OUTCOMES
@@ -41,6 +41,7 @@ async def test_the_statistics_of_a_mailing_have_every_breakdown(
     await add_messages(engine, mailing_id, clients[:1], "delivered")
     an_hour_later = NOON + timedelta(hours=1)
     await add_messages(engine, mailing_id, clients[1:], "undelivered", "timeout", at=an_hour_later)
+    await execute(engine, "UPDATE message SET gateway = 'main', parts = 2")
 
     counts = dict.fromkeys(MESSAGE_STATUSES, 0) | {"delivered": 1, "undelivered": 1}
     no_outcomes = dict.fromkeys(OUTCOMES, 0)
@@ -66,7 +67,9 @@ async def test_the_statistics_of_a_mailing_have_every_breakdown(
         "first_sent_at": "2020-01-15T12:00:00Z",
         "last_sent_at": "2020-01-15T12:00:00Z",
         "attempts": [{"attempts": 1, "messages": outcomes}],
+        "gateways": [{"gateway": "main", "messages": outcomes, "parts": 2}],
         "expected_end": None,
+        "cost": {"total": None, "gateways": [{"gateway": "main", "parts": 2, "cost": None}]},
     }
 
 

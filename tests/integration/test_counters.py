@@ -75,10 +75,12 @@ async def test_every_change_of_messages_changes_the_counters(engine: AsyncEngine
     lease, no_lease = LEASE_COLUMNS, NO_LEASE_COLUMNS
     for change in (
         # a claim of some messages, and a result of each
-        f"status = 'sending', attempts = 1, {lease} WHERE id % 2 = 0",
+        f"status = 'sending', attempts = 1, gateway = 'first', {lease} WHERE id % 2 = 0",
         f"status = 'delivered', sent_at = now(), {no_lease} WHERE attempts = 1 AND id % 4 = 0",
+        "parts = 2",
         f"status = 'scheduled', reason = 'timeout', {no_lease} WHERE status = 'sending'",
         # another claim of the messages that failed, which then fail permanently
+        "gateway = 'second' WHERE reason = 'timeout'",
         f"status = 'sending', reason = NULL, attempts = 2, {lease} WHERE reason = 'timeout'",
         f"status = 'undelivered', reason = 'rejected_400', {no_lease} WHERE status = 'sending'",
         # a retry, the end of the mailing, and a change of the reason
@@ -120,6 +122,7 @@ async def test_old_counts_are_downsampled(
         at = NOON + timedelta(seconds=second)
         await add_messages(engine, mailing_id, [client], "delivered", at=at)
     await add_messages(engine, mailing_id, [last_client], "cancelled", "expired", at=NOON + span)
+    await execute(engine, "UPDATE message SET gateway = 'main', parts = 2")
     await merge_deltas(engine)
     day_seconds = 3600 * 24  # a bucket of statistics that every resolution divides
     before = await statistics.of_mailing(engine, mailing_id, day_seconds)

@@ -11,11 +11,12 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.factories import HOUR, NOON, add_clients, add_mailing, add_messages, do, execute
 
+from mailer.daily_report.outcomes import FailureCount
 from mailer.daily_report.render import render_html, render_text
 from mailer.daily_report.report import MAX_LISTED, DailyReport, daily_report, day_bounds
 from mailer.errors import InvalidError
 from mailer.message import counters
-from mailer.statistics.model import ReasonCount
+from mailer.statistics.model import GatewayCounts
 from mailer.statuses import (
     MESSAGE_STATUSES,
     OUTCOMES,
@@ -66,8 +67,8 @@ async def test_the_report_counts_outcomes_of_the_local_day(engine: AsyncEngine) 
     report = await daily_report(engine, DAY, "Europe/Moscow")
 
     assert report.failures == [
-        ReasonCount("undelivered", "attempts_exhausted", 2),
-        ReasonCount("undelivered", "rejected_400", 1),
+        FailureCount("undelivered", "attempts_exhausted", 2),
+        FailureCount("undelivered", "rejected_400", 1),
     ]
     assert report.outcomes == OutcomeCounts.of(delivered=2, undelivered=3)
     # the counts of mailings are the current ones, of all days
@@ -77,6 +78,92 @@ async def test_the_report_counts_outcomes_of_the_local_day(engine: AsyncEngine) 
     assert mailing.clients_count == 9
     assert mailing.messages == report.messages
     assert mailing.datetime_start.isoformat() == "2020-01-14T03:00:00+03:00"
+
+
+async def report_of_gateways(engine: AsyncEngine, *gateways: str) -> DailyReport:
+    """Return a report of two delivered, one undelivered and one expired message for each gateway.
+
+    One more message expired without being tried. Each message has two parts.
+    """
+    mailing_id = await add_mailing(engine, clients=4 * len(gateways) + 1)
+    for gateway in gateways:
+        clients = await add_clients(engine, 4)
+        await add_messages(engine, mailing_id, clients[:2], "delivered")
+        await add_messages(engine, mailing_id, clients[2:3], "undelivered", "rejected_400")
+        await add_messages(engine, mailing_id, clients[3:], "cancelled", "expired")
+        await execute(
+            engine,
+            f"UPDATE message SET gateway = '{gateway}', parts = 2 WHERE gateway IS NULL",  # noqa: S608  # a name of the test
+        )
+    await add_messages(engine, mailing_id, await add_clients(engine, 1), "cancelled", "expired")
+    return await daily_report(engine, DAY, "UTC")
+
+
+async def test_outcomes_and_parts_are_counted_by_gateway(engine: AsyncEngine) -> None:
+    report = await report_of_gateways(engine, "second", "first")
+
+    of_each = OutcomeCounts.of(delivered=2, undelivered=1, cancelled=1)
+    assert report.gateways == [
+        GatewayCounts("first", of_each, parts=4),
+        GatewayCounts("second", of_each, parts=4),
+    ]
+    lines = render_text(report).splitlines()
+    title = lines.index("By gateway")
+    assert [cells(line) for line in lines[title + 1 : title + 5]] == [
+        ["gateway", *(STATUSES[name].label for name in OUTCOMES), "parts"],
+        ["first", "2", "1", "0", "1", "4"],
+        ["second", "2", "1", "0", "1", "4"],
+        [""],  # an empty line after the last gateway
+    ]
+    html = render_html(report)
+    table = visible_text(html[html.index("By gateway") : html.index("Not delivered on that day")])
+    assert table[:5] == ["By gateway", "gateway", "delivered", "undelivered", "cancelled"]
+    assert table[5:15] == ["parts", *("first", "2", "1", "1", "4"), *("second", "2", "1", "1")]
+
+
+async def test_failures_name_the_gateway_if_several_were_used(engine: AsyncEngine) -> None:
+    report = await report_of_gateways(engine, "first", "second")
+
+    assert report.failures == [
+        FailureCount("cancelled", "expired", 1, "first"),
+        FailureCount("cancelled", "expired", 1, "second"),
+        FailureCount("cancelled", "expired", 1),
+        FailureCount("undelivered", "rejected_400", 1, "first"),
+        FailureCount("undelivered", "rejected_400", 1, "second"),
+    ]
+    _, _, failures, *_ = render_text(report).split("\n\n")
+    assert [cells(line) for line in failures.splitlines()[1:]] == [
+        ["cancelled", "1", "expired", "first"],
+        ["cancelled", "1", "expired", "second"],
+        ["cancelled", "1", "expired"],
+        ["undelivered", "1", "rejected_400", "first"],
+        ["undelivered", "1", "rejected_400", "second"],
+    ]
+    html = render_html(report)
+    table = visible_text(html[html.index("Not delivered") : html.index("Mailings active")])
+    assert table[1:4] == ["status", "reason and gateway", "messages"]
+    assert table[4:8] == ["cancelled", "expired", "first", "1"]
+    assert table[8:12] == ["cancelled", "expired", "second", "1"]
+    assert table[12:15] == ["cancelled", "expired", "1"]
+
+
+async def test_failures_do_not_name_the_only_gateway(engine: AsyncEngine) -> None:
+    report = await report_of_gateways(engine, "main")
+
+    assert report.failures == [
+        FailureCount("cancelled", "expired", 2),
+        FailureCount("undelivered", "rejected_400", 1),
+    ]
+    assert "gateway" not in render_html(report).partition("Not delivered")[2]
+
+
+async def test_the_report_of_a_day_on_which_nothing_was_tried_has_no_gateways(
+    engine: AsyncEngine,
+) -> None:
+    report = await sample_report(engine)
+    assert report.gateways == []
+    for rendered in (render_text(report), render_html(report)):
+        assert "By gateway" not in rendered
 
 
 async def add_settled_mailing(engine: AsyncEngine, *, start: datetime, settled_at: datetime) -> int:

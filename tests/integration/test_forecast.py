@@ -26,7 +26,7 @@ from mailer.admin.mailings import preview as mailing_preview
 from mailer.admin.system import overview
 from mailer.forecast import service as forecast
 from mailer.forecast.model import Shortfall
-from mailer.forecast.throughput import Throughput
+from mailer.forecast.tiers import Gateways, GatewayThroughput, by_name
 from mailer.mailing import enqueuing, service, starting, store
 from mailer.mailing.client_filter import AudienceLists
 from mailer.mailing.model import MailingChange, MailingNotFoundError, NewMailing
@@ -36,9 +36,11 @@ IDLE_CHECKS = 20
 """Consecutive checks without a connection in use, so that no further statement follows."""
 TOLERANCE = timedelta(seconds=30)
 """Maximum difference between the test's time and the database's."""
-ONE_A_SECOND = Throughput(1, is_limited=True)
-TEN_A_SECOND = Throughput(10, is_limited=True)
-"""The throughput of a worker with a rate limit of ten messages a second."""
+ONE_A_SECOND = by_name(GatewayThroughput("default", 1, is_limited=True))
+TEN_A_SECOND = by_name(GatewayThroughput("default", 10, is_limited=True))
+"""The gateway of a worker, with a rate limit of ten messages a second."""
+NO_GATEWAY = by_name()
+NOT_MEASURED = by_name(GatewayThroughput("default", None))
 
 
 def create_draft(**values: Any) -> NewMailing:
@@ -87,13 +89,13 @@ async def test_more_workers_are_faster(engine: AsyncEngine) -> None:
     assert is_after(expected.done_at, 600 / 3, draft.datetime_start)
 
 
-@pytest.mark.parametrize("throughput", [None, Throughput(None, is_limited=False)])
+@pytest.mark.parametrize("gateways", [NO_GATEWAY, NOT_MEASURED])
 async def test_without_a_rate_only_sending_windows_count(
-    engine: AsyncEngine, throughput: Throughput | None
+    engine: AsyncEngine, gateways: Gateways
 ) -> None:
     await add_clients(engine, 600)
     draft = create_draft()
-    expected = await forecast.of_draft(engine, draft, throughput)
+    expected = await forecast.of_draft(engine, draft, gateways)
     assert expected.rate is None
     assert is_after(expected.done_at, 0, draft.datetime_start)
 
@@ -227,7 +229,7 @@ async def test_a_forecast_reads_no_message_and_no_client(engine: AsyncEngine) ->
         expected = await forecast.of_mailing(engine, mailing_id, ONE_A_SECOND)
         assert expected is not None
         assert expected.clients == 5
-        assert (await forecast.of_draft(engine, create_draft(), None)).clients == 5
+        assert (await forecast.of_draft(engine, create_draft(), NO_GATEWAY)).clients == 5
 
 
 # ---- connections and the event loop ----------------------------------------------------------
@@ -263,7 +265,8 @@ async def read_preview(engine: AsyncEngine, mailing_id: int) -> object:
         datetime_end=before.datetime_end + HOUR,
         client_filter=None,
     )
-    return await mailing_preview.build_preview(engine, changes, "Hi", "UTC", ONE_A_SECOND, before)
+    channels = create_channels(gateway_rate=1)
+    return await mailing_preview.build_preview(engine, changes, "Hi", "UTC", channels, before)
 
 
 @pytest.mark.parametrize(

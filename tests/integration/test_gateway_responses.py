@@ -26,9 +26,13 @@ from tests.fault_servers import (
 )
 
 from mailer.gateway.aiohttp_connection import MAX_INTERIM_RESPONSES
+from mailer.gateway.config import ConfiguredGateway, GatewayConfig
+from mailer.gateway.http import HttpGateway
+from mailer.gateway.profile_file import load_profile
 from mailer.gateway.protocol import Accepted, Outcome, Rejected, TemporaryFailure, Unknown
 from mailer.gateway.response import MAX_RESPONSE_BODY_BYTES
 from mailer.gateway.sandbox import Faults, SandboxGateway
+from mailer.urls import read_gateway_url
 
 MAX_RETRY_AFTER = 900
 """Most seconds that the gateway can ask to wait, by default; a longer wait is shortened to it."""
@@ -515,3 +519,13 @@ async def test_a_date_in_retry_after_is_relative_to_the_date_header() -> None:
     )
     outcome = await send_to(respond_with(http_response(500, b"", *headers)))
     assert outcome == TemporaryFailure("http_500", retry_after=30)
+
+
+async def test_a_text_is_read_in_the_charset_of_its_header() -> None:
+    body = 'Success "id-1"'.encode("utf-16-le")
+    response = http_response(200, body, "Content-Type: text/plain; charset=utf-16le")
+    async with served(respond_with(response)) as url:
+        account = GatewayConfig(name="j", kind="jasmin", url=url, username="u", password="p")  # noqa: S106  # used in tests alone
+        gateway = ConfiguredGateway(account, load_profile("jasmin"), read_gateway_url(url))
+        async with HttpGateway(gateway) as client:
+            assert await send(client, create_request(7)) == Accepted("id-1")

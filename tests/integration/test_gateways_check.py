@@ -1,9 +1,20 @@
 """`mailer gateways check` says whether each gateway can be used, and why not."""
 
 import asyncio
+import ssl
 from pathlib import Path
 
-from tests.fault_servers import ReceivedRequest, Talk, http_response, read_request, served
+import pytest
+import trustme
+from tests.fault_servers import (
+    ReceivedRequest,
+    SilentServer,
+    Talk,
+    http_response,
+    read_request,
+    respond_with,
+    served,
+)
 
 from mailer.gateway.check import check_gateways
 from mailer.gateway.config import read_gateways
@@ -32,11 +43,13 @@ def vonage(balance: bytes, message: bytes, requests: list[ReceivedRequest]) -> T
     return talk
 
 
-async def check(folder: Path, config: str, phone: str | None = None) -> tuple[bool, list[str]]:
+async def check(
+    folder: Path, config: str, phone: str | None = None, **environ: str
+) -> tuple[bool, list[str]]:
     """Check the gateways of a configuration; return the result and the printed lines."""
     (folder / "gateways.toml").write_text(config)
     lines: list[str] = []
-    gateways = read_gateways(folder / "gateways.toml", {})
+    gateways = read_gateways(folder / "gateways.toml", environ)
     return await check_gateways(gateways, phone, lines.append), lines
 
 
@@ -81,3 +94,35 @@ async def test_gateway_that_cannot_be_reached_is_named_and_the_next_is_checked(
     assert not is_good
     assert lines[1].startswith("  failed: cannot connect: ")
     assert lines[-1] == "  balance: 1"
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (http_response(407), "the proxy refuses the connection: proxy_407"),
+        (b"SSH-2.0-OpenSSH\r\n\r\n", "the answer of the proxy is not HTTP"),
+    ],
+)
+async def test_proxy_that_cannot_be_used_is_named(
+    tmp_path: Path, answer: bytes, expected: str
+) -> None:
+    config = VONAGE.format(url="https://gateway.invalid") + "proxy = true\n"
+    async with served(respond_with(answer)) as proxy:
+        is_good, lines = await check(tmp_path, config, HTTPS_PROXY=proxy)
+    assert not is_good
+    assert lines[1:] == [f"  failed: {expected}"]
+
+
+async def test_untrusted_certificate_is_named(tmp_path: Path) -> None:
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(tls)
+    async with served(SilentServer().talk, tls) as url:
+        is_good, lines = await check(tmp_path, VONAGE.format(url=url))
+    assert not is_good
+    assert lines[1].startswith("  failed: the TLS connection is refused: ")
+
+
+async def test_name_that_cannot_be_resolved_is_named(tmp_path: Path) -> None:
+    is_good, lines = await check(tmp_path, VONAGE.format(url="http://gateway.invalid"))
+    assert not is_good
+    assert lines[1:] == ["  failed: the name of the host cannot be resolved"]

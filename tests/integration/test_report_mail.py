@@ -13,11 +13,12 @@ from tests.factories import HOUR, NOON
 from tests.mailserver import Mailbox, check_login, mail_server
 
 from mailer.daily_report.mail import MailNotSentError, MailResult, send_report
+from mailer.daily_report.outcomes import FailureCount
 from mailer.daily_report.render import render_html, render_text
 from mailer.daily_report.report import DailyReport
 from mailer.daily_report.smtp_config import SmtpConfig, read_smtp_config
 from mailer.settings import Settings
-from mailer.statistics.model import Bucket, ReasonCount
+from mailer.statistics.model import Bucket
 from mailer.statuses import MessageCounts, OutcomeCounts
 
 REPORT = DailyReport(
@@ -28,7 +29,8 @@ REPORT = DailyReport(
     clients_count=0,
     messages=MessageCounts.of(),
     mailings=[],
-    failures=[ReasonCount("undelivered", "rejected_400", 2)],
+    gateways=[],
+    failures=[FailureCount("undelivered", "rejected_400", 2)],
     hours=[Bucket(NOON, OutcomeCounts.of(delivered=1, undelivered=2))],
 )
 """A report of one delivered and two undelivered messages."""

@@ -32,7 +32,7 @@ COUNT_MESSAGES = "SELECT count(*) FROM message"
 async def add_ended_mailing(
     engine: AsyncEngine, *, ago: timedelta, status: str = "finished"
 ) -> int:
-    """Add a mailing of ten messages that ended `ago`; return its id.
+    """Add a mailing of ten messages through `main` that ended `ago`; return its id.
 
     Its counters changed for the last time at its end.
     """
@@ -42,7 +42,11 @@ async def add_ended_mailing(
     await add_messages(engine, mailing_id, clients[:8], "delivered", at=end)
     await add_messages(engine, mailing_id, clients[8:], "undelivered", "rejected_400", at=end)
     finish = f"is_closed = true, is_settled = true, status = '{status}', updated_at = '{end}'"
-    await execute(engine, f"UPDATE mailing SET {finish} WHERE id = {mailing_id}")  # noqa: S608  # values of the test
+    await execute(
+        engine,
+        f"UPDATE message SET gateway = 'main', parts = 2 WHERE mailing_id = {mailing_id}",  # noqa: S608  # a number
+        f"UPDATE mailing SET {finish} WHERE id = {mailing_id}",  # noqa: S608  # values of the test
+    )
     return mailing_id
 
 

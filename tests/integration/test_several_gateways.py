@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from msgspec.structs import replace
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.event_timeout import EVENT_TIMEOUT
 from tests.factories import (
@@ -17,6 +18,7 @@ from tests.factories import (
     add_messages,
     channel_of,
     do,
+    execute,
     rows,
     value,
 )
@@ -217,6 +219,36 @@ async def test_message_refused_by_one_gateway_alone_is_tried_through_another(
     assert sorted(first.requests) == sorted(second.requests)
     assert len(first.requests) == 20
     assert await by_gateway(engine) == {("delivered", "second"): 20}
+
+
+async def test_text_of_too_many_parts_goes_through_a_gateway_that_takes_it(
+    engine: AsyncEngine, database_url: str
+) -> None:
+    short = channel_of(ScriptedGateway(), SETTINGS, name="short")
+    short.limits = replace(short.limits, parts=1)
+    long = channel_of(ScriptedGateway(), SETTINGS, name="long", order=2)
+    await add_due_messages(engine, 10)
+    await execute(engine, "UPDATE mailing SET text = repeat('x', 161)")
+
+    async with dispatching(engine, database_url, Channels([short, long])):
+        await until_done(engine)
+    assert await by_gateway(engine) == {("delivered", "long"): 10}
+    assert await value(engine, "SELECT max(attempts) FROM message") == 1
+
+
+async def test_text_of_too_many_parts_for_every_gateway_is_undelivered(
+    engine: AsyncEngine, database_url: str
+) -> None:
+    gateway = ScriptedGateway()
+    channel = channel_of(gateway, SETTINGS)
+    channel.limits = replace(channel.limits, parts=1)
+    await add_due_messages(engine, 3)
+    await execute(engine, "UPDATE mailing SET text = repeat('x', 161)")
+
+    async with dispatching(engine, database_url, Channels([channel])):
+        await until_done(engine)
+    assert gateway.requests == []
+    assert await value(engine, "SELECT DISTINCT reason FROM message") == "too_many_parts"
 
 
 async def test_paused_gateway_sends_nothing_until_it_is_resumed(

@@ -21,7 +21,7 @@ from tests.factories import (
 from mailer.access.model import COMMAND_LINE
 from mailer.errors import InvalidError
 from mailer.forecast import service as forecast
-from mailer.forecast.throughput import Throughput
+from mailer.forecast.tiers import GatewayThroughput, by_name
 from mailer.gateway.channel import NO_CHANNELS, Channels
 from mailer.gateway.protocol import TemporaryFailure
 from mailer.mailing import service, store
@@ -30,6 +30,7 @@ from mailer.statistics import service as statistics
 from mailer.statistics.model import (
     AttemptsCounts,
     Bucket,
+    GatewayCounts,
     GeneralStatistics,
     MailingCounts,
     MailingStatistics,
@@ -268,8 +269,8 @@ async def test_the_expected_end_includes_clients_that_are_not_enqueued_yet(
 async def test_the_expected_end_equals_the_forecast(engine: AsyncEngine) -> None:
     mailing_id = await add_sending_mailing(engine)
     result = await get_statistics(engine, mailing_id, rate=4)
-    throughput = Throughput(4, is_limited=True)
-    expected = await forecast.of_mailing(engine, mailing_id, throughput)
+    gateways = by_name(GatewayThroughput("default", 4, is_limited=True))
+    expected = await forecast.of_mailing(engine, mailing_id, gateways)
     assert expected is not None
     assert expected.done_at is not None
     assert result.expected_end is not None
@@ -334,6 +335,29 @@ async def test_attempts_count_only_messages_with_an_outcome(engine: AsyncEngine)
     ]
 
 
+async def test_gateways_count_outcomes_of_tried_messages_and_parts_of_delivered_ones(
+    engine: AsyncEngine,
+) -> None:
+    clients = await add_clients(engine, 6)
+    mailing_id = await add_mailing(engine, clients=6)
+    await add_messages(engine, mailing_id, clients[:3], "delivered")
+    await add_messages(engine, mailing_id, clients[3:4], "undelivered", "rejected_400")
+    await add_messages(engine, mailing_id, clients[4:5], "cancelled", "expired")
+    await add_messages(engine, mailing_id, clients[5:], "scheduled", "timeout")
+    await execute(
+        engine,
+        "UPDATE message SET gateway = 'second', parts = 3 WHERE status <> 'cancelled'",
+        "UPDATE message SET gateway = 'first', parts = 2 WHERE id = (SELECT min(id) FROM message)",
+    )
+
+    result = await statistics.of_mailing(engine, mailing_id)
+
+    assert result.gateways == [
+        GatewayCounts("first", OutcomeCounts.of(delivered=1), parts=2),
+        GatewayCounts("second", OutcomeCounts.of(delivered=2, undelivered=1), parts=6),
+    ]
+
+
 async def test_a_scheduled_mailing_has_only_scheduled_messages(engine: AsyncEngine) -> None:
     mailing_id = await add_mailing(engine, status="scheduled", clients=7)
 
@@ -345,6 +369,7 @@ async def test_a_scheduled_mailing_has_only_scheduled_messages(engine: AsyncEngi
     assert result.operator_codes == []
     assert result.time_zones == []
     assert result.attempts == []
+    assert result.gateways == []
     assert result.rate == 0
     assert result.first_sent_at is None
     assert result.last_sent_at is None

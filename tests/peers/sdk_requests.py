@@ -153,6 +153,7 @@ def telnyx(address: str, message: dict[str, Any]) -> None:
         from_=message["sender"],
         text=message["text"],
         type="SMS",
+        messaging_profile_id=message["account"],
         webhook_url=message["callback"],
     )
 

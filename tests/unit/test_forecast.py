@@ -1,18 +1,21 @@
 """The forecast of a mailing: examples, rules, and a comparison with sending message by message."""
 
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from datetime import UTC, datetime, time, timedelta
 from typing import Any
 
 import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from tests.examples import EXAMPLES, thorough
 from tests.factories import DAY, HOUR
 
 from mailer.client.model import known_zones
-from mailer.forecast.model import MAX_HORIZON, Forecast, RecipientGroup, Shortfall
+from mailer.forecast.mailing_plan import MAX_HORIZON
+from mailer.forecast.model import Forecast, RecipientGroup, Shortfall
 from mailer.forecast.model import forecast as forecast_steps
+from mailer.forecast.tiers import Capacity, GatewayThroughput, by_name
 from mailer.mailing.planning import plan
 from mailer.mailing.window import SendingWindow
 
@@ -22,9 +25,28 @@ DAYTIME = SendingWindow(time(9), time(21))
 """The sending window of most examples. In UTC it is open at noon, for nine more hours."""
 
 
-def forecast(groups: Iterable[RecipientGroup], **arguments: Any) -> Forecast:
+ONE_GATEWAY = frozenset({"gateway"})
+
+
+def forecast(
+    groups: Iterable[RecipientGroup],
+    *,
+    rate: float | None = None,
+    messages_of_others: Iterable[float] = (),
+    **arguments: Any,
+) -> Forecast:
+    """Run all steps of a forecast with one gateway and return its result.
+
+    `rate` is that of the gateway; None: it is not known.
+    """
+    gateways = by_name(GatewayThroughput("gateway", rate))
+    capacity = Capacity(gateways, {ONE_GATEWAY: list(messages_of_others)})
+    sendable = [replace(group, tier=ONE_GATEWAY) for group in groups]
+    return run(forecast_steps(sendable, capacity=capacity, **arguments))
+
+
+def run(steps: Generator[None, None, Forecast]) -> Forecast:
     """Run all steps of a forecast and return its result."""
-    steps = forecast_steps(groups, **arguments)
     while True:
         try:
             next(steps)
@@ -270,7 +292,7 @@ def test_clients_whose_window_opens_too_late_are_missed_whatever_the_rate(case: 
     for group in groups:
         planned = plan(group.time_zone, case.window, case.start, case.end, case.at)
         if planned.reason == "no_window":
-            expected[group.time_zone] += group.clients
+            expected[group.time_zone] += round(group.clients)
 
     without_rate = case.forecast(groups=groups, rate=None).shortfalls
     with_rate = case.forecast(groups=groups).shortfalls
@@ -323,7 +345,7 @@ def simulate_missed(case: Case, rate: float) -> dict[str, int]:
     The next message goes to the time zone whose messages were due first. Of several such zones, it
     goes to the one with the largest part of its messages unsent.
     """
-    unsent = {group.time_zone: group.clients for group in case.groups}
+    unsent = {group.time_zone: round(group.clients) for group in case.groups}
     sizes = dict(unsent)
     due_since: dict[str, datetime] = {}  # of the time zones whose window is open
     first_moment = max(case.start, case.at)
@@ -383,8 +405,9 @@ def test_forecast_agrees_with_sending_message_by_message(
 
 
 def test_forecast_of_many_zones_runs_in_many_short_steps() -> None:
-    groups = [RecipientGroup(zone, 1_000) for zone in sorted(known_zones())]
+    groups = [RecipientGroup(zone, 1_000, tier=ONE_GATEWAY) for zone in sorted(known_zones())]
+    capacity = Capacity(by_name(GatewayThroughput("gateway", 0.1)), {})
     steps = forecast_steps(
-        groups, start=NOON, end=NOON + 30 * DAY, window=DAYTIME, at=NOON, rate=0.1
+        groups, start=NOON, end=NOON + 30 * DAY, window=DAYTIME, at=NOON, capacity=capacity
     )
     assert len(list(steps)) > 2 * len(groups)

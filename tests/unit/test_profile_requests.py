@@ -9,7 +9,8 @@ import pytest
 
 from mailer.gateway.profile_file import load_profile, read_profile, shipped_kinds
 from mailer.gateway.protocol import OutgoingMessage
-from mailer.gateway.request_template import RequestTemplate, Texts
+from mailer.gateway.request_template import RequestTemplate
+from mailer.gateway.template import Texts
 from mailer.urls import read_gateway_url
 
 ACCOUNT = {
@@ -160,7 +161,7 @@ def test_messagebird() -> None:
     assert (sent.method, sent.target) == ("POST", "/messages")
     assert sent.headers["Authorization"] == "AccessKey tok"
     assert sent.json == {
-        "recipients": "79161234567",
+        "recipients": ["79161234567"],
         "originator": "ACME",
         "body": CYRILLIC,
         "validity": 7_200,
@@ -194,6 +195,7 @@ def test_telnyx() -> None:
         "to": "+79161234567",
         "text": CYRILLIC,
         "type": "SMS",
+        "messaging_profile_id": "AC1",
         "webhook_url": CALLBACK,
     }
 
@@ -438,6 +440,11 @@ def test_query_of_the_address_comes_after_the_path(url: str, expected: str) -> N
 def test_id_alone_is_a_value_of_the_query_that_ends_the_address() -> None:
     change = ("{url}/{account}/send", "{url}{id}")
     assert render({}, change, url="http://h/x?key=1&id=").target == "/x?key=1&id=12"
+
+
+def test_entries_of_a_list_keep_their_order() -> None:
+    change = ('text = "{text}"', 'params = ["{text}", "{id}", 5, "{phone.digits}"]')
+    assert render({"account": "a"}, change).json["params"] == [LATIN, "12", 5, "79161234567"]
 
 
 def test_secrets_are_not_in_the_text_of_an_object() -> None:

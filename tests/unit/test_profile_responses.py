@@ -75,12 +75,19 @@ VONAGE_TROUBLES: dict[str, AccountTrouble] = {
     "15": "sender_refused",
     "32": "bad_credentials",
 }
+INFOBIP_TROUBLES: dict[str, AccountTrouble] = {
+    "NOT_ENOUGH_CREDITS": "no_credit",
+    "PREPAID_PACKAGE_EXPIRED": "no_credit",
+    "SENDER": "sender_refused",
+    "SOURCE": "sender_refused",
+    "ROUTE_NOT_AVAILABLE": "account_blocked",
+}
 SMSRU_TROUBLES: dict[int, AccountTrouble] = {
     200: "bad_credentials",
     201: "no_credit",
     300: "bad_credentials",
     301: "bad_credentials",
-    302: "bad_credentials",
+    302: "account_blocked",
 }
 
 CASES = [
@@ -102,7 +109,14 @@ CASES = [
     ("twilio", 400, {"code": 21614}, Rejected("rejected_21614")),
     ("twilio", 400, {"code": 21610}, OPTED_OUT),
     ("twilio", 401, {"code": 20003}, account("bad_credentials", "bad_credentials")),
-    ("twilio", 400, {"code": 21606}, account("sender_refused", "sender_refused")),
+    *(
+        ("twilio", 400, {"code": code}, account("sender_refused", "sender_refused"))
+        for code in (21601, 21603, 21606, 21659, 21660, 21661)
+    ),
+    *(
+        ("twilio", 401, {"code": code}, account("account_blocked", "account_blocked"))
+        for code in (10001, 20005, 90010)
+    ),
     ("twilio", 400, {"code": 21608}, Rejected("rejected_21608")),
     (
         "twilio",
@@ -110,7 +124,10 @@ CASES = [
         {"code": 21617, "message": "The concatenated message body exceeds", "status": 400},
         Rejected("rejected_400"),
     ),
-    ("twilio", 429, {"code": 20429}, TemporaryFailure("code_20429", affects_all=True)),
+    *(
+        ("twilio", 429, {"code": code}, TemporaryFailure(f"code_{code}", affects_all=True))
+        for code in (20429, 21611, 63038)
+    ),
     ("twilio", 500, {"code": 20500}, TemporaryFailure("http_500")),
     # vonage, where the status is always 200
     ("vonage", 200, vonage("0"), Accepted("id1")),
@@ -136,30 +153,18 @@ CASES = [
     # infobip
     ("infobip", 200, infobip(1, "PENDING_ACCEPTED"), Accepted("12")),
     ("infobip", 200, infobip(5, "REJECTED_DUPLICATE_MESSAGE_ID"), Accepted("12")),
-    (
-        "infobip",
-        200,
-        infobip(5, "REJECTED_NOT_ENOUGH_CREDITS"),
-        account("no_credit", "no_credit"),
-    ),
-    (
-        "infobip",
-        200,
-        infobip(5, "REJECTED_SENDER"),
-        account("sender_refused", "sender_refused"),
-    ),
-    (
-        "infobip",
-        200,
-        infobip(5, "REJECTED_FLOODING_FILTER"),
-        Rejected("rejected_REJECTED_FLOODING_FILTER"),
-    ),
     ("infobip", 401, {}, account("http_401", "bad_credentials")),
     ("infobip", 403, {}, TemporaryFailure("http_403")),
     *(
-        ("infobip", 200, infobip(5, name), account("account_blocked", "account_blocked"))
-        for name in ("REJECTED_ROUTE_NOT_AVAILABLE", "REJECTED_PREPAID_PACKAGE_EXPIRED")
+        ("infobip", 200, infobip(5, f"REJECTED_{name}"), account(trouble, trouble))
+        for name, trouble in INFOBIP_TROUBLES.items()
     ),
+    *(
+        ("infobip", 200, infobip(5, name), Rejected(f"rejected_{name}"))
+        for name in ("REJECTED_DND", "REJECTED_MESSAGE_TOO_LONG", "REJECTED_FLOODING_FILTER")
+    ),
+    ("infobip", 200, infobip(5, "SIGNALS_BLOCKED"), Rejected("rejected_5")),
+    ("infobip", 200, "<html>", Unknown("bad_response")),  # it may not recognize the repeat
     (
         "infobip",
         200,
@@ -195,25 +200,38 @@ CASES = [
         Accepted("e8077d803532c0b5937c639b60216938"),
     ),
     ("messagebird", 422, errors(9), Rejected("rejected_9")),
+    ("messagebird", 422, errors(10), Rejected("rejected_10")),
     ("messagebird", 401, errors(2), account("bad_credentials", "bad_credentials")),
     ("messagebird", 422, errors(25), account("no_credit", "no_credit")),
     # plivo
     ("plivo", 202, {"message_uuid": ["db3ce55a", "ff3ce55b"]}, Accepted("db3ce55a,ff3ce55b")),
     ("plivo", 400, {"error": "invalid dst"}, Rejected("rejected_400")),
     ("plivo", 401, "", account("http_401", "bad_credentials")),
+    ("plivo", 402, "", account("http_402", "no_credit")),
     ("plivo", 429, "", TemporaryFailure("http_429")),
     # telnyx
     ("telnyx", 200, {"data": {"id": "40385f64"}}, Accepted("40385f64")),
-    ("telnyx", 400, errors("10002"), Rejected("rejected_10002")),
     ("telnyx", 400, errors(10016), Rejected("rejected_10016")),
-    ("telnyx", 400, errors("40001"), Rejected("rejected_40001")),
+    *(
+        ("telnyx", 400, errors(code), Rejected(f"rejected_{code}"))
+        for code in ("10002", "10016", "40001", "40012", "40310")
+    ),
+    *(
+        ("telnyx", 400, errors(code), account("account_blocked", "account_blocked"))
+        for code in ("20012", "20013", "20014", "40312", "40314")
+    ),
+    *(
+        ("telnyx", 400, errors(code), account("sender_refused", "sender_refused"))
+        for code in ("40013", "40100", "40305", "40306", "40315", "40320")
+    ),
+    ("telnyx", 429, errors("40318"), TemporaryFailure("code_40318", affects_all=True)),
     ("telnyx", 400, errors("40300"), OPTED_OUT),
     ("telnyx", 400, errors("40006"), TemporaryFailure("code_40006")),
     ("telnyx", 403, errors("10009"), account("bad_credentials", "bad_credentials")),
     ("telnyx", 403, errors("10010"), account("bad_credentials", "bad_credentials")),
     ("telnyx", 429, errors("10011"), TemporaryFailure("code_10011", affects_all=True)),
     ("telnyx", 429, errors("40011"), TemporaryFailure("code_40011", affects_all=True)),
-    ("telnyx", 403, errors("20100"), account("no_credit", "no_credit")),
+    ("telnyx", 402, errors("20100"), account("no_credit", "no_credit")),
     ("telnyx", 403, errors("99999"), TemporaryFailure("http_403")),
     ("telnyx", 400, errors("40009"), Rejected("rejected_400")),
     ("telnyx", 422, errors("10015"), Rejected("rejected_422")),
@@ -255,13 +273,14 @@ CASES = [
     ("smsru", 200, smsru(100, 100), Accepted("000-10000000")),
     *(
         ("smsru", 200, smsru(100, code), Rejected(f"rejected_{code}"))
-        for code in (150, 202, 203, 205, 207, 214, 215, 216, 217, 233)
+        for code in (150, 202, 203, 205, 207, 214, 216, 217, 233)
     ),
     *(
         ("smsru", 200, smsru(100, code), TemporaryFailure(f"code_{code}"))
         for code in (220, 230, 231, 232, 500)
     ),
     ("smsru", 200, smsru(100, 209), OPTED_OUT),
+    ("smsru", 200, smsru(100, 215), OPTED_OUT),
     ("smsru", 200, smsru(100, 201), account("no_credit", "no_credit")),
     ("smsru", 200, smsru(100, 204), account("sender_refused", "sender_refused")),
     ("smsru", 200, smsru(100, 221), account("sender_refused", "sender_refused")),
@@ -448,7 +467,13 @@ def test_unknown_refusal_in_a_document_is_tried_again() -> None:
     assert outcome("smsc", 200, {"error": "new", "error_code": 777}) == BAD_RESPONSE
 
 
-@pytest.mark.parametrize("charset", ["idna", "undefined", "punycode", "zlib_codec", "no-such"])
+@pytest.mark.parametrize(
+    "charset",
+    [
+        *("idna", "undefined", "punycode", "zlib_codec", "no-such"),
+        *("iso-8859-99", "iso-8859-12", "cp1259", "utf-8le", "utf16le"),
+    ],
+)
 def test_charset_that_is_none_of_texts_counts_as_utf_8(charset: str) -> None:
     rules = ResponseRules(load_profile("kannel").response)
     content_type = f"text/plain; charset={charset}"
@@ -462,6 +487,44 @@ def test_entries_beyond_the_limit_are_not_read() -> None:
     assert isinstance(found, Accepted)
     assert found.gateway_message_id is not None
     assert len(found.gateway_message_id) <= 128
+
+
+@pytest.mark.parametrize(
+    ("body", "message_id"),
+    [
+        (rb'{"id": "a\u0000b"}', "ab"),
+        (rb'{"id": "\ud800a\udfff"}', "a"),
+        (rb'{"id": "\ud83d\ude00"}', "\N{GRINNING FACE}"),
+        (rb'{"id": "\u001b[2Ja\r\n\u0085\u202e"}', "[2Ja"),
+        (rb'{"id": "\u0000"}', None),
+        (rb'{"id": "\u0000", "other": NaN}', None),
+        (b'{"id": "a\x00b"}', "ab"),
+        (b'{"id": 1' + b"0" * 1_000 + b"}", "1" + "0" * 127),
+        (b'{"id": 1' + b"0" * 10_000 + b"}", None),
+        (b'{"id": "' + b"a" * 60_000 + b'"}', "a" * 128),
+    ],
+    ids=range(10),
+)
+def test_id_of_a_gateway_is_short_and_can_be_stored_as_text(
+    body: bytes, message_id: str | None
+) -> None:
+    by_path = ResponsePart(status=200, then="accepted", id="id")
+    assert ResponseRules([by_path]).outcome(Response(200, body)) == Accepted(message_id)
+
+
+@pytest.mark.parametrize(
+    ("text", "message_id"),
+    [
+        (b"id=a\x00b", "ab"),
+        (b"id=\xed\xa0\x80a", "\ufffd" * 3 + "a"),
+        (b"id=" + b"a" * 200, "a" * 128),
+    ],
+)
+def test_id_that_a_pattern_finds_is_short_and_can_be_stored_as_text(
+    text: bytes, message_id: str
+) -> None:
+    by_pattern = ResponsePart(status=200, then="accepted", id_pattern="(?s)id=(.*)")
+    assert ResponseRules([by_pattern]).outcome(Response(200, text)) == Accepted(message_id)
 
 
 def test_pause_in_a_body_is_limited() -> None:

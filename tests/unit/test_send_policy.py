@@ -48,7 +48,7 @@ POLICY = RetryPolicy(attempts=8, base=1, cap=300, draw=lambda: 0.5)
 
 def test_message_is_sent_with_the_gateway_timeout() -> None:
     decision = decide_before_send(CLAIM, MAILING, NOON, TIMEOUT)
-    assert decision == Send(MAILING, "79161234567", timeout=TIMEOUT)
+    assert decision == Send(MAILING, "79161234567", TIMEOUT, MAILING.time_left(NOON))
 
 
 def test_released_message_has_the_attempts_from_before_the_claim() -> None:
@@ -77,7 +77,7 @@ def test_message_is_cancelled_from_right_before_the_end_on(since_end: timedelta)
 def test_timeout_ends_right_before_the_mailing() -> None:
     mailing = replace(MAILING, datetime_end=NOON + timedelta(seconds=3) + END_MARGIN)
     decision = decide_before_send(CLAIM, mailing, NOON, TIMEOUT)
-    assert decision == Send(mailing, "79161234567", timeout=3)
+    assert decision == Send(mailing, "79161234567", timeout=3, seconds_left=3)
 
 
 def test_message_with_too_short_a_lease_is_released() -> None:
@@ -405,7 +405,8 @@ def reference_before(case: Case, timeout: float) -> Send | MessageResult:
         return MessageResult(claim, "scheduled", attempts_before, due_at=opening)
     if claim.lease_expires_at < now + timedelta(seconds=timeout + 1):
         return MessageResult(claim, "scheduled", attempts_before)
-    return Send(mailing, claim.phone, min(timeout, time_left.total_seconds()))
+    seconds_left = time_left.total_seconds()
+    return Send(mailing, claim.phone, min(timeout, seconds_left), seconds_left)
 
 
 def reference_after(  # noqa: PLR0911  # one return for each rule

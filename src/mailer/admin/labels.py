@@ -23,6 +23,7 @@ REASON_LABELS = {
     "lease_expired": gettext_noop("the worker that was sending it stopped"),
     "internal_error": gettext_noop("an error in mailer: see its log"),
     "attempts_exhausted": gettext_noop("no attempts left"),
+    "too_many_parts": gettext_noop("the text has more parts than the gateway takes"),
     "expired": gettext_noop("the mailing ended before it was sent"),
     "no_window": gettext_noop("the mailing ends before the sending window opens"),
     "mailing_cancelled": gettext_noop("the mailing was cancelled"),

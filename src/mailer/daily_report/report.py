@@ -11,13 +11,14 @@ import msgspec
 from sqlalchemy import ColumnElement, Row, and_, func, not_, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from mailer.daily_report.outcomes import FailureCount, count_by_gateway, count_failures
 from mailer.db.engine import snapshot
 from mailer.db.tables.mailing import mailing
 from mailer.errors import FieldError, InvalidError
 from mailer.mailing.model import FIRST_MOMENT, LAST_MOMENT
 from mailer.mailing.store import NOT_DELETED, select_mailings, to_mailing
-from mailer.message.outcomes import HOUR_SECONDS, count_by_hour, count_failures
-from mailer.statistics.model import Bucket, ReasonCount
+from mailer.message.outcomes import HOUR_SECONDS, count_by_hour
+from mailer.statistics.model import Bucket, GatewayCounts
 from mailer.statistics.service import counts_from_mailing
 from mailer.statistics.store import counts_from_row, sum_columns
 from mailer.statuses import OUTCOMES, MailingStatus, MessageCounts, OutcomeCounts
@@ -54,8 +55,11 @@ class DailyReport(msgspec.Struct, frozen=True, kw_only=True):
     """Sum of their current counts, not only of that day."""
     mailings: list[ReportedMailing]
     """The newest mailings that were active on that day, at most `MAX_LISTED`."""
-    failures: list[ReasonCount]
-    """Messages of all mailings that failed on that day, by status and reason, largest first."""
+    gateways: list[GatewayCounts]
+    """Outcomes of that day by gateway, without messages that were never tried."""
+    failures: list[FailureCount]
+    """Messages of all mailings that failed on that day, largest first: by status and reason, and by
+    gateway if several were used."""
     hours: list[Bucket]
     """Outcomes of messages by hour; 23 or 25 hours when the clocks change.
 
@@ -85,6 +89,7 @@ async def daily_report(engine: AsyncEngine, day: date, time_zone: str) -> DailyR
     is_active = _was_active(start, end)
     async with snapshot(engine) as connection:
         total = await _get_total(connection, is_active)
+        gateways = await count_by_gateway(connection, start, end)
         return DailyReport(
             day=day,
             time_zone=time_zone,
@@ -93,7 +98,8 @@ async def daily_report(engine: AsyncEngine, day: date, time_zone: str) -> DailyR
             clients_count=int(total.clients),
             messages=counts_from_row(total),
             mailings=await _list_mailings(connection, is_active, zone),
-            failures=[ReasonCount(*row) for row in await count_failures(connection, start, end)],
+            gateways=gateways,
+            failures=await count_failures(connection, start, end, names_gateway=len(gateways) > 1),
             hours=await _list_hours(connection, start, end, zone),
         )
 

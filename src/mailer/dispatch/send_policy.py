@@ -15,6 +15,8 @@ from mailer.statuses import MessageStatus
 
 LEASE_MARGIN = timedelta(seconds=1)
 """Least time of a lease that must be left after the request's timeout, to store the result."""
+TOO_MANY_PARTS = "too_many_parts"
+"""Reason of an undelivered message: no gateway takes a text of so many parts."""
 MAX_DOUBLINGS = 64
 """Most doublings of a pause, so that its exponent stays small. Any pause reaches its cap before."""
 
@@ -52,11 +54,23 @@ class Send(msgspec.Struct, frozen=True):
     mailing: RunningMailing
     phone: str
     timeout: float
+    seconds_left: float
+    """Seconds until all requests of the mailing must have ended."""
 
 
 def release_untried(claim: ClaimedMessage) -> MessageResult:
     """Return the result that releases a message that was not sent. It costs no attempt."""
     return MessageResult(claim, "scheduled", claim.attempts - 1)
+
+
+def refuse_long_text(claim: ClaimedMessage, *, has_other_gateway: bool) -> MessageResult:
+    """Return the result of a message whose text has more parts than its gateway takes.
+
+    Another gateway may take it, unless only this one may send it, because delivery is unknown.
+    """
+    if has_other_gateway and claim.unknown_reason is None:
+        return replace(release_untried(claim), excludes_gateway=True)
+    return end_untried(claim, "undelivered", TOO_MANY_PARTS)
 
 
 def end_untried(claim: ClaimedMessage, status: MessageStatus, reason: str) -> MessageResult:
@@ -101,7 +115,7 @@ def decide_before_send(
     longest_request = timedelta(0, timeout)  # `seconds=` takes a microsecond more
     if claim.lease_expires_at - now < longest_request + LEASE_MARGIN:
         return release_untried(claim)  # the response could come after the end of the lease
-    return Send(mailing, claim.phone, min(timeout, seconds_left))
+    return Send(mailing, claim.phone, min(timeout, seconds_left), seconds_left)
 
 
 def _check_window(

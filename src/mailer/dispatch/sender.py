@@ -19,6 +19,7 @@ from mailer.dispatch.send_policy import (
     decide_after_send,
     decide_before_send,
     end_untried,
+    refuse_long_text,
     release_untried,
 )
 from mailer.gateway.channel import Channel
@@ -48,6 +49,8 @@ class ReadyMessage(NamedTuple):
     """The breaker's generation in which the request starts."""
     started_at: float
     """The start of the request, a moment of `elapsed()`."""
+    at: datetime
+    """The same moment by the database's clock."""
 
 
 class SenderParts(NamedTuple):
@@ -71,7 +74,10 @@ class Sender:
         self.prefetch = PrefetchQueue(channel.limits.concurrency, parts.on_capacity)
         """The claimed messages whose requests have not started."""
         self._breaker = channel.breaker
+        self._latency = metrics.gateway_latency(channel.name)
         self._timeout = channel.limits.timeout
+        self._validity = channel.limits.validity
+        self._max_parts = channel.limits.parts
         self._in_flight = parts.claims.in_flight
         self._refunds = parts.claims.refunds
         self._running_mailings = parts.running_mailings
@@ -164,31 +170,33 @@ class Sender:
             return end_untried(claim, "undelivered", "internal_error")
         if isinstance(send, MessageResult):
             return send
+        if send.mailing.parts > self._max_parts:
+            has_other_gateway = self._has_other_gateway(claim.route, self.channel.name)
+            return refuse_long_text(claim, has_other_gateway=has_other_gateway)
         generation = None if self.channel.paused_at else self._breaker.acquire(started_at)
         if generation is None:
             return release_untried(claim)
         if self._breaker.state == "half_open":
             self.channel.report_probe()
-        return ReadyMessage(claim, send, generation, started_at)
+        return ReadyMessage(claim, send, generation, started_at, now)
 
     async def _send(self, ready: ReadyMessage) -> MessageResult:
         """Send a message; return the result to store."""
-        claim, mailing, started_at = ready.claim, ready.send.mailing, ready.started_at
-        deadline = started_at + ready.send.timeout
-        now = database_clock.at(started_at)
+        claim, send, started_at = ready.claim, ready.send, ready.started_at
+        mailing = send.mailing
         message = OutgoingMessage(
-            id=claim.id,
-            phone=ready.send.phone,
-            text=mailing.text,
-            sender=mailing.sender or self.channel.config.sender or "",
-            validity=self.channel.limits.validity.limit(int(mailing.time_left(now))),
-            valid_from=now,
+            claim.id,
+            send.phone,
+            mailing.text,
+            mailing.sender or self.channel.config.sender or "",
+            self._validity.limit(int(send.seconds_left)),
+            ready.at,
         )
-        request = Request(message, deadline, self._create_write_check(ready))
+        request = Request(message, started_at + send.timeout, self._create_write_check(ready))
         outcome = await self._request(claim.mailing_id, request)
         ended_at = elapsed()
         now, duration = database_clock.at(ended_at), ended_at - started_at
-        metrics.gateway_request_ended(self.channel.name, duration)
+        self._latency.observe(duration)
         if isinstance(outcome, (Accepted, Rejected)):
             self.channel.throughput.record(duration)
         self.prefetch.record_sent()
@@ -205,7 +213,8 @@ class Sender:
             now,
             self._retry,
             is_gateway_failure=is_gateway_failure,
-            has_other_gateway=self._has_other_gateway(claim.route, self.channel.name),
+            has_other_gateway=isinstance(outcome, Rejected)
+            and self._has_other_gateway(claim.route, self.channel.name),
         )
 
     def _create_write_check(self, ready: ReadyMessage) -> Callable[[float], bool]:

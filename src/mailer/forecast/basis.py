@@ -1,8 +1,15 @@
 """Read the basis of a forecast: what is left to send, by which mailings, and how fast.
 
 All numbers come from counters: neither messages nor clients are read.
+
+Messages go through different gateways by the operator codes of the clients (`routing`). Counters
+have operator codes and time zones jointly for an audience, but only separately for messages that
+exist. So in a started mailing, each time zone is assumed to have the same share of each operator
+code. The split of another mailing is known if it is one of the `MAX_SPLIT_MAILINGS` largest ones;
+the others, and those without any message yet, are assumed to be split as the forecast's mailing.
 """
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
@@ -10,12 +17,18 @@ import msgspec
 from msgspec.structs import replace
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from mailer.forecast.store import GatewayLoad, read_load
-from mailer.forecast.throughput import Throughput
+from mailer.forecast import store
+from mailer.forecast.model import RecipientGroup
+from mailer.forecast.routing import Routing, Shares
+from mailer.forecast.store import GatewayLoad
+from mailer.forecast.tiers import Capacity, Gateways, Tier, of_workers
 from mailer.mailing import audience
 from mailer.mailing.model import Mailing, MailingChange, NewMailing
 from mailer.mailing.service import REPLAN_FIELDS
 from mailer.message import counters
+
+MAX_SPLIT_MAILINGS = 100
+"""Running mailings whose messages are counted by operator code: those with the most messages."""
 
 
 class ForecastBasis(msgspec.Struct, frozen=True):
@@ -23,36 +36,29 @@ class ForecastBasis(msgspec.Struct, frozen=True):
 
     mailing: NewMailing | Mailing
     """The mailing, with its changes if the forecast is for a change."""
-    clients: Mapping[str, int]
-    """Clients still to be reached, by time zone."""
+    groups: Sequence[RecipientGroup]
+    """Clients still to be reached."""
     at: datetime
-    rate: float | None
-    """Messages a second for all mailings together; None when it is not known."""
-    messages_of_others: Sequence[int]
-    """Messages that each of the other running mailings still has to send."""
+    capacity: Capacity | None
+    """None when no gateway is usable, or it is not known when the mailing continues."""
 
 
 async def read_draft_basis(
-    connection: AsyncConnection,
-    draft: NewMailing,
-    throughput: Throughput | None,
-    workers: int = 1,
+    connection: AsyncConnection, draft: NewMailing, gateways: Gateways, workers: int = 1
 ) -> ForecastBasis:
     """Read the basis of the forecast of a mailing that is not saved yet.
 
-    `throughput` is that of one worker, and `workers` the number of workers. If `throughput` is None
-    or not measured yet, the forecast considers sending windows only.
+    `gateways` are the usable ones with the rates of one worker, and `workers` is the number of
+    workers. If there are none, the forecast considers sending windows only.
     """
-    load = await read_load(connection, [])
-    clients = await audience.count_by_zone(connection, draft.client_filter)
-    rate = _total_rate(throughput, workers)
-    return ForecastBasis(draft, clients, load.now, rate, load.messages_of_others(None))
+    reader = await _BasisReader.create(connection, [], gateways, workers)
+    return await reader.read_draft(draft)
 
 
 async def read_basis(
     connection: AsyncConnection,
     mailing: Mailing,
-    throughput: Throughput | None,
+    gateways: Gateways,
     workers: int = 1,
     changes: MailingChange | None = None,
 ) -> ForecastBasis | None:
@@ -65,61 +71,159 @@ async def read_basis(
     forecast considers sending windows only. Messages that failed permanently or are cancelled are
     not counted, unless the change replans them.
     """
-    load = await read_load(connection, [mailing.id])
-    return await _read_with_load(
-        connection, mailing, load, _total_rate(throughput, workers), changes
-    )
+    reader = await _BasisReader.create(connection, [mailing.id], gateways, workers)
+    return await reader.read(mailing, changes)
 
 
 async def read_running_bases(
-    connection: AsyncConnection,
-    running: Sequence[Mailing],
-    throughput: Throughput | None,
-    workers: int = 1,
+    connection: AsyncConnection, running: Sequence[Mailing], gateways: Gateways, workers: int = 1
 ) -> list[tuple[Mailing, ForecastBasis | None]]:
     """Read the bases of the forecasts of running mailings, each with its mailing.
 
     See `read_basis`; here the load is read only once.
     """
-    load = await read_load(connection, [mailing.id for mailing in running])
-    rate = _total_rate(throughput, workers)
+    ids = [mailing.id for mailing in running]
+    reader = await _BasisReader.create(connection, ids, gateways, workers)
+    return [(mailing, await reader.read(mailing)) for mailing in running]
+
+
+class _BasisReader:
+    """Reads the bases of the forecasts of mailings, for a load that is read once."""
+
+    def __init__(
+        self,
+        connection: AsyncConnection,
+        load: GatewayLoad,
+        gateways: Gateways,
+        routing: Routing,
+        known_shares: Mapping[int, Shares],
+    ) -> None:
+        self._connection = connection
+        self._load = load
+        self._gateways = gateways
+        self._routing = routing
+        self._known_shares = known_shares
+        """How the messages of running mailings are split, by the id of the mailing."""
+
+    @classmethod
+    async def create(
+        cls,
+        connection: AsyncConnection,
+        mailing_ids: Sequence[int],
+        gateways: Gateways,
+        workers: int,
+    ) -> "_BasisReader":
+        """Read the load of all mailings and the routes; `mailing_ids` are the requested ones."""
+        load = await store.read_load(connection, mailing_ids)
+        routing = Routing(await store.read_operator_routes(connection), gateways)
+        known_shares: dict[int, Shares] = {}
+        divided = []
+        for mailing_id in load.waiting:
+            tier = routing.single_tier(load.own_gateways.get(mailing_id))
+            if tier is None:
+                divided.append(mailing_id)
+            else:
+                known_shares[mailing_id] = {tier: 1}
+        if divided:
+            largest = sorted(divided, key=load.waiting.__getitem__, reverse=True)
+            by_code = await store.count_waiting_by_code(connection, largest[:MAX_SPLIT_MAILINGS])
+            known_shares |= {id_: routing.shares(codes) for id_, codes in by_code.items()}
+        return cls(connection, load, of_workers(gateways, workers), routing, known_shares)
+
+    async def read_draft(self, draft: NewMailing) -> ForecastBasis:
+        """Do what `read_draft_basis` does."""
+        groups = await self._audience(draft)
+        return ForecastBasis(draft, groups, self._load.now, self._capacity(None, groups))
+
+    async def read(
+        self, before: Mailing, changes: MailingChange | None = None
+    ) -> ForecastBasis | None:
+        """Do what `read_basis` does. `before` is the mailing without `changes`."""
+        load = self._load
+        mailing = before if changes is None else replace(before, **changes.provided_values())
+        if mailing.has_ended or mailing.datetime_end <= load.now:
+            return None
+        is_waiting = mailing.status == "paused" or mailing.held is not None
+        if is_waiting and changes is None:
+            return None
+        must_replan = any(getattr(mailing, name) != getattr(before, name) for name in REPLAN_FIELDS)
+        if mailing.id not in load.started:
+            groups = await self._audience(mailing)
+        else:
+            is_enqueuing = mailing.id in load.enqueuing
+            if must_replan:
+                clients = await _count_remaining_after_replan(self._connection, mailing)
+            else:
+                clients = await _count_remaining(
+                    self._connection, mailing, is_enqueuing=is_enqueuing
+                )
+            shares = await self._shares(mailing, is_enqueued=not is_enqueuing and not must_replan)
+            groups = _split(clients, shares)
+        capacity = None if is_waiting else self._capacity(mailing.id, groups)
+        return ForecastBasis(mailing, groups, load.now, capacity)
+
+    def _capacity(
+        self, mailing_id: int | None, groups: Sequence[RecipientGroup]
+    ) -> Capacity | None:
+        """Return the gateways, and what the other running mailings send through them."""
+        if not self._gateways:
+            return None
+        own_shares = _shares_of(groups)
+        messages_of_others: dict[Tier, list[float]] = defaultdict(list)
+        for other_id, messages in self._load.waiting.items():
+            if other_id != mailing_id:
+                for tier, share in self._known_shares.get(other_id, own_shares).items():
+                    messages_of_others[tier].append(messages * share)
+        return Capacity(self._gateways, messages_of_others)
+
+    async def _audience(self, mailing: NewMailing | Mailing) -> list[RecipientGroup]:
+        """Return the clients whom the filter of a mailing matches now."""
+        tier = self._routing.single_tier(mailing.gateway)
+        if tier is not None:
+            by_zone = await audience.count_by_zone(self._connection, mailing.client_filter)
+            return _split(by_zone, {tier: 1})
+        by_zone_and_tier: dict[tuple[str, Tier], int] = defaultdict(int)
+        by_code_and_zone = await store.count_by_code_and_zone(
+            self._connection, mailing.client_filter
+        )
+        for (code, zone), clients in by_code_and_zone.items():
+            by_zone_and_tier[zone, self._routing.tier(code)] += clients
+        return [
+            RecipientGroup(zone, clients, tier=tier)
+            for (zone, tier), clients in by_zone_and_tier.items()
+        ]
+
+    async def _shares(self, mailing: Mailing, *, is_enqueued: bool) -> Shares:
+        """Return how the remaining messages of a started mailing are split.
+
+        If they are not only those that exist, return how its audience is split.
+        """
+        tier = self._routing.single_tier(mailing.gateway)
+        if tier is not None:
+            return {tier: 1}
+        shares = None if is_enqueued else _shares_of(await self._audience(mailing))
+        if not shares:
+            by_code = await store.count_waiting_by_code(self._connection, [mailing.id])
+            shares = self._routing.shares(by_code.get(mailing.id, {}))
+        return shares
+
+
+def _split(clients: Mapping[str, int], shares: Shares) -> list[RecipientGroup]:
+    """Return clients by time zone as groups; each time zone has these shares of each tier."""
     return [
-        (mailing, await _read_with_load(connection, mailing, load, rate)) for mailing in running
+        RecipientGroup(zone, count * share, tier=tier)
+        for zone, count in clients.items()
+        for tier, share in shares.items()
     ]
 
 
-def _total_rate(throughput: Throughput | None, workers: int) -> float | None:
-    """Return the messages a second of all workers together; None when it is not known."""
-    if throughput is None or throughput.rate is None:
-        return None
-    return throughput.rate * workers
-
-
-async def _read_with_load(
-    connection: AsyncConnection,
-    before: Mailing,
-    load: GatewayLoad,
-    rate: float | None,
-    changes: MailingChange | None = None,
-) -> ForecastBasis | None:
-    """Do what `read_basis` does, for a known load. `before` is the mailing without `changes`."""
-    mailing = before if changes is None else replace(before, **changes.provided_values())
-    if mailing.has_ended or mailing.datetime_end <= load.now:
-        return None
-    if mailing.status == "paused" or mailing.held:
-        if changes is None:
-            return None
-        rate = None  # consider sending windows only
-    must_replan = any(getattr(mailing, name) != getattr(before, name) for name in REPLAN_FIELDS)
-    if mailing.id not in load.started:
-        clients = await audience.count_by_zone(connection, mailing.client_filter)
-    elif must_replan:
-        clients = await _count_remaining_after_replan(connection, mailing)
-    else:
-        clients = await _count_remaining(
-            connection, mailing, is_enqueuing=mailing.id in load.enqueuing
-        )
-    return ForecastBasis(mailing, clients, load.now, rate, load.messages_of_others(mailing.id))
+def _shares_of(groups: Sequence[RecipientGroup]) -> Shares:
+    """Return the share of the clients of each tier."""
+    by_tier: dict[Tier, float] = defaultdict(float)
+    for group in groups:
+        by_tier[group.tier] += group.clients
+    total = sum(by_tier.values())
+    return {tier: clients / total for tier, clients in by_tier.items() if total}
 
 
 async def _count_remaining(

@@ -15,8 +15,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from mailer.db import workers as database_workers
 from mailer.db.engine import snapshot
 from mailer.forecast.basis import ForecastBasis, read_basis, read_draft_basis
-from mailer.forecast.model import Forecast, RecipientGroup, forecast
-from mailer.forecast.throughput import Throughput
+from mailer.forecast.model import Forecast, forecast
+from mailer.forecast.tiers import Gateways
 from mailer.mailing import store as mailings
 from mailer.mailing.model import Mailing, MailingChange, NewMailing
 from mailer.mailing.window import window_between
@@ -39,40 +39,43 @@ class SendingCapacity(msgspec.Struct, frozen=True):
 
 async def read_capacity(
     connection: AsyncConnection,
-    throughput: Throughput | None,
+    gateways: Gateways,
     mailing: Mailing | None = None,
 ) -> SendingCapacity:
-    """Return the sending capacity for a mailing. `mailing` is None if it is not saved yet."""
+    """Return the sending capacity for a mailing. `mailing` is None if it is not saved yet.
+
+    `gateways` are the usable ones.
+    """
     active = await database_workers.active_workers(connection)
     running = await mailings.count(connection, "running")
     is_running = mailing is not None and mailing.status == "running"
     return SendingCapacity(
         workers=len(active) or 1,
         other_mailings=running - is_running,
-        has_rate_limit=throughput is not None and throughput.is_limited,
+        has_rate_limit=bool(gateways) and all(g.is_limited for g in gateways.values()),
     )
 
 
 async def of_draft(
-    engine: AsyncEngine, draft: NewMailing, throughput: Throughput | None, workers: int = 1
+    engine: AsyncEngine, draft: NewMailing, gateways: Gateways, workers: int = 1
 ) -> Forecast:
     """Return the forecast of a mailing that is not saved yet; see `read_draft_basis`."""
     async with snapshot(engine) as connection:
-        basis = await read_draft_basis(connection, draft, throughput, workers)
+        basis = await read_draft_basis(connection, draft, gateways, workers)
     return await _compute(basis)
 
 
 async def of_mailing(
     engine: AsyncEngine,
     mailing_id: int,
-    throughput: Throughput | None,
+    gateways: Gateways,
     workers: int = 1,
     changes: MailingChange | None = None,
 ) -> Forecast | None:
     """Return the forecast of a mailing; see `read_basis`. Raises `MailingNotFoundError`."""
     async with snapshot(engine) as connection:
         mailing = await mailings.get(connection, mailing_id)
-        basis = await read_basis(connection, mailing, throughput, workers, changes)
+        basis = await read_basis(connection, mailing, gateways, workers, changes)
     return await compute(basis)
 
 
@@ -92,13 +95,12 @@ async def _compute(basis: ForecastBasis) -> Forecast:
     async with computation_lock():
         return await run_in_slices(
             forecast(
-                [RecipientGroup(zone, count) for zone, count in basis.clients.items()],
+                basis.groups,
                 start=mailing.datetime_start,
                 end=mailing.datetime_end,
                 window=window,
                 at=basis.at,
-                rate=basis.rate,
-                messages_of_others=basis.messages_of_others,
+                capacity=basis.capacity,
             )
         )
 
@@ -122,8 +124,9 @@ def expected_end(mailing: Mailing, expected: Forecast | None) -> datetime | None
     """Return when a running mailing will have no messages left to send, by its forecast.
 
     That is at the latest the mailing's end, when the remaining messages expire. Return None when it
-    is not known: before the start, while the mailing is paused or held, while no rate is known, and
-    when it is beyond `MAX_HORIZON`. Return None too when no client is left.
+    is not known: before the start, while the mailing is paused or held, while no rate is known,
+    while no gateway is usable for some clients, and when it is beyond `MAX_HORIZON`. Return None
+    too when no client is left.
     """
     if mailing.status != "running":
         return None

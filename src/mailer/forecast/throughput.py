@@ -1,32 +1,27 @@
-"""The throughput that a forecast rests on: that of the gateways which would get the messages."""
+"""The gateways of this worker with their throughput, on which forecasts rest."""
 
-import msgspec
-
-from mailer.gateway.channel import Channels
-
-
-class Throughput(msgspec.Struct, frozen=True):
-    """How many messages a second one worker can send."""
-
-    rate: float | None
-    """Messages a second; None before the first response when no limit is set."""
-    is_limited: bool
-    """Whether limits determine the rate, and not the measured speed of the gateways."""
+from mailer.forecast.tiers import Gateways, GatewayThroughput, by_name
+from mailer.gateway.channel import Channel, Channels
 
 
-def usable_throughput(channels: Channels, gateway: str | None = None) -> Throughput | None:
-    """Return the throughput of the gateways that would get the messages of a mailing now.
+def usable_gateways(channels: Channels) -> Gateways:
+    """Return the gateways that are neither paused nor in an outage, with the rates of this worker.
 
-    These are the usable gateways of the lowest order, or the mailing's own `gateway`. None if there
-    is none, when nothing is sent.
+    There are none when nothing is sent.
     """
-    usable = [channel for channel in channels.usable_by(gateway) if channel.outage is None]
-    lowest_order = min((channel.config.order for channel in usable), default=None)
-    estimates = [channel.throughput for channel in usable if channel.config.order == lowest_order]
-    rates = [estimate.rate for estimate in estimates if estimate.rate is not None]
-    if not estimates:
-        return None
-    return Throughput(
-        rate=sum(rates) if rates else None,
-        is_limited=all(estimate.is_limited for estimate in estimates),
+    return by_name(*(_throughput(channel) for channel in channels if channel.outage is None))
+
+
+def configured_gateways(channels: Channels) -> Gateways:
+    """Return all gateways, usable or not, with the rates of this worker."""
+    return by_name(*map(_throughput, channels))
+
+
+def _throughput(channel: Channel) -> GatewayThroughput:
+    return GatewayThroughput(
+        channel.name,
+        channel.throughput.rate,
+        channel.throughput.is_limited,
+        channel.config.order,
+        channel.config.weight,
     )

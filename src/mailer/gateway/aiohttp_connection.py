@@ -18,6 +18,8 @@ from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.tracing import Trace
 from yarl import URL
 
+from mailer.gateway.proxy import Proxy
+
 USER_AGENT = SERVER_SOFTWARE
 """The User-Agent of aiohttp."""
 MAX_LINE_BYTES = 64 * 1024
@@ -126,13 +128,23 @@ class GatewayConnection(ResponseHandler):
 
 
 class GatewayConnector(aiohttp.TCPConnector):
-    """A pool of at most `limit` connections to one URL; created inside a running event loop."""
+    """A pool of at most `limit` connections to one URL; created inside a running event loop.
 
-    def __init__(self, url: URL, limit: int) -> None:
+    Through a proxy, connections for https are tunnels (CONNECT). Then `acquire` raises
+    `aiohttp.ClientHttpProxyError` if the proxy refuses one.
+    """
+
+    def __init__(self, url: URL, limit: int, proxy: Proxy | None = None) -> None:
         super().__init__(limit=limit)
         loop = asyncio.get_running_loop()
         self._factory = partial(GatewayConnection, loop=loop)  # type: ignore[assignment]  # of the base class
-        target = aiohttp.ClientRequest("POST", url, loop=loop)
+        target = aiohttp.ClientRequest(
+            "POST",
+            url,
+            loop=loop,
+            proxy=None if proxy is None else URL(proxy.url),
+            proxy_headers=None if proxy is None else proxy.headers,
+        )
         timeout = aiohttp.ClientTimeout()  # no timeout: `Request.deadline` ends a request
         no_traces: list[Trace] = []
         self.acquire = partial(self.connect, target, no_traces, timeout)
@@ -144,11 +156,7 @@ async def read_body(content: aiohttp.StreamReader, limit: int, received: bytearr
     """Return the body of a response; None when it is longer than `limit` bytes.
 
     The received part of the body is added to `received`, so that the caller has it after an error.
-    A complete body that came together with the headers is only returned.
     """
-    if content.is_eof():  # the body came with the headers, as nearly always
-        body = content.read_nowait()
-        return body if len(body) <= limit else None
     try:
         async for piece in content.iter_any():
             received += piece

@@ -34,6 +34,8 @@ class ChannelLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Most messages a second; 0 for no limit."""
     validity: ValidityRange = ValidityRange()
     """Shortest and longest validity of a message that the gateway takes, in seconds."""
+    parts: int = 255
+    """Most parts of a text; a text with more would be cut or refused."""
     breaker_failures: int
     """Consecutive failures that open the breaker."""
     breaker_reset: float
@@ -47,6 +49,7 @@ class ChannelLimits(msgspec.Struct, frozen=True, kw_only=True):
             timeout=gateway.config.timeout,
             rate=gateway.rate,
             validity=gateway.profile.limits.validity,
+            parts=gateway.parts,
             breaker_failures=settings.breaker_failures,
             breaker_reset=settings.breaker_reset,
         )
@@ -74,8 +77,10 @@ class Channel:
         """Number of requests that have started and have no outcome yet."""
         self.paused_at: datetime | None = None
         """Since when the gateway is paused by a user; None while it is not."""
+        self.is_replaced = False
+        """Whether a reload has removed or replaced it. Its last requests may still end."""
         self._listeners: list[Callable[[], None]] = []
-        metrics.breaker_changed(self.name, self.breaker.state, BREAKER_STATES)
+        self._export_breaker()
 
     @property
     def config(self) -> GatewayConfig:
@@ -95,12 +100,12 @@ class Channel:
 
     def report_probe(self) -> None:
         """Log and show in the metrics that the breaker is half-open: a probe starts."""
-        metrics.breaker_changed(self.name, self.breaker.state, BREAKER_STATES)
+        self._export_breaker()
         log.info("breaker_half_open", gateway=self.name)
 
     def report_breaker(self, now: float) -> None:
         """Log and show in the metrics that the breaker has opened or closed; call the listeners."""
-        metrics.breaker_changed(self.name, self.breaker.state, BREAKER_STATES)
+        self._export_breaker()
         if self.breaker.outage is not None:
             seconds = round(self.breaker.seconds_to_probe(now), 3)
             reason = self.breaker.outage.reason
@@ -109,6 +114,11 @@ class Channel:
             log.info("breaker_closed", gateway=self.name)
         for listener in self._listeners:
             listener()
+
+    def _export_breaker(self) -> None:
+        """Show the state of the breaker in the metrics, which no longer show a replaced channel."""
+        if not self.is_replaced:
+            metrics.breaker_changed(self.name, self.breaker.state, BREAKER_STATES)
 
 
 class Channels:
@@ -132,8 +142,12 @@ class Channels:
         return self._by_name.get(name)
 
     def replace(self, channels: Iterable[Channel]) -> None:
-        """Use these channels from now on."""
-        self._by_name = {channel.name: channel for channel in channels}
+        """Use these channels from now on, and remove the metrics of the other gateways."""
+        former, self._by_name = self._by_name, {channel.name: channel for channel in channels}
+        for name, channel in former.items():
+            channel.is_replaced = self.get(name) is not channel
+        for name in former.keys() - self._by_name.keys():
+            metrics.gateway_removed(name)
         self._apply_pauses()
 
     def update(self, tables: GatewayTables) -> bool:
@@ -147,6 +161,7 @@ class Channels:
     def _apply_pauses(self) -> None:
         for channel in self:
             channel.paused_at = self._paused_at.get(channel.name)
+            metrics.gateway_paused(channel.name, is_paused=channel.paused_at is not None)
 
     def has_other(self, route: int, name: str) -> bool:
         """Return whether the messages of a route may be sent through another gateway than this."""

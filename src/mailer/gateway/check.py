@@ -7,10 +7,12 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import assert_never
 
+import aiohttp
 from msgspec.structs import replace
 from yarl import URL
 
 from mailer.clock import database_clock, elapsed
+from mailer.gateway.aiohttp_connection import GatewayConnector, UnreadableResponseError
 from mailer.gateway.config import ConfiguredGateway
 from mailer.gateway.profile import BalancePart, ResponsePart
 from mailer.gateway.protocol import (
@@ -46,7 +48,7 @@ async def check_gateways(gateways: list[ConfiguredGateway], phone: str | None, e
             try:
                 async with asyncio.timeout(CHECK_TIMEOUT):
                     result = await step(gateway, phone)
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, aiohttp.ClientError) as error:
                 are_good = False
                 echo(f"  failed: {_describe(error)}")
                 break
@@ -56,13 +58,18 @@ async def check_gateways(gateways: list[ConfiguredGateway], phone: str | None, e
 
 
 async def _connect(gateway: ConfiguredGateway, _phone: str | None) -> str:
-    """Resolve the name and connect. Raises `OSError`."""
-    url = URL(gateway.url.before)
-    context = ssl.create_default_context() if url.scheme == "https" else None
-    _, writer = await asyncio.open_connection(url.host, url.port, ssl=context)
-    tls = writer.get_extra_info("ssl_object")
-    writer.close()
-    return f"connected, {tls.version()}" if tls else "connected, without TLS"
+    """Resolve the name and connect. Raises `OSError`, `ValueError` or `aiohttp.ClientError`."""
+    connector = GatewayConnector(URL(gateway.url.before), 1, gateway.proxy)
+    try:
+        connection = await connector.acquire()
+        tls = connection.transport and connection.transport.get_extra_info("ssl_object")
+        connection.close()
+    except UnreadableResponseError:
+        raise ValueError("the answer of the proxy is not HTTP") from None
+    finally:
+        await connector.close()
+    by = "" if gateway.proxy is None else f" through the proxy {gateway.proxy.url}"
+    return f"connected{by}, {tls.version() if tls else 'without TLS'}"
 
 
 async def _read_balance(gateway: ConfiguredGateway, _phone: str | None) -> str | None:
@@ -115,8 +122,15 @@ def describe_outcome(outcome: Outcome) -> str:
             assert_never(outcome)
 
 
-def _describe(error: OSError | ValueError) -> str:
+def _describe(error: Exception) -> str:
+    """Return an error in words. Those of aiohttp contain the one of the system or of TLS."""
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        error = error.certificate_error
+    elif isinstance(error, aiohttp.ClientConnectorError):
+        error = error.os_error
     match error:
+        case aiohttp.ClientHttpProxyError(status=status):
+            return f"the proxy refuses the connection: proxy_{status}"
         case TimeoutError():
             return f"no answer within {CHECK_TIMEOUT:g} s"
         case socket.gaierror():

@@ -13,8 +13,10 @@ from mailer.gateway.placeholders import ACCOUNT_KEYS, ACCOUNT_PLACEHOLDERS
 from mailer.gateway.profile import GatewayProfile, RequestPart
 from mailer.gateway.profile_file import load_profile
 from mailer.gateway.profile_mistakes import account_keys
-from mailer.gateway.request_template import RequestTemplate, Texts
+from mailer.gateway.proxy import Proxy, find_proxy
+from mailer.gateway.request_template import RequestTemplate
 from mailer.gateway.response_rules import ResponseRules
+from mailer.gateway.template import Texts
 from mailer.gateway.toml_file import ConfigFileError, convert_table, parse_toml, read_file
 from mailer.settings import LEASE_SLACK, Settings
 from mailer.urls import GatewayUrl, read_gateway_url
@@ -46,7 +48,11 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     concurrency: Annotated[int, Meta(ge=1, le=10_000)] = 50
     rate: Annotated[float, Meta(ge=0, le=1_000_000)] | None = None
     """Most messages a second; 0 for no limit. Default: that of the profile, or no limit."""
+    parts: Annotated[int, Meta(ge=1, le=255)] | None = None
+    """Most parts of a text. Default: that of the profile, or no limit."""
     timeout: Annotated[float, Meta(gt=0, le=86_400)] = 10
+    proxy: bool = False
+    """Whether to use the proxy that the environment names, see `find_proxy`."""
     price: Annotated[float, Meta(ge=0, le=1_000)] | None = None
     """Price of one part, in the company's currency."""
     operator_codes: (
@@ -72,11 +78,18 @@ class ConfiguredGateway(msgspec.Struct, frozen=True):
     config: GatewayConfig
     profile: GatewayProfile
     url: GatewayUrl
+    proxy: Proxy | None = None
+    """The proxy through which it is reached; None to connect directly."""
 
     @property
     def rate(self) -> float:
         """Most messages a second; 0 for no limit."""
         return self.profile.limits.rate or 0.0 if self.config.rate is None else self.config.rate
+
+    @property
+    def parts(self) -> int:
+        """Most parts of a text."""
+        return self.config.parts or self.profile.limits.parts
 
     def request_template(self, headers: Mapping[str, str]) -> RequestTemplate:
         """Return the template of its requests; `headers` are added to those of the profile.
@@ -122,7 +135,11 @@ class ConfiguredGateway(msgspec.Struct, frozen=True):
             if (value := getattr(self.config, name)) is not None
         }
         texts = Texts(account, self.profile.by_text, self.profile.with_callback)
-        return RequestTemplate(request, self.url, texts, headers)
+        if self.proxy is None or self.url.before.lower().startswith("https:"):
+            return RequestTemplate(request, self.url, texts, headers)
+        # without TLS the proxy reads each request: it needs the whole URL, and its own password
+        headers = {**headers, **self.proxy.headers}
+        return RequestTemplate(request, self.url, texts, headers, has_whole_url=True)
 
 
 def configured_gateways(settings: Settings, environ: Mapping[str, str]) -> list[ConfiguredGateway]:
@@ -210,7 +227,11 @@ def _read_gateway(table: object, folder: Path, environ: Mapping[str, str]) -> Co
             mistakes.append(f"url: {error}")
     if mistakes:
         raise ConfigFileError(mistakes)
-    gateway = ConfiguredGateway(config, profile, url)
+    try:
+        proxy = find_proxy(url.before, environ) if config.proxy else None
+    except ValueError as error:
+        raise ConfigFileError([f"proxy: {error}"]) from None
+    gateway = ConfiguredGateway(config, profile, url, proxy)
     if mistakes := list(gateway.find_mistakes()):
         raise ConfigFileError(mistakes)
     return gateway

@@ -1,4 +1,4 @@
-"""Faults of the sandbox gateway, and the responses that it sends for them."""
+"""Faults of the sandbox gateway."""
 
 from typing import Literal
 
@@ -7,7 +7,16 @@ import msgspec
 from mailer.errors import FieldError, InvalidError
 
 Fault = Literal["error", "reject", "malformed", "hang", "reset"]
-RequestKind = Literal[Fault, "accepted", "limited", "unauthorized", "invalid", "disconnected"]
+RequestKind = Literal[
+    Fault,
+    "accepted",
+    "account",
+    "balance",
+    "limited",
+    "unauthorized",
+    "invalid",
+    "disconnected",
+]
 """How a request ended: with a fault, or as `SandboxCounts` describes."""
 
 _MAX_VALUES = {"latency": 3_600.0, "rate_limit": 1_000_000.0}
@@ -16,6 +25,9 @@ _MAX_VALUES = {"latency": 3_600.0, "rate_limit": 1_000_000.0}
 
 class Faults(msgspec.Struct, frozen=True, kw_only=True):
     """Latency and faults of the sandbox gateway. Each rate is a fraction of the valid requests.
+
+    Statuses and bodies are those of the kind `json`. Other kinds send the responses with which the
+    provider says the same.
 
     Requests that break the protocol are refused at once, without latency or faults. A request gets
     at most one fault, so the sum of all rates is at most 1. Raises InvalidError naming every field
@@ -71,51 +83,3 @@ class Faults(msgspec.Struct, frozen=True, kw_only=True):
             ("hang", self.hang_rate),
             ("reset", self.reset_rate),
         )
-
-
-class SandboxResponse(msgspec.Struct, frozen=True):
-    """The response to one request, and the kind under which the request is counted."""
-
-    kind: RequestKind
-    status: int
-    body: bytes
-    headers: dict[str, str]
-
-
-def create_response(kind: RequestKind, status: int, body: bytes, **headers: str) -> SandboxResponse:
-    """Create a response. The names of `headers` have underscores, such as `retry_after`.
-
-    The content type is JSON unless `content_type` is given.
-    """
-    named_headers = {name.replace("_", "-").title(): value for name, value in headers.items()}
-    return SandboxResponse(
-        kind, status, body, {"Content-Type": "application/json", **named_headers}
-    )
-
-
-def create_refusal(kind: RequestKind, status: int, reason: str, **headers: str) -> SandboxResponse:
-    """Create a response that refuses the message, with a reason."""
-    body = msgspec.json.encode({"code": status, "message": reason})
-    return create_response(kind, status, body, **headers)
-
-
-FAULT_RESPONSES: dict[Fault, tuple[SandboxResponse, ...]] = {
-    "error": (
-        create_refusal("error", 500, "internal error"),
-        create_refusal("error", 502, "bad gateway"),
-        create_refusal("error", 503, "unavailable"),
-        create_refusal("error", 503, "unavailable", retry_after="1"),
-    ),
-    "reject": (create_refusal("reject", 400, "this number cannot be reached"),),
-    "malformed": (
-        create_response("malformed", 200, b"<html>It works!</html>", content_type="text/html"),
-        create_response("malformed", 200, b'["code",0]'),
-        create_response("malformed", 200, b'{"code":7,"message":"not taken"}'),
-        # its code is 0, but a client must stop reading at the limit and not accept it
-        create_response("malformed", 200, b'{"code":0,"message":"%s"}' % (b"x" * 65_536)),
-    ),
-    # never sent: they only carry the kind
-    "hang": (create_response("hang", 0, b""),),
-    "reset": (create_response("reset", 0, b""),),
-}
-"""Responses for each fault. For each request with the fault, one of them is chosen at random."""

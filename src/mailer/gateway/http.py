@@ -18,6 +18,7 @@ from mailer.gateway.aiohttp_connection import (
     read_body,
 )
 from mailer.gateway.config import ConfiguredGateway
+from mailer.gateway.profile import ResponsePart
 from mailer.gateway.protocol import Accepted, Outcome, Request, TemporaryFailure
 from mailer.gateway.response import (
     MAX_RESPONSE_BODY_BYTES,
@@ -31,6 +32,17 @@ from mailer.gateway.response_rules import Response, ResponseRules
 MAX_STALE_CONNECTIONS = 5
 """Most connections that are tried for one request. A kept connection may turn out to be closed by
 the gateway; then the next one is tried."""
+
+
+PROXY_RULES = [
+    ResponsePart(
+        status=HTTPStatus.PROXY_AUTHENTICATION_REQUIRED,
+        then="temporary",
+        reason="proxy_407",
+        whole_gateway=True,
+    )
+]
+"""Rules before those of the profile if a proxy is used: status 407 comes from the proxy."""
 
 
 class HttpGateway:
@@ -50,8 +62,9 @@ class HttpGateway:
                 "Accept-Encoding": "identity",
             }
         )
+        self._proxy = gateway.proxy
         self._rules = ResponseRules(
-            gateway.profile.response,
+            [*(() if gateway.proxy is None else PROXY_RULES), *gateway.profile.response],
             max_wait=retry_after_cap,
             recognizes_repeats=gateway.profile.limits.recognizes_repeats,
         )
@@ -59,7 +72,7 @@ class HttpGateway:
         self._connector: GatewayConnector | None = None
 
     async def __aenter__(self) -> Self:
-        self._connector = GatewayConnector(self._url, self._concurrency)
+        self._connector = GatewayConnector(self._url, self._concurrency, self._proxy)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -94,8 +107,10 @@ class HttpGateway:
                     return outcome
             if outcome_of_abort is not None:
                 return outcome_of_abort
-            if isinstance(error, UnreadableResponseError):
+            if isinstance(error, UnreadableResponseError) and request.is_written:
                 return TemporaryFailure("bad_response")
+            if isinstance(error, aiohttp.ClientHttpProxyError):
+                return TemporaryFailure(f"proxy_{error.status}", affects_all=True)
             return outcome_of_network_failure(is_written=request.is_written)
 
     async def _try_connection(
@@ -138,32 +153,24 @@ class HttpGateway:
         head, content = await protocol.read()
         while head.code < HTTPStatus.OK and head.code != HTTPStatus.SWITCHING_PROTOCOLS:
             head, content = await protocol.read()  # `head` was an interim response
-        return await self._outcome(head.code, head.headers, content, response.body)
-
-    async def _outcome(
-        self,
-        status: int,
-        headers: Mapping[str, str],
-        content: aiohttp.StreamReader,
-        received_body: bytearray,
-    ) -> Outcome:
-        """Return the outcome of a response, whose body is read from `content`.
-
-        The received part of the body is added to `received_body`, for use after an error.
-        """
         body = b""
-        if self._rules.needs_body(status):
-            received = await read_body(content, MAX_RESPONSE_BODY_BYTES, received_body)
-            encoding = headers.get("Content-Encoding")
-            if encoding is not None:
-                received = decompress(received, encoding)
-            body = received or b""
-        content_type = headers.get("Content-Type", "")
-        return self._rules.outcome(Response(status, body, self._pause(headers), content_type))
+        if self._rules.needs_body(head.code):
+            if content.is_eof():  # the body came with the headers, as nearly always
+                received: bytes | None = content.read_nowait()
+            else:
+                received = await read_body(content, MAX_RESPONSE_BODY_BYTES, response.body)
+            if received is not None and len(received) <= MAX_RESPONSE_BODY_BYTES:
+                body = received
+        return self._outcome(head.code, head.headers, body)
 
-    def _pause(self, headers: Mapping[str, str]) -> float | None:
-        """Return the seconds that the header Retry-After asks to wait."""
-        retry_after = headers.get("Retry-After")
-        if retry_after is None:
-            return None
-        return parse_retry_after(retry_after, database_clock.now(), headers.get("Date"))
+    def _outcome(self, status: int, headers: Mapping[str, str], body: bytes) -> Outcome:
+        """Return the outcome of a response; `body` is empty if it is not needed or too long."""
+        encoding = headers.get("Content-Encoding")
+        if encoding is not None:
+            body = decompress(body, encoding) or b""
+        pause = headers.get("Retry-After")
+        seconds = None
+        if pause is not None:
+            seconds = parse_retry_after(pause, database_clock.now(), headers.get("Date"))
+        content_type = headers.get("Content-Type", "") if self._rules.need_text else ""
+        return self._rules.outcome(Response(status, body, seconds, content_type))

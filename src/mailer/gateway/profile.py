@@ -116,7 +116,7 @@ class ValidityRange(_Part, frozen=True, kw_only=True):
 class LimitsPart(_Part, frozen=True, kw_only=True):
     """Limits of the provider."""
 
-    parts: Annotated[int, Meta(ge=1, le=255)] | None = None
+    parts: Annotated[int, Meta(ge=1, le=255)] = 255
     """Most parts of a text."""
     rate: Annotated[float, Meta(gt=0)] | None = None
     """Messages a second, unless the configuration sets another rate."""

@@ -61,7 +61,7 @@ class Aborted(msgspec.Struct, frozen=True):
 Outcome = Accepted | Rejected | TemporaryFailure | Unknown | Aborted
 
 
-class OutgoingMessage(msgspec.Struct, frozen=True, kw_only=True):
+class OutgoingMessage(msgspec.Struct, frozen=True, gc=False):
     """What a gateway is to send, and to whom."""
 
     id: int

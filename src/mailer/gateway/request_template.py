@@ -1,156 +1,33 @@
 """Build the HTTP request for a message from a profile; what can be computed before is constant."""
 
 import base64
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import lru_cache, partial
-from typing import Any
-from urllib.parse import quote, quote_plus
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple, cast
 
-import msgspec
-
-from mailer.gateway.placeholders import (
-    ACCOUNT_PLACEHOLDERS,
-    MAX_CACHED_TEXTS,
-    MAY_BE_EMPTY,
-    MESSAGE_PLACEHOLDERS,
-    PLACEHOLDER,
-    URL_SAFE,
-    SmsText,
-    Value,
-    needs_ucs2,
-)
+from mailer.gateway.placeholders import MAX_CACHED_TEXTS
 from mailer.gateway.profile import RequestPart
 from mailer.gateway.protocol import OutgoingMessage
+from mailer.gateway.template import (
+    AS_IS,
+    IN_FORM,
+    IN_JSON,
+    IN_URL,
+    Escape,
+    Piece,
+    Template,
+    Texts,
+    encode_json,
+    join,
+    value_of,
+)
 from mailer.urls import GatewayUrl
 
-Piece = bytes | Callable[[OutgoingMessage], bytes]
-"""A constant part of a request, or one that depends on the message."""
-TemplateOf = Callable[[str], "Template"]
+TemplateOf = Callable[[str], Template]
 """Returns the template of a text of the profile."""
-Escape = Callable[[str], str]
-Check = Callable[[str, str], None]
-"""Raises `ValueError` if a key of the account, given by name and value, cannot be used."""
 
 CONTENT_TYPES = {"json": "application/json", "form": "application/x-www-form-urlencoded"}
 """By the `body` of a profile."""
-
-_escape_form = lru_cache(MAX_CACHED_TEXTS)(quote_plus)
-_escape_url = lru_cache(MAX_CACHED_TEXTS)(partial(quote, safe=""))
-_encode_json = msgspec.json.Encoder().encode
-
-
-class Texts(msgspec.Struct, frozen=True):
-    """What the placeholders of a gateway's profile stand for, except those of the message."""
-
-    account: Mapping[str, str]
-    by_text: Mapping[str, SmsText] = {}
-    with_callback: Mapping[str, str] = {}
-
-    def __repr__(self) -> str:
-        return f"Texts({', '.join(self.account)})"  # no secrets
-
-    __str__ = __repr__
-
-
-def _accept(_name: str, _value: str) -> None:
-    """Accept every value of the account."""
-
-
-class Template:
-    """A text with placeholders. Those of the account are replaced at once.
-
-    `escape` is applied to the values of all placeholders, but not to the text between them, and
-    `check` to those of the account. Raises `ValueError` for a placeholder that has no value.
-    """
-
-    def __init__(
-        self, text: str, texts: Texts, check: Check = _accept, escape: Escape | None = None
-    ) -> None:
-        self._check = check
-        self._escape = escape
-        self._parts: list[str | Value] = []
-        """Constant texts, and functions that return a text or number."""
-        self._is_empty = not text
-        self.may_be_empty = not text
-        position = 0
-        for placeholder in PLACEHOLDER.finditer(text):
-            self._add(text[position : placeholder.start()])
-            self._add_placeholder(placeholder[1], texts, is_optional=placeholder[2] == "?")
-            position = placeholder.end()
-        self._add(text[position:])
-
-    def _add(self, text: str) -> None:
-        if text and self._parts and isinstance(self._parts[-1], str):
-            self._parts[-1] += text
-        elif text:
-            self._parts.append(text)
-
-    def _add_placeholder(self, name: str, texts: Texts, *, is_optional: bool) -> None:
-        if name in ACCOUNT_PLACEHOLDERS:
-            if value := texts.account.get(name):
-                self._check(name, value)
-                self._add(self._escape(value) if self._escape else value)
-            elif is_optional:
-                self._is_empty = self.may_be_empty = True
-            else:
-                raise ValueError(f"needs {name}")
-        elif name in texts.by_text:
-            gsm = Template(texts.by_text[name].gsm, Texts(texts.account), self._check)
-            ucs2 = Template(texts.by_text[name].ucs2, Texts(texts.account), self._check)
-            self.may_be_empty |= gsm.may_be_empty or ucs2.may_be_empty
-            self._add_value(
-                lambda message: (ucs2 if needs_ucs2(message.text) else gsm).text(message)
-            )
-        elif name in texts.with_callback:
-            self.may_be_empty = True
-            with_callback = texts.with_callback[name]
-            self._add_value(lambda message: with_callback if message.callback else "")
-        else:
-            self.may_be_empty |= name in MAY_BE_EMPTY
-            self._add_value(MESSAGE_PLACEHOLDERS[name], is_safe=name in URL_SAFE)
-
-    def _add_value(self, value: Value, *, is_safe: bool = False) -> None:
-        """Add what depends on the message; a value that is safe needs no escape."""
-        escape = self._escape
-        if escape is None or is_safe:
-            self._parts.append(value)
-        else:
-            self._parts.append(lambda message: escape(str(value(message))))
-
-    @property
-    def constant(self) -> str | None:
-        """The text, if it has no placeholder of the message."""
-        if self._is_empty:
-            return ""
-        first = self._parts[0]
-        return first if len(self._parts) == 1 and isinstance(first, str) else None
-
-    @property
-    def single(self) -> Value | None:
-        """The value, if the text is one placeholder of the message and nothing else."""
-        first = self._parts[0] if len(self._parts) == 1 else ""
-        return None if isinstance(first, str) else first
-
-    def text(self, message: OutgoingMessage) -> str:
-        """Return the text for a request; "" if a placeholder in it stands for an empty text."""
-        if self._is_empty:
-            return ""
-        texts = []
-        for part in self._parts:
-            text = part if isinstance(part, str) else str(part(message))
-            if not text:
-                return ""
-            texts.append(text)
-        return "".join(texts)
-
-    def piece(self, escape: Escape) -> Piece:
-        """Return the escaped text as a piece of a request."""
-        constant, single = self.constant, self.single
-        if constant is not None:
-            return escape(constant).encode()
-        if single is not None:  # for speed: a value alone needs no join
-            return lambda message: escape(str(single(message))).encode()
-        return lambda message: escape(self.text(message)).encode()
 
 
 class RequestTemplate:
@@ -158,8 +35,9 @@ class RequestTemplate:
 
     `url` is the address of the API. Its query is kept. Its user and password are sent as Basic
     authentication, unless the profile defines an authentication. `headers` are added to those of
-    the profile. Raises `ValueError`, which names the key of the account, for a placeholder without
-    a value and for a value that a request cannot have.
+    the profile. `has_whole_url` is for a proxy that forwards requests: the first line has the whole
+    URL, not only the path. Raises `ValueError`, which names the key of the account, for a
+    placeholder without a value and for a value that a request cannot have.
     """
 
     def __init__(
@@ -168,22 +46,20 @@ class RequestTemplate:
         url: GatewayUrl,
         texts: Texts,
         headers: Mapping[str, str],
+        *,
+        has_whole_url: bool = False,
     ) -> None:
 
-        def template(text: str) -> Template:
-            return Template(text, texts)
-
-        def path_template(text: str) -> Template:
-            return Template(text, texts, _check_in_path, _escape_url)
-
         self._has_body = part.body != "none"
-        self._body = _Joined(_compile_body(part, template) if self._has_body else ())
-        length = b"Content-Length: " if self._has_body else b""
-        self._head = _Joined(
+        body = value_of(_compile_body(part, texts) if self._has_body else [])
+        self._body = cast("Callable[[OutgoingMessage], str]", body)  # no number
+        length = "Content-Length: " if self._has_body else ""
+        origin = url.before[: _path_start(url.before)] if has_whole_url else ""
+        self._head = join(
             [
-                f"{part.method} ".encode(),
-                *_compile_target(part, url, template, path_template),
-                b" HTTP/1.1\r\n",
+                f"{part.method} {origin}",
+                *_compile_target(part, url, texts),
+                " HTTP/1.1\r\n",
                 *_compile_headers(part, url, headers, texts),
                 length,
             ]
@@ -191,47 +67,32 @@ class RequestTemplate:
 
     def render(self, message: OutgoingMessage) -> bytes:
         """Return head and body of the request for a message, as they are written to the network."""
-        head = self._head.render(message)
+        head = self._head if isinstance(self._head, str) else self._head(message)
         if not self._has_body:
-            return head + b"\r\n"
-        body = self._body.render(message)
-        return b"%s%d\r\n\r\n%s" % (head, len(body), body)
+            return f"{head}\r\n".encode()
+        body = self._body(message)
+        length = len(body if body.isascii() else body.encode())
+        return f"{head}{length}\r\n\r\n{body}".encode()
 
 
-class _Joined:
-    """Pieces joined to one format, which is faster than to join them for each message."""
-
-    def __init__(self, pieces: Iterable[Piece]) -> None:
-        parts = list(pieces)
-        self._values = [part for part in parts if not isinstance(part, bytes)]
-        self._format = b"".join(
-            part.replace(b"%", b"%%") if isinstance(part, bytes) else b"%b" for part in parts
-        )
-
-    def render(self, message: OutgoingMessage) -> bytes:
-        """Return the pieces for a message."""
-        return self._format % tuple([value(message) for value in self._values])
+def _path_start(url: str) -> int:
+    """Return the position of the path in a URL."""
+    return url.index("/", url.index("//") + 2)
 
 
-def _compile_target(
-    part: RequestPart, url: GatewayUrl, template: TemplateOf, path_template: TemplateOf
-) -> list[Piece]:
+def _compile_target(part: RequestPart, url: GatewayUrl, texts: Texts) -> list[Piece]:
     """Compile path and query. What follows `{url}` in the profile is added to the path of `url`."""
     addition = part.url.removeprefix("{url}")
     before, after = url.before, url.after
     if addition != "{id}":  # only the id alone can be a value in the query of the address
         before, _, query = f"{before}{after}".partition("?")
         after = f"?{query}" if query else ""
-    path = before[before.index("/", before.index("//") + 2) :]
+    path = before[_path_start(before) :]
     if addition.startswith("/"):
         path = path.rstrip("/")
-    pieces: list[Piece] = [
-        path.encode(),
-        path_template(addition).piece(str),
-        after.encode(),
-    ]
-    start = b"&" if "?" in path + after else b"?"
-    return pieces + _compile_pairs(part.query, start, _escape_url, template)
+    in_path = Template(addition, texts, IN_URL, _check_in_path, keeps_text=True)
+    start = "&" if "?" in path + after else "?"
+    return [path, *in_path.pieces(), after, *_compile_pairs(part.query, start, IN_URL, texts)]
 
 
 def _compile_headers(
@@ -240,7 +101,7 @@ def _compile_headers(
     """Compile the headers. Each is there once, and left out if it is empty."""
 
     def template(text: str) -> Template:
-        return Template(text, texts, _check_in_header)
+        return Template(text, texts, AS_IS, _check_in_header)
 
     values = {name.lower(): (name, template(text)) for name, text in headers.items()}
     for name, text in part.headers.items():
@@ -250,7 +111,7 @@ def _compile_headers(
     if part.body in CONTENT_TYPES:
         values.setdefault("content-type", ("Content-Type", template(CONTENT_TYPES[part.body])))
     if part.basic_auth is not None:
-        user = Template(part.basic_auth.username, texts, _check_user).constant or ""
+        user = Template(part.basic_auth.username, texts, AS_IS, _check_user).constant or ""
         password = Template(part.basic_auth.password, texts).constant or ""
         values["authorization"] = ("Authorization", template(_basic(user, password)))
     elif url.user is not None and "authorization" not in values:
@@ -259,10 +120,10 @@ def _compile_headers(
 
 
 def _compile_header(name: str, value: Template) -> list[Piece]:
-    prefix, piece = f"{name}: ".encode(), value.piece(str)
+    prefix = f"{name}: "
     if value.may_be_empty:
-        return [_unless_empty(prefix, piece, b"\r\n")]
-    return [prefix, piece, b"\r\n"]
+        return [_unless_empty(prefix, value.pieces(), "\r\n")]
+    return [prefix, *value.pieces(), "\r\n"]
 
 
 def _check_in_header(name: str, value: str) -> None:
@@ -285,110 +146,132 @@ def _basic(user: str, password: str) -> str:
     return f"Basic {base64.b64encode(f'{user}:{password}'.encode()).decode()}"
 
 
-def _compile_body(part: RequestPart, template: TemplateOf) -> list[Piece]:
+def _compile_body(part: RequestPart, texts: Texts) -> Sequence[Piece]:
     if part.body == "form":
-        return _compile_pairs(part.fields, b"", _escape_form, template)
-    pieces, _ = _compile_json(part.fields, template)
-    return pieces
+        return _compile_pairs(part.fields, "", IN_FORM, texts)
+    return _compile_json(part.fields, lambda text: Template(text, texts, IN_JSON)).pieces
+
+
+class _Compiled(NamedTuple):
+    """A part of a request, compiled."""
+
+    pieces: Sequence[Piece]
+    may_be_empty: bool = False
+    is_of_mailing: bool = True
+    """Whether the part is the same in all messages of a mailing."""
+    needs_callback: bool = False
+    """Whether the part is empty without a URL for receipts."""
+
+
+def _compiled(template: Template, quote: str = "") -> _Compiled:
+    pieces = template.pieces()
+    if quote and template.may_be_empty:
+        pieces = [_unless_empty(quote, pieces, quote)]
+    elif quote:
+        pieces = [quote, *pieces, quote]
+    return _Compiled(pieces, template.may_be_empty, template.is_of_mailing, template.needs_callback)
 
 
 def _compile_pairs(
-    texts: Mapping[str, str], start: bytes, escape: Escape, template: TemplateOf
-) -> list[Piece]:
+    fields: Mapping[str, str], start: str, escape: Escape, texts: Texts
+) -> Sequence[Piece]:
     """Compile `name=value` pairs, joined by `&`, after `start`. Empty ones are left out."""
-    required: list[Piece] = []
-    optional: list[Piece] = []
-    for name, text in texts.items():
-        value = template(text)
-        prefix = f"&{escape(name)}=".encode()
-        if value.may_be_empty:
-            optional.append(_unless_empty(prefix, value.piece(escape)))
-        else:
-            required += [prefix, value.piece(escape)]
-    if required:
-        required[0] = start + bytes(required[0])[1:]  # type: ignore[arg-type]  # the first prefix
-        return required + optional
-    return [_join_optional(start, optional)] if optional else []
+    entries = [
+        (f"&{escape.text(name)}=", _compiled(Template(text, texts, escape)))
+        for name, text in fields.items()
+    ]
+    return _join_entries(start, entries).pieces if entries else []
 
 
-def _unless_empty(prefix: bytes, piece: Piece, end: bytes = b"") -> Piece:
-    """Return `piece` between `prefix` and `end`; the result is empty if `piece` is."""
-    if isinstance(piece, bytes):
-        return prefix + piece + end if piece else b""
-
-    def render(message: OutgoingMessage) -> bytes:
-        value = piece(message)
-        return prefix + value + end if value else b""
-
-    return render
-
-
-def _join_optional(
-    start: bytes, pieces: Sequence[Piece], end: bytes = b""
-) -> Callable[[OutgoingMessage], bytes]:
-    """Return the pieces, each of which starts with a separator, between `start` and `end`.
-
-    The result is empty if all pieces are.
-    """
-    joined = _Joined(pieces)
-
-    def render(message: OutgoingMessage) -> bytes:
-        content = joined.render(message)
-        return start + content[1:] + end if content else b""
-
-    return render
-
-
-def _compile_json(value: Any, template: TemplateOf) -> tuple[list[Piece], bool]:  # noqa: ANN401  # any value of TOML
-    """Compile a value of a JSON document. Return its pieces, and whether it may be empty."""
+def _compile_json(value: Any, template: TemplateOf) -> _Compiled:  # noqa: ANN401  # any value of TOML
+    """Compile a value of a JSON document."""
     match value:
         case str():
-            return _compile_json_text(template(value))
+            text = template(value)
+            return _compiled(text, "" if text.is_number else '"')
         case dict():
-            entries = {
-                f",{_encode_json(name).decode()}:".encode(): _compile_json(entry, template)
+            entries = [
+                (f",{encode_json(name).decode()}:", _compile_json(entry, template))
                 for name, entry in value.items()
-            }
-            return _compile_json_entries(b"{", entries.items(), b"}")
+            ]
+            return _join_entries("{", entries, "}")
         case list():
-            return _compile_json_entries(
-                b"[", [(b",", _compile_json(entry, template)) for entry in value], b"]"
-            )
+            parts = [(",", _compile_json(entry, template)) for entry in value]
+            return _join_entries("[", parts, "]", keeps_order=True)
         case _:
-            return [_encode_json(value)], False
+            return _Compiled([encode_json(value).decode()])
 
 
-def _compile_json_text(text: Template) -> tuple[list[Piece], bool]:
-    """Compile a text; one that is a single placeholder of a number becomes a number."""
-    if text.constant is not None:
-        return [_encode_json(text.constant) if text.constant else b""], not text.constant
-    if (single := text.single) is not None and not text.may_be_empty:
-        return [lambda message: _encode_json(single(message))], False
+def _join_entries(
+    start: str,
+    entries: Sequence[tuple[str, _Compiled]],
+    end: str = "",
+    *,
+    keeps_order: bool = False,
+) -> _Compiled:
+    """Join the entries of an object, a list or a form, each with its prefix.
 
-    def render(message: OutgoingMessage) -> bytes:
-        value = text.text(message)
-        return _encode_json(value) if value else b""
-
-    return [render], text.may_be_empty
-
-
-def _compile_json_entries(
-    opening: bytes,
-    entries: Iterable[tuple[bytes, tuple[list[Piece], bool]]],
-    closing: bytes,
-) -> tuple[list[Piece], bool]:
-    """Compile the entries of an object or a list, each with its prefix, which starts with a comma.
-
-    An entry that is empty is left out, and an object or list without entries is empty itself.
+    A prefix starts with a separator, which the first entry does not need. An entry that is empty is
+    left out, and the result is empty if all entries may be empty and are. Entries that may be empty
+    come last. Unless `keeps_order`, those that are the same in all messages of a mailing do too.
     """
     required: list[Piece] = []
+    of_mailing: list[Piece] = []
+    with_callback: list[Piece] = []
     optional: list[Piece] = []
-    for prefix, (pieces, may_be_empty) in entries:
-        if may_be_empty:
-            optional.append(_unless_empty(prefix, _Joined(pieces).render))
+    is_of_mailing = all(part.is_of_mailing for _, part in entries)
+    for prefix, part in entries:
+        if part.may_be_empty:
+            group = with_callback if part.needs_callback else optional
+            group = of_mailing if part.is_of_mailing else group
+            group.append(_unless_empty(prefix, part.pieces))
+        elif part.is_of_mailing and not is_of_mailing and not keeps_order:
+            of_mailing += [prefix, *part.pieces]
         else:
-            required += [prefix, *pieces]
+            required += [prefix, *part.pieces]
+    optional = [*_once_a_mailing(of_mailing), *_if_callback(with_callback), *optional]
     if required:
-        required[0] = opening + bytes(required[0])[1:]  # type: ignore[arg-type]  # the first prefix
-        return [*required, *optional, closing], False
-    return [_join_optional(opening, optional, closing)], True
+        required[0] = start + str(required[0])[1:]  # the first prefix
+        return _Compiled([*required, *optional, end], is_of_mailing=is_of_mailing)
+    join_optional = value_of(optional)
+
+    def text(message: OutgoingMessage) -> str:
+        content = str(join_optional(message))
+        return start + content[1:] + end if content else ""
+
+    needs_callback = all(part.needs_callback for _, part in entries)
+    return _Compiled([text], True, is_of_mailing, needs_callback)  # noqa: FBT003  # see `_Compiled`
+
+
+def _once_a_mailing(pieces: Sequence[Piece]) -> Sequence[Piece]:
+    """Join pieces that are the same in all messages of a mailing; remember them, for speed."""
+    if not any(map(callable, pieces)):
+        return pieces
+    join_pieces = value_of(pieces)
+
+    @lru_cache(MAX_CACHED_TEXTS)
+    def remembered(text: str, sender: str) -> str | int:
+        return join_pieces(OutgoingMessage(id=0, phone="", text=text, sender=sender))
+
+    return [lambda message: remembered(message.text, message.sender)]
+
+
+def _if_callback(pieces: Sequence[Piece]) -> Sequence[Piece]:
+    """Join pieces that are all empty without a URL for receipts."""
+    if not any(pieces):
+        return []
+    join_pieces = value_of(pieces)
+    return [lambda message: join_pieces(message) if message.callback else ""]
+
+
+def _unless_empty(prefix: str, pieces: Sequence[Piece], end: str = "") -> Piece:
+    """Return the pieces between `prefix` and `end`; the result is empty if the pieces are."""
+    if not any(pieces):
+        return ""
+    value = value_of(pieces)
+
+    def text(message: OutgoingMessage) -> str:
+        content = value(message)
+        return f"{prefix}{content}{end}" if content else ""
+
+    return text

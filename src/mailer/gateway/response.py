@@ -39,7 +39,8 @@ def find_status(received: bytes) -> int | None:
 
 
 _CHARSET = re.compile(
-    r"charset\s*=\s*\"?(utf-?(?:8|16|32)(?:le|be)?|us-ascii|iso-8859-\d{1,2}|(?:windows-|cp)125\d|koi8-[ru])"
+    r"charset\s*=\s*\"?(utf-?(?:8|16|32)|utf-(?:16|32)(?:le|be)|us-ascii"
+    r"|iso-8859-(?:1[013-6]|[1-9])|(?:windows-|cp)125[0-8]|koi8-[ru])"
     r"(?![\w-])",
     re.IGNORECASE,
 )

@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property, partial
 from http import HTTPStatus
 from itertools import chain
@@ -11,7 +11,7 @@ from typing import Any, assert_never
 import msgspec
 from msgspec.structs import replace
 
-from mailer.gateway.json_path import JsonPath
+from mailer.gateway.json_path import JsonPath, shape_of
 from mailer.gateway.profile import ResponsePart, WaitPart
 from mailer.gateway.protocol import Accepted, Outcome, Rejected, TemporaryFailure, Unknown
 from mailer.gateway.response import MAX_RESPONSE_BODY_BYTES, find_charset
@@ -26,24 +26,21 @@ MAX_NUMBER_LENGTH = 12
 SECONDS_BY_UNIT = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3_600.0}
 ASKING_ALL = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
 """Statuses whose header Retry-After concerns all messages."""
+JSON_ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""Raised by msgspec for what is no JSON, or not of the expected type."""
 NO_JSON = object()
 """In place of a JSON document when a body is none."""
 
 
-class Response:
-    """A response of a gateway, as far as it was read.
+class Response(msgspec.Struct, dict=True):
+    """A response of a gateway, as far as it was read."""
 
-    `retry_after` is the number of seconds that a header Retry-After asks to wait, and
-    `content_type` the header Content-Type.
-    """
-
-    def __init__(
-        self, status: int, body: bytes, retry_after: float | None = None, content_type: str = ""
-    ) -> None:
-        self.status = status
-        self.body = body
-        self.retry_after = retry_after
-        self.content_type = content_type
+    status: int
+    body: bytes
+    retry_after: float | None = None
+    """Seconds that a header Retry-After asks to wait."""
+    content_type: str = ""
+    """The header Content-Type."""
 
     @cached_property
     def text(self) -> str:
@@ -54,7 +51,7 @@ class Response:
         """Return the body as JSON; `NO_JSON` if it is none."""
         try:
             return _decode_json(self.body)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        except JSON_ERRORS:
             try:
                 return _read_json(self.body)
             except JsonError:
@@ -81,9 +78,19 @@ class ResponseRules:
     ) -> None:
         self._max_wait = max_wait
         self._recognizes_repeats = recognizes_repeats
-        self._rules = [_Rule(part) for part in parts]
+        paths: dict[str, JsonPath] = {}  # one for each text: rules with the same one share values
+
+        def path(text: str) -> JsonPath:
+            return paths.setdefault(text, JsonPath(text))
+
+        self._rules = [_Rule(part, path) for part in parts]
+        self._decode_expected = msgspec.json.Decoder(shape_of(paths.values())).decode
+        self._rules_of_status: dict[int, list[_Rule]] = {}
+        """By status, as far as there were responses with it."""
+        self.need_text = any(rule.needs_text for rule in self._rules)
+        """Whether a body is read as text, for which its header Content-Type is needed."""
         self._needs_json = any(rule.needs_json for rule in self._rules)
-        self._last_key: tuple[object, ...] = ()
+        self._last_response: Response | None = None
         self._last_outcome: Outcome = TemporaryFailure("bad_response")
         self._needs_body: dict[int, bool] = {}
         """By status, as far as it was asked for."""
@@ -92,9 +99,7 @@ class ResponseRules:
         """Return whether the outcome of a response with this status may depend on its body."""
         needs_body = self._needs_body.get(status)
         if needs_body is None:
-            needs_body = any(
-                rule.needs_body and rule.matches_status(status) for rule in self._rules
-            )
+            needs_body = any(rule.needs_body for rule in self._rules_for(status))
             self._needs_body[status] = needs_body
         return needs_body
 
@@ -104,9 +109,8 @@ class ResponseRules:
         For speed, that of the last response is remembered: many gateways accept every message with
         the same few bytes.
         """
-        key = (response.status, response.body, response.retry_after, response.content_type)
-        if key != self._last_key:
-            self._last_key, self._last_outcome = key, self._decide(response)
+        if response != self._last_response:
+            self._last_response, self._last_outcome = response, self._decide(response)
         return self._last_outcome
 
     def _decide(self, response: Response) -> Outcome:
@@ -115,18 +119,40 @@ class ResponseRules:
         Without a rule, a failure is temporary, so that no message is lost that the gateway did not
         refuse clearly.
         """
-        document = response.document() if self._needs_json and response.body else NO_JSON
-        for rule in self._rules:
-            matched = rule.match(response, document)
+        document: object = NO_JSON
+        if self._needs_json and response.body:
+            try:
+                document = self._decode_expected(response.body)
+            except JSON_ERRORS:
+                document = response.document()
+        status = response.status
+        rules = self._rules_of_status.get(status) or self._rules_for(status)
+        path: JsonPath | None = None
+        found: list[object] = []
+        for rule in rules:
+            if rule.path is not None:
+                if rule.path is not path:  # rules with the same path follow each other
+                    path = rule.path
+                    found = path.find(document)
+                if not found:
+                    continue
+            matched = rule.match(response, found)
             if matched is not None:
-                return self._limit_wait(rule.outcome(response, document, matched))
-        if any(rule.is_success(response.status) for rule in self._rules):
+                outcome = rule.outcome(response, document, found, matched)
+                return outcome if isinstance(outcome, Accepted) else self._limit_wait(outcome)
+        if any(rule.is_acceptance for rule in rules):
             return self._outcome_of_success(response, document)
         asks_all = response.status in ASKING_ALL and bool(response.retry_after)
         reason = f"http_{response.status}"
         return self._limit_wait(
             TemporaryFailure(reason, response.retry_after, affects_all=asks_all)
         )
+
+    def _rules_for(self, status: int) -> list["_Rule"]:
+        """Return the rules for responses with this status."""
+        rules = [rule for rule in self._rules if rule.matches_status(status)]
+        self._rules_of_status[status] = rules
+        return rules
 
     def _outcome_of_success(self, response: Response, document: object) -> Outcome:
         """Return the outcome of a response with the status of a success that no rule knows.
@@ -148,58 +174,70 @@ class ResponseRules:
 class _Rule:
     """One rule of a profile."""
 
-    def __init__(self, part: ResponsePart) -> None:
+    def __init__(self, part: ResponsePart, path: Callable[[str], JsonPath]) -> None:
         self._part = part
         self._statuses = _statuses_of(part)
-        self._path = JsonPath(part.path) if part.path else None
-        self._values = {_key(value, is_exact=part.exact) for value in part.values or ()}
+        self.path = path(part.path) if part.path else None
+        self._is_exact = part.exact
+        self._values = set(map(_key if part.exact else scalar_text, part.values or ()))
         self._pattern = re.compile(part.pattern) if part.pattern else None
-        self._id = JsonPath(part.id) if part.id else None
+        self._id = path(part.id) if part.id else None
         self._id_pattern = re.compile(part.id_pattern) if part.id_pattern else None
-        self._wait = _Wait(part.wait) if part.wait else None
+        self._wait = _Wait(part.wait, path) if part.wait else None
+        self.is_acceptance = part.then == "accepted"
         self.needs_json = any((part.path, part.id, part.wait and part.wait.path))
-        self.needs_body = any((self.needs_json, part.pattern, part.id_pattern, part.wait))
+        self.needs_text = any(
+            (
+                part.pattern and not part.path,
+                part.id_pattern,
+                part.wait and not part.wait.path,
+            )
+        )
+        self.needs_body = self.needs_json or self.needs_text
 
     def matches_status(self, status: int) -> bool:
         """Return whether the rule is for responses with this status."""
         return self._statuses is None or status in self._statuses
 
-    def is_success(self, status: int) -> bool:
-        """Return whether the rule accepts responses with this status."""
-        return self._part.then == "accepted" and self.matches_status(status)
+    def match(self, response: Response, found: list[object]) -> str | None:
+        """Return which of the rule's values is in a response, as text; "" if the rule has none.
 
-    def match(self, response: Response, document: object) -> str | None:
-        """Return which of the rule's values is at its path, as text; "" for a rule without values.
-
-        Return None if the rule does not match. Other values of a response are not returned: they
-        may contain a phone, and there is no limit to their number.
+        Return None if the rule does not match. `response` has a status that the rule is for, and
+        `found` is at the rule's path. Other values of a response are not returned: they may contain
+        a phone, and there is no limit to their number.
         """
-        if not self.matches_status(response.status):
-            return None
-        if self._path is None and self._pattern is None:
-            return ""
-        found = [response.text] if self._path is None else self._path.find(document)
-        matching = [value for value in found if self._matches(value)]
-        if not matching or (self._part.every and len(matching) < len(found)):
-            return None
-        return scalar_text(matching[0]) if self._values else ""
+        if self.path is None:
+            if self._pattern is None:
+                return ""
+            found = [response.text]
+        values, pattern = self._values, self._pattern
+        matching: str | None = None
+        for value in found:
+            text = value if isinstance(value, str) else scalar_text(value)
+            if (not values or (_key(value) if self._is_exact else text) in values) and (
+                pattern is None or pattern.search(text) is not None
+            ):
+                matching = text if matching is None else matching
+            elif self._part.every:
+                return None
+        return "" if matching and not values else matching
 
-    def _matches(self, value: object) -> bool:
-        if self._values and _key(value, is_exact=self._part.exact) not in self._values:
-            return False
-        return self._pattern is None or self._pattern.search(scalar_text(value)) is not None
+    def outcome(
+        self, response: Response, document: object, found: list[object], matched: str
+    ) -> Outcome:
+        """Return the outcome of a response that the rule matches.
 
-    def outcome(self, response: Response, document: object, matched: str) -> Outcome:
-        """Return the outcome of a response that the rule matches; `matched` is from `match`."""
+        `found` is what is at the rule's path, and `matched` is from `match`.
+        """
         part = self._part
+        if part.then == "accepted" or part.then == "duplicate":  # noqa: PLR1714  # for mypy
+            return Accepted(self._message_id(response, document, found))
         value = re.sub(r"[^0-9A-Za-z_.-]+", "_", matched)[:MAX_REASON_VALUE_LENGTH]
         wait = response.retry_after
         if self._wait is not None:
             wait = self._wait.seconds(response, document) or wait
         default = f"code_{value}" if value else f"http_{response.status}"
         match part.then:
-            case "accepted" | "duplicate":
-                return Accepted(self._message_id(response, document))
             case "rejected":
                 reason = part.reason or f"rejected_{value or response.status}"
                 return Rejected(reason, other_gateways=part.other_gateways)
@@ -222,22 +260,32 @@ class _Rule:
             case _:
                 assert_never(part.then)
 
-    def _message_id(self, response: Response, document: object) -> str | None:
-        """Return the gateway's message id; several are joined by commas."""
-        if self._id_pattern is not None:
-            found = self._id_pattern.search(response.text)
-            return found[1][:MAX_MESSAGE_ID_LENGTH] if found else None
-        if self._id is None:
-            return None
-        ids = [text for value in self._id.find(document) if (text := scalar_text(value))]
-        return ",".join(ids)[:MAX_MESSAGE_ID_LENGTH] or None
+    def _message_id(self, response: Response, document: object, found: list[object]) -> str | None:
+        """Return the gateway's message id; several are joined by commas. See `outcome`.
+
+        Characters that are not printable are removed: the database stores neither NUL nor lone
+        surrogates, and control characters could change a terminal.
+        """
+        ids: str | None = ""
+        if self._id is not None:
+            if self._id is not self.path:
+                found = self._id.find(document)
+            ids = scalar_text(found[0]) if len(found) == 1 else _join_texts(found)
+        elif self._id_pattern is not None and (match := self._id_pattern.search(response.text)):
+            ids = match[1]
+        ids = (ids or "")[:MAX_MESSAGE_ID_LENGTH]
+        return (ids if ids.isprintable() else "".join(filter(str.isprintable, ids))) or None
+
+
+def _join_texts(values: Iterable[object]) -> str:
+    return ",".join(filter(None, map(scalar_text, values)))
 
 
 class _Wait:
     """Where a body says how long to wait."""
 
-    def __init__(self, part: WaitPart) -> None:
-        self._path = JsonPath(part.path) if part.path else None
+    def __init__(self, part: WaitPart, path: Callable[[str], JsonPath]) -> None:
+        self._path = path(part.path) if part.path else None
         self._pattern = re.compile(part.pattern)
         self._unit = SECONDS_BY_UNIT[part.unit]
 
@@ -273,23 +321,19 @@ def scalar_text(value: object) -> str:
 
     A whole number is written without a fraction, so that 0, 0.0 and "0" are the same text.
     """
-    match value:
-        case bool():
-            return "true" if value else "false"
-        case float() if value.is_integer():
-            return str(int(value))
-        case int() | float():
-            return str(value)
-        case str():
-            return value
-        case _:
-            return ""
+    if isinstance(value, str):
+        return value
+    if type(value) is int:  # for speed, first; it is no bool
+        return str(value)
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return str(int(value) if value.is_integer() else value)
+    return ""
 
 
-def _key(value: object, *, is_exact: bool) -> object:
-    """Return what is equal for equal values; numbers and texts are never equal if exact."""
-    if not is_exact:
-        return scalar_text(value)
+def _key(value: object) -> object:
+    """Return what is equal for equal values; numbers and texts are never equal."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return value
     return (type(value), scalar_text(value))

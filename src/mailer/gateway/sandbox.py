@@ -1,134 +1,93 @@
 """The sandbox gateway: a server that stands in for an SMS gateway and sends nothing.
 
-It speaks the protocol of the kind `json` (docs/gateways.md), with latency and faults on request. It
-serves the demo, the tests, the measurements, and the command `mailer sandbox`.
+It speaks the protocol of any kind that is shipped (docs/gateways.md), with latency and faults on
+request. It serves the demo, the tests, the measurements, and the command `mailer sandbox`.
 """
 
 import asyncio
+import json
 import logging
 import random
 import socket
 import struct
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import Annotated, NoReturn
+from http import HTTPStatus
+from typing import NoReturn
 
 import msgspec
 from aiohttp import web
 
-from mailer.errors import UnavailableError
+from mailer.errors import FieldError, InvalidError, UnavailableError
 from mailer.gateway.aiohttp_connection import is_parse_error
-from mailer.gateway.faults import (
-    FAULT_RESPONSES,
-    Faults,
-    RequestKind,
-    SandboxResponse,
-    create_refusal,
-    create_response,
-)
+from mailer.gateway.faults import Faults, RequestKind
+from mailer.gateway.profile_file import load_profile, shipped_kinds
+from mailer.gateway.profile_mistakes import account_keys
+from mailer.gateway.protocol import AccountTrouble
 from mailer.gateway.recent_ids import RecentIds
-from mailer.json_input import JsonError, read_json
+from mailer.gateway.sandbox_records import SandboxCounts, SandboxMessage, SandboxRequest
+from mailer.gateway.sandbox_requests import JsonReader, ProfileReader
+from mailer.gateway.sandbox_responses import SampleName, SandboxResponse, SandboxResponses
+from mailer.gateway.sandbox_values import HttpRequest, base_path
 from mailer.limits import RateLimiter
 
-__all__ = ["Faults", "RequestKind", "SandboxCounts", "SandboxGateway", "SandboxRequest"]
-
-_PATH = "/send/"
-
-_ACCEPTED = create_response("accepted", 200, b'{"code":0,"message":"OK"}')
-_UNAUTHORIZED = create_refusal("unauthorized", 401, "wrong token", www_authenticate="Bearer")
-_INVALID = create_refusal("invalid", 400, "wrong shape, or another id than in the path")
-_NOT_FOUND = create_refusal("invalid", 404, "no such path")
-_NOT_POST = create_refusal("invalid", 405, "POST only", allow="POST")
-_TOO_LARGE = create_refusal("invalid", 413, "body too large")
+__all__ = [
+    "Faults",
+    "RequestKind",
+    "SandboxCounts",
+    "SandboxGateway",
+    "SandboxMessage",
+    "SandboxRequest",
+]
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 """Value of the socket option SO_LINGER: on, 0 s. Closing the socket then sends RST, not FIN."""
 
 
-class SandboxRequest(msgspec.Struct, frozen=True):
-    """A record of one request and how it ended, without phone and text."""
-
-    id: int | None
-    """The message's id; None when the request was invalid."""
-    arrived: int
-    """When the request had been read, in microseconds of Unix time."""
-    monotonic: float
-    """The same moment by `time.monotonic()`, in seconds, to compute intervals and rates."""
-    kind: RequestKind
-    repeat: bool = False
-    """Whether the message was accepted and had been accepted before."""
-    overlap: bool = False
-    """Whether another request for the same message had no response yet when this one came."""
-
-
-class SandboxCounts(msgspec.Struct, frozen=True, kw_only=True):
-    """Numbers of requests by kind, and of repeats and overlaps among them.
-
-    Every request has exactly one kind. `Faults` describes the kinds from `error` to `reset`, and
-    `SandboxRequest` what a repeat and an overlap is.
-    """
-
-    accepted: int = 0
-    """Status 200 with code 0. `accepted - repeats` is the number of different messages."""
-    error: int = 0
-    reject: int = 0
-    malformed: int = 0
-    hang: int = 0
-    reset: int = 0
-    limited: int = 0
-    """Status 429: over the rate limit."""
-    unauthorized: int = 0
-    """Status 401: the token is missing or wrong."""
-    invalid: int = 0
-    """Status 400, 404, 405 or 413: the request breaks the protocol."""
-    disconnected: int = 0
-    """The client disconnected, or the sandbox stopped, before the response was due."""
-    repeats: int = 0
-    overlaps: int = 0
-
-    @property
-    def total(self) -> int:
-        """The number of all requests."""
-        counts: tuple[int, ...] = msgspec.structs.astuple(self)
-        return sum(counts) - self.repeats - self.overlaps
-
-
-class _MessageBody(msgspec.Struct, forbid_unknown_fields=True):
-    """The body of a request that follows the gateway protocol."""
-
-    id: Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
-    phone: Annotated[int, msgspec.Meta(ge=70_000_000_000, le=79_999_999_999)]
-    text: Annotated[str, msgspec.Meta(min_length=1, max_length=1_600)]
-
-
 class SandboxGateway:
     """An SMS gateway that sends nothing: it checks requests, responds to them and counts them.
 
-    `token` is the bearer token that it requires; None for no authentication. `on_request` is called
-    in the event loop once for each request, when its kind is final.
+    `kind` is a kind that is shipped with mailer, and `account` the keys of the account that it
+    requires: `account`, `username`, `password` or `token`, as the kind has them. A key that is not
+    given, or None, may have any value. `on_request` is called in the event loop once for each
+    request, when its kind is final. Raises InvalidError for an unknown kind, and for a key that the
+    kind does not use.
 
-    A message that was accepted before is accepted again without faults, like by a gateway that
-    drops repeats, but with the rate limit and the latency. Memory is bounded for any number of
-    requests.
+    A gateway that recognizes repeats accepts a message that it accepted before without faults, but
+    with the rate limit and the latency. Memory is bounded for any number of requests.
     """
 
     def __init__(
         self,
         faults: Faults,
         *,
-        token: str | None = None,
+        kind: str = "json",
         on_request: Callable[[SandboxRequest], None] | None = None,
+        **account: str | None,
     ) -> None:
+        self.kind = kind
+        self._account = {key: value for key, value in account.items() if value is not None}
+        _check_account(kind, self._account)
+        self._profile = load_profile(kind)
+        self._reader = (
+            JsonReader(self._account.get("token"))
+            if kind == "json"
+            else ProfileReader(self._profile, self._account)
+        )
+        self._recognizes_repeats = self._profile.limits.recognizes_repeats
         self._faults = faults
         self._fault_rates = [(fault, rate) for fault, rate in faults.rates() if rate]
         self._random = random.Random(faults.seed)  # noqa: S311  # to be repeatable, not secret
+        self._responses = SandboxResponses(kind, self._random)
         self._limiter = RateLimiter(faults.rate_limit, burst=1.0) if faults.rate_limit else None
-        self._authorization = None if token is None else f"Bearer {token}"
+        self._failure: SampleName = "temporary"
+        self._fails_until = 0.0
+        """Moment of `time.monotonic()` until which every message gets the response `_failure`."""
         self._on_request = on_request
         self._accepted_ids = RecentIds()
-        self._open_ids: set[int] = set()
-        """Ids of messages with a request that has no response yet."""
+        self._open_ids: set[int | None] = set()
+        """Ids of messages with a request that has no response yet; None for those without an id."""
         self._handlers: set[asyncio.Task[None]] = set()
         self._counts = dict.fromkeys(SandboxCounts.__struct_fields__, 0)
 
@@ -137,9 +96,34 @@ class SandboxGateway:
         """Counts of requests. A request is counted when its kind is final."""
         return SandboxCounts(**self._counts)
 
+    def fail_for(self, seconds: float, trouble: AccountTrouble | None = None) -> None:
+        """Refuse every message from now on for some seconds; 0 ends this.
+
+        The failure is temporary, or with `trouble` one of the account. Raises `ValueError` if no
+        response of the kind means this trouble.
+        """
+        if trouble is not None and not self._responses.has(trouble):
+            raise ValueError(f"no response of the kind {self.kind} means {trouble}")
+        self._failure = trouble or "temporary"
+        self._fails_until = time.monotonic() + seconds
+
+    def gateway_table(self, name: str, url: str) -> str:
+        """Return a table `[[gateway]]` of `gateways.toml` with which mailer sends to the sandbox.
+
+        `url` is the address that `run` yields. Lines with other keys may be added at the end.
+        """
+        required = [key for key, is_required in account_keys(self._profile).items() if is_required]
+        account = dict.fromkeys(required, "sandbox") | self._account
+        keys = {"name": name, "kind": self.kind, "url": url, **account}
+        # a text of JSON is a text of TOML too
+        lines = (
+            f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in keys.items()
+        )
+        return "".join(("[[gateway]]\n", *lines))
+
     @asynccontextmanager
     async def run(self, host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[str]:
-        """Serve on `host` and `port`, and yield the URL for MAILER_GATEWAY_URL.
+        """Serve on `host` and `port`, and yield the URL for the configuration of mailer.
 
         Port 0 selects a free port. At the end, requests without a response are aborted within
         0.2 s. Raises UnavailableError when it cannot listen there.
@@ -158,7 +142,7 @@ class SandboxGateway:
         site = web.TCPSite(runner, host, port, backlog=1_024)
         try:
             await _listen(site, host, port)
-            yield f"{site.name}{_PATH}"
+            yield site.name + base_path(self._profile.request)
         finally:
             await runner.cleanup()
             if self._handlers:  # cancelled already; wait until they are counted
@@ -166,95 +150,97 @@ class SandboxGateway:
 
     async def _handle(self, request: web.BaseRequest) -> web.Response:
         """Respond to any request, record it and count it."""
+        message: SandboxMessage | HTTPStatus
         try:
-            id_or_refusal = self._check(request, await request.read())
+            body = await request.read()
         except web.HTTPRequestEntityTooLarge:
-            id_or_refusal = _TOO_LARGE
+            message = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+        else:
+            message = self._reader.read(
+                HttpRequest(request.method, request.raw_path, request.headers, body)
+            )
         arrived, monotonic = time.time_ns() // 1_000, time.monotonic()
-        if isinstance(id_or_refusal, SandboxResponse):
-            self._record(SandboxRequest(None, arrived, monotonic, id_or_refusal.kind))
-            return _to_http(id_or_refusal)
-        task, message_id = request.task, id_or_refusal
-        is_overlap = message_id in self._open_ids
+        if isinstance(message, HTTPStatus):
+            response = self._responses.respond(message)
+            self._record(SandboxRequest(None, arrived, monotonic, response.kind))
+            return _to_http(response)
+        task, message_id = request.task, message.id
+        is_overlap = message_id is not None and message_id in self._open_ids
         self._open_ids.add(message_id)
         self._handlers.add(task)
         try:
-            response = self._choose_response(message_id, monotonic)
-            record = SandboxRequest(
-                message_id, arrived, monotonic, response.kind, overlap=is_overlap
-            )
-            return await self._finish(request, record, response)
+            response = self._choose_response(message, monotonic)
+            record = SandboxRequest(message, arrived, monotonic, response.kind, overlap=is_overlap)
+            if self._faults.latency or record.kind == "hang":
+                await self._delay(record)
+            self._finish(record)
+            if record.kind == "reset":
+                _reset(request.transport)
+                await _wait_for_cancellation()
+            return _to_http(response)
         finally:
             self._open_ids.discard(message_id)
             self._handlers.discard(task)
 
-    def _check(self, request: web.BaseRequest, body: bytes) -> int | SandboxResponse:
-        """Return the message's id, or the response to a request that breaks the protocol."""
-        if request.method != "POST":
-            return _NOT_POST
-        if self._authorization not in (None, request.headers.get("Authorization")):
-            return _UNAUTHORIZED
-        if not request.raw_path.startswith(_PATH):
-            return _NOT_FOUND
-        try:
-            message = read_json(body, _MessageBody, limit=len(body))
-        except JsonError:
-            return _INVALID
-        return message.id if request.raw_path == f"{_PATH}{message.id}" else _INVALID
-
-    def _choose_response(self, message_id: int, now: float) -> SandboxResponse:
+    def _choose_response(self, message: SandboxMessage, now: float) -> SandboxResponse:
         """Return the response to a valid request: over the limit, with a fault, or accepted."""
+        if now < self._fails_until:
+            return self._responses.choose(self._failure, message)
         if self._limiter is not None and (seconds := self._limiter.retry_after("all", now)):
-            return create_refusal("limited", 429, "too many", retry_after=str(seconds))
-        if message_id in self._accepted_ids or not self._fault_rates:
-            return _ACCEPTED
+            return self._responses.limit(message, seconds)
+        is_repeat = (
+            self._recognizes_repeats and message.id is not None and message.id in self._accepted_ids
+        )
+        if is_repeat or not self._fault_rates:
+            return self._responses.accept(message, is_repeat=is_repeat)
         # each fault has an interval of the length of its rate between 0 and 1
         position = self._random.random()
         for fault, rate in self._fault_rates:
             if position < rate:
-                return self._random.choice(FAULT_RESPONSES[fault])
+                return self._responses.create_fault(fault, message)
             position -= rate
-        return _ACCEPTED
+        return self._responses.accept(message, is_repeat=False)
 
-    async def _finish(
-        self, request: web.BaseRequest, record: SandboxRequest, response: SandboxResponse
-    ) -> web.Response:
-        """Wait for the latency, record the request, and return its response.
-
-        A request that hangs or is reset gets no response: this waits until it is cancelled.
-        """
+    async def _delay(self, record: SandboxRequest) -> None:
+        """Sleep for the latency with its jitter; with the fault `hang`, until it is cancelled."""
         if record.kind == "hang":
             self._record(record)
             await _wait_for_cancellation()
+        deviation = self._random.uniform(-1.0, 1.0) * self._faults.jitter
         try:
-            await self._delay()
+            await asyncio.sleep(self._faults.latency * (1.0 + deviation))
         except asyncio.CancelledError:
             self._record(msgspec.structs.replace(record, kind="disconnected"))
             raise
-        if record.kind == "accepted" and record.id is not None:
-            is_repeat = record.id in self._accepted_ids
-            self._accepted_ids.add(record.id)
+
+    def _finish(self, record: SandboxRequest) -> None:
+        """Record a request whose response is due; an accepted message may be a repeat."""
+        message_id = record.id
+        if record.kind == "accepted" and message_id is not None:
+            is_repeat = message_id in self._accepted_ids
+            self._accepted_ids.add(message_id)
             if is_repeat:
                 record = msgspec.structs.replace(record, repeat=True)
         self._record(record)
-        if record.kind == "reset":
-            _reset(request.transport)
-            await _wait_for_cancellation()
-        return _to_http(response)
-
-    async def _delay(self) -> None:
-        """Sleep for the latency with its jitter."""
-        if self._faults.latency:
-            deviation = self._random.uniform(-1.0, 1.0) * self._faults.jitter
-            await asyncio.sleep(self._faults.latency * (1.0 + deviation))
 
     def _record(self, record: SandboxRequest) -> None:
         """Count a request, and pass its record to `on_request`."""
         self._counts[record.kind] += 1
-        self._counts["repeats"] += record.repeat
-        self._counts["overlaps"] += record.overlap
+        if record.repeat:
+            self._counts["repeats"] += 1
+        if record.overlap:
+            self._counts["overlaps"] += 1
         if self._on_request is not None:
             self._on_request(record)
+
+
+def _check_account(kind: str, account: Mapping[str, str]) -> None:
+    """Raise InvalidError if the kind is unknown or does not use a key of the account."""
+    if kind not in shipped_kinds():
+        raise InvalidError([FieldError("kind", f"must be one of {', '.join(shipped_kinds())}")])
+    keys = account_keys(load_profile(kind))
+    if unused := [key for key in account if key not in keys]:
+        raise InvalidError([FieldError(key, f"is not used by the kind {kind}") for key in unused])
 
 
 async def _listen(site: web.TCPSite, host: str, port: int) -> None:

@@ -9,26 +9,29 @@ from typing import TextIO
 import msgspec
 
 from mailer.gateway.faults import Faults
-from mailer.gateway.sandbox import SandboxCounts, SandboxGateway, SandboxRequest
+from mailer.gateway.sandbox import SandboxGateway
+from mailer.gateway.sandbox_records import SandboxCounts, SandboxRequest
 
 
 async def run_sandbox(  # noqa: PLR0913, PLR0917  # one parameter for each option of the command
     faults: Faults,
     host: str,
     port: int,
-    token: str | None,
     log: TextIO | None,
     echo: Callable[[str], None],
+    kind: str = "json",
+    **account: str | None,
 ) -> None:
     """Serve until cancelled. Echo the URL, then the counts once a second, and a summary at the end.
 
-    `port` 0 selects a free port. `token` is the bearer token that requests need, or None. `echo`
-    prints one line. `log` gets one line of JSON for each request, with the fields `id`, `arrived`
+    `port` 0 selects a free port. `kind` and `account` are those of `SandboxGateway`. `echo` prints
+    one line. `log` gets one line of JSON for each request, with the fields `id`, `arrived`
     and `kind` of `SandboxRequest`, and with `repeat` and `overlap` if true. It is flushed once a
-    second and at the end. Raises UnavailableError when it cannot listen there.
+    second and at the end. Raises UnavailableError when it cannot listen there, and InvalidError for
+    an unknown kind or a key that it does not use.
     """
     on_request = None if log is None else partial(_write_row, log)
-    sandbox = SandboxGateway(faults, token=token, on_request=on_request)
+    sandbox = SandboxGateway(faults, kind=kind, on_request=on_request, **account)
     started = time.monotonic()
     try:
         async with sandbox.run(host, port) as url:
@@ -72,7 +75,8 @@ def _summarize(counts: SandboxCounts, previous_total: int, seconds: float) -> st
 def _write_row(log: TextIO, record: SandboxRequest) -> None:
     # Without a JSON encoder, because this runs for every request and takes a third of the time so.
     # A kind is a plain word and needs no escapes.
-    message_id = "null" if record.id is None else record.id
+    known_id = record.id
+    message_id = "null" if known_id is None else known_id
     flags = (',"repeat":true' if record.repeat else "") + (
         ',"overlap":true' if record.overlap else ""
     )

@@ -99,11 +99,13 @@ def audience_as_of_now() -> dict[str, Any]:
     return {"audience_cursor": 0, "audience_until": newest_client, "audience_snapshot": snapshot}
 
 
-# Evaluated once for all rows, because it does not depend on the row.
-OTHER_ROUTE = operator_route.alias("other_route")
-ROUTE_OF_OTHER_CODES = (
-    select(OTHER_ROUTE.c.route).where(OTHER_ROUTE.c.operator_code == OTHER_CODES).scalar_subquery()
-)
+# Both are evaluated once for all rows, because they do not depend on the row. A join with the table
+# would take longer: PostgreSQL expects few clients, and would read the table for each of them.
+IS_OF_OTHER_CODES = operator_route.c.operator_code == OTHER_CODES
+ROUTE_OF_OTHER_CODES = select(operator_route.c.route).where(IS_OF_OTHER_CODES).scalar_subquery()
+ROUTES_BY_CODE = select(
+    func.jsonb_object_agg(operator_route.c.operator_code, operator_route.c.route)
+).scalar_subquery()
 
 
 class EnqueuedChunk(msgspec.Struct, frozen=True):
@@ -241,11 +243,12 @@ async def _write_messages(
             func.coalesce(plans.c.status, "scheduled"),
             plans.c.reason,
             func.coalesce(
-                literal(mailing.route, Integer), operator_route.c.route, ROUTE_OF_OTHER_CODES
+                literal(mailing.route, Integer),
+                cast(ROUTES_BY_CODE.op("->>")(client.c.operator_code), Integer),
+                ROUTE_OF_OTHER_CODES,
             ),
         )
         .join_from(client, plans, client.c.time_zone == plans.c.time_zone, isouter=True)
-        .outerjoin(operator_route, operator_route.c.operator_code == client.c.operator_code)
         .where(is_in_chunk, _is_in_audience(mailing))
         .order_by(client.c.id)
     )

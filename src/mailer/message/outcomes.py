@@ -12,8 +12,8 @@ from typing import Any
 from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from mailer.db.sql import sums, values_of
-from mailer.statuses import FAILURES, OUTCOMES, MessageStatus
+from mailer.db.sql import sums
+from mailer.statuses import OUTCOMES
 
 HOUR_SECONDS = 3_600
 
@@ -23,17 +23,6 @@ BY_HOUR = text(f"""
         {sums(OUTCOMES)}
     FROM all_outcome_counts WHERE bucket_start >= :start AND bucket_start < :end
     GROUP BY hour_number""")  # noqa: S608  # inserts our own column names only
-COUNTED_FAILURES = values_of(FAILURES, "{name!r}, {name}")
-# A row of the view has a column for each outcome. VALUES turns each column that is a failure into
-# a row of its own, with the name of the status.
-COUNT_FAILURES = text(f"""
-    SELECT failed.status, nullif(reason, '') AS reason, sum(failed.messages)::bigint AS messages
-    FROM all_outcome_counts CROSS JOIN LATERAL (VALUES
-        {COUNTED_FAILURES}
-    ) AS failed (status, messages)
-    WHERE bucket_start >= :start AND bucket_start < :end
-    GROUP BY failed.status, reason HAVING sum(failed.messages) > 0
-    ORDER BY messages DESC, status, reason""")  # noqa: S608  # likewise
 
 
 async def count_by_hour(
@@ -50,14 +39,3 @@ async def count_by_hour(
 def _clamp(row: Row[Any], name: str) -> int:
     """Return the count of an outcome in a row, at least 0 even if counts are wrong."""
     return max(0, int(getattr(row, name)))
-
-
-async def count_failures(
-    connection: AsyncConnection, start: datetime, end: datetime
-) -> list[tuple[MessageStatus, str | None, int]]:
-    """Return how many messages were not delivered from `start` to `end`, and why.
-
-    Each entry is a status, a reason and the number of messages with both; most frequent first.
-    """
-    rows = await connection.execute(COUNT_FAILURES, {"start": start, "end": end})
-    return [(row.status, row.reason, row.messages) for row in rows]

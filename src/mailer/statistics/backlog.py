@@ -29,9 +29,11 @@ class Backlog(msgspec.Struct, frozen=True):
     """Whether the database was restored and sending waits for a user's approval."""
 
 
-# `live` are the started mailings that are not closed. `due` are their due messages, up to a limit,
-# so that the cost does not grow with large mailings. `oldest` is the earliest due time of their
-# scheduled messages. The result has the columns of `Backlog`.
+# `live` are the started mailings that are not closed. Messages of the running ones are read by
+# route, because the index has the scheduled messages of a route in the order of their due times.
+# `due` are the due messages, up to a limit, so that the cost does not grow with large mailings.
+# `oldest` is the earliest due time of the scheduled messages. The result has the columns of
+# `Backlog`.
 SELECT_BACKLOG = text(f"""
     WITH live AS MATERIALIZED (
         SELECT id, status, clients_count, {add_up(OPEN)} AS waiting,
@@ -40,15 +42,16 @@ SELECT_BACKLOG = text(f"""
         FROM mailing JOIN mailing_counts ON mailing_id = id
         WHERE {OPEN_MAILING} AND audience_until IS NOT NULL
     ), due AS MATERIALIZED (
-        SELECT message.due_at FROM live CROSS JOIN LATERAL (
+        SELECT message.due_at FROM live CROSS JOIN route CROSS JOIN LATERAL (
             SELECT due_at FROM message
-            WHERE mailing_id = live.id AND message.status = 'scheduled'
-                AND due_at <= (SELECT clock_timestamp())) AS message
+            WHERE mailing_id = live.id AND route = route.id AND message.status = 'scheduled'
+                AND due_at <= (SELECT clock_timestamp())
+            LIMIT :limit) AS message
         WHERE live.status = 'running' LIMIT :limit
     ), oldest AS (
-        SELECT min(message.due_at) AS due_at FROM live CROSS JOIN LATERAL (
+        SELECT min(message.due_at) AS due_at FROM live CROSS JOIN route CROSS JOIN LATERAL (
             SELECT due_at FROM message
-            WHERE mailing_id = live.id AND message.status = 'scheduled'
+            WHERE mailing_id = live.id AND route = route.id AND message.status = 'scheduled'
             ORDER BY due_at LIMIT 1) AS message
         WHERE live.status = 'running'
     )

@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar
 import msgspec
 from msgspec import Meta
 
+from mailer.forecast.cost import Cost
 from mailer.statuses import (
     EXAMPLE_COUNTS,
     EXAMPLE_OUTCOMES,
@@ -72,6 +73,14 @@ class AttemptsCounts(msgspec.Struct, frozen=True):
     messages: OutcomeCounts
 
 
+class GatewayCounts(msgspec.Struct, frozen=True):
+    """Messages that were sent through one gateway, by outcome."""
+
+    gateway: Annotated[str, Meta(description="The gateway of the last attempt.")]
+    messages: OutcomeCounts
+    parts: Annotated[Total, Meta(description="Number of SMS of the delivered messages.")]
+
+
 class Bucket(msgspec.Struct, frozen=True):
     """Outcomes of messages from `start` until the start of the next bucket."""
 
@@ -90,7 +99,8 @@ class MailingStatistics(msgspec.Struct, frozen=True, kw_only=True):
     """Detailed statistics of one mailing.
 
     Once the mailing has started, reasons, operator codes and time zones each add up to `messages`.
-    Attempts and buckets each add up to the messages that have an outcome.
+    Attempts and buckets each add up to the messages that have an outcome. Gateways add up to those
+    of them that were tried.
     """
 
     EXAMPLE: ClassVar[dict[str, Any]] = {
@@ -107,6 +117,7 @@ class MailingStatistics(msgspec.Struct, frozen=True, kw_only=True):
         "operator_codes": [{"operator_code": "916", "messages": EXAMPLE_COUNTS}],
         "time_zones": [{"time_zone": "Europe/Moscow", "messages": EXAMPLE_COUNTS}],
         "attempts": [{"attempts": 1, "messages": EXAMPLE_OUTCOMES}],
+        "gateways": [{"gateway": "main", "messages": EXAMPLE_OUTCOMES, "parts": 480}],
         "over_time": {
             "bucket": 60,
             "buckets": [{"start": "2030-01-15T06:00:00Z", "messages": EXAMPLE_OUTCOMES}],
@@ -115,6 +126,7 @@ class MailingStatistics(msgspec.Struct, frozen=True, kw_only=True):
         "first_sent_at": "2030-01-15T06:00:00.120000Z",
         "last_sent_at": "2030-01-15T06:00:59.980000Z",
         "expected_end": "2030-01-15T06:04:57.480000Z",
+        "cost": Cost.EXAMPLE,
     }
 
     mailing_id: int
@@ -124,6 +136,9 @@ class MailingStatistics(msgspec.Struct, frozen=True, kw_only=True):
     operator_codes: list[OperatorCodeCounts]
     time_zones: list[TimeZoneCounts]
     attempts: Annotated[list[AttemptsCounts], Meta(description="Of messages that have an outcome.")]
+    gateways: Annotated[
+        list[GatewayCounts], Meta(description="Of messages that have an outcome and were tried.")
+    ]
     over_time: Series
     rate: Annotated[
         float,
@@ -142,3 +157,4 @@ class MailingStatistics(msgspec.Struct, frozen=True, kw_only=True):
             " mailing's end. Null when it is not known, and when the mailing is paused or held."
         ),
     ]
+    cost: Annotated[Cost, Meta(description="Of the delivered messages, at the prices of now.")]

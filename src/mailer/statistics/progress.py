@@ -39,7 +39,8 @@ class MailingProgress(msgspec.Struct, frozen=True):
     """None when messages are due or being sent, or none are left."""
 
 
-# `next_message` is the scheduled message that is due first, with nulls when there is none.
+# `next_message` is the scheduled message that is due first, with nulls when there is none. Messages
+# are read by route, because the index has those of a route in the order of their due times.
 # `sent_last_minute` is the sum of the counters of the last 60 seconds.
 SELECT_PROGRESS = text(f"""
     SELECT mailing_id, first_sent_at, last_sent_at, now() AS now,
@@ -49,8 +50,11 @@ SELECT_PROGRESS = text(f"""
                 AND bucket_start > date_trunc('second', now() - interval '1 minute'))
             AS sent_last_minute
     FROM mailing_counts LEFT JOIN LATERAL (
-        SELECT due_at, time_zone, retry_at FROM message
-        WHERE mailing_id = mailing_counts.mailing_id AND status = 'scheduled'
+        SELECT first_of_route.* FROM route CROSS JOIN LATERAL (
+            SELECT due_at, time_zone, retry_at FROM message
+            WHERE mailing_id = mailing_counts.mailing_id AND route = route.id
+                AND status = 'scheduled'
+            ORDER BY due_at LIMIT 1) AS first_of_route
         ORDER BY due_at LIMIT 1) AS next_message ON true
     WHERE mailing_id = ANY (:mailings)""").bindparams(  # noqa: S608  # no user input
     bindparam("mailings", type_=ARRAY(BigInteger))

@@ -12,7 +12,8 @@ from mailer.db import workers
 from mailer.db.engine import snapshot
 from mailer.forecast import service as forecast
 from mailer.forecast.basis import read_basis
-from mailer.forecast.throughput import usable_throughput
+from mailer.forecast.cost import cost_of
+from mailer.forecast.throughput import usable_gateways
 from mailer.gateway.channel import NO_CHANNELS, Channels
 from mailer.mailing import store as mailings
 from mailer.mailing.activity import with_hold
@@ -24,6 +25,7 @@ from mailer.statistics import progress, store
 from mailer.statistics.model import (
     AttemptsCounts,
     Bucket,
+    GatewayCounts,
     GeneralStatistics,
     MailingCounts,
     MailingStatistics,
@@ -77,9 +79,9 @@ async def of_mailing(
         mailing = with_hold(await mailings.get(connection, mailing_id), channels)
         [mailing_progress] = await progress.get_progress(connection, [mailing])
         active = await workers.active_workers(connection)
-        throughput = usable_throughput(channels)
-        basis = await read_basis(connection, mailing, throughput, len(active) or 1)
-        statistics = await count_in_detail(connection, mailing_progress, bucket)
+        gateways = usable_gateways(channels)
+        basis = await read_basis(connection, mailing, gateways, len(active) or 1)
+        statistics = await count_in_detail(connection, mailing_progress, bucket, channels=channels)
     end = forecast.expected_end(mailing, await forecast.compute(basis))
     return msgspec.structs.replace(statistics, expected_end=end)
 
@@ -90,11 +92,12 @@ async def count_in_detail(
     bucket: int | None = None,
     *,
     max_buckets: int = MAX_BUCKETS,
+    channels: Channels = NO_CHANNELS,
 ) -> MailingStatistics:
     """Return statistics of a mailing that was read in the same snapshot.
 
-    `expected_end` is left None. The caller computes it when it holds no connection any more. Raises
-    `InvalidError` for a wrong `bucket`.
+    The cost is at the prices of `channels`. `expected_end` is left None. The caller computes it
+    when it holds no connection any more. Raises `InvalidError` for a wrong `bucket`.
     """
     mailing = mailing_progress.mailing
     counts = await counters.get_all(connection, mailing.id)
@@ -116,17 +119,17 @@ async def count_in_detail(
             TimeZoneCounts(zone, zone_counts)
             for zone, zone_counts in _count_by_value(by_value["time_zone"], sending, "time_zone")
         ],
-        attempts=[
-            AttemptsCounts(int(attempts), attempts_counts.outcomes)
-            for attempts, attempts_counts in sorted(
-                by_value["attempts"].items(), key=lambda item: int(item[0])
-            )
+        attempts=_count_by_attempts(by_value["attempts"]),
+        gateways=[
+            GatewayCounts(gateway, gateway_counts.outcomes, gateway_counts.parts)
+            for gateway, gateway_counts in by_value["gateway"].items()
         ],
         over_time=outcomes_over_time(counts.by_second, bucket, max_buckets),
         rate=mailing_progress.rate,
         first_sent_at=mailing_progress.first_sent_at,
         last_sent_at=mailing_progress.last_sent_at,
         expected_end=None,
+        cost=cost_of({name: row.parts for name, row in by_value["gateway"].items()}, channels),
     )
 
 
@@ -176,6 +179,12 @@ def _count_by_value(
             value,
             MessageCounts(scheduled=counts.waiting - sending, sending=sending, **outcomes),
         )
+
+
+def _count_by_attempts(counts_by_attempts: Mapping[str, Counters]) -> list[AttemptsCounts]:
+    """Return the messages by their number of attempts, in ascending order."""
+    counts = {int(attempts): counts for attempts, counts in counts_by_attempts.items()}
+    return [AttemptsCounts(attempts, counts[attempts].outcomes) for attempts in sorted(counts)]
 
 
 HOURS = 24

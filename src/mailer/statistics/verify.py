@@ -9,8 +9,9 @@ from sqlalchemy import TextClause, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.db.engine import snapshot
-from mailer.db.sql import count_by_status, one_of, sums, values_of
+from mailer.db.sql import add_up, count_by_status, one_of, sums, values_of
 from mailer.db.tables.message import COUNTERS
+from mailer.message.counters import GLOBAL_COUNTS
 from mailer.statuses import MESSAGE_STATUSES, OPEN, OUTCOMES
 
 MAILINGS_BATCH = 100
@@ -57,7 +58,10 @@ async def find_differences(engine: AsyncEngine, chunk: int = MAILINGS_BATCH) -> 
             for comparison in (COMPARE_COUNTS, COMPARE_COUNTERS):
                 differences += await _fetch(connection, comparison, after=after, upper=upper)
             after = upper
-        for comparison in (DANGLING_MESSAGES, COMPARE_SETTLED, COMPARE_OUTCOMES, COMPARE_SEGMENTS):
+        for comparison in (
+            *(DANGLING_MESSAGES, COMPARE_SETTLED, COMPARE_OUTCOMES, COMPARE_GATEWAYS),
+            COMPARE_SEGMENTS,
+        ):
             differences += await _fetch(connection, comparison)
     return differences
 
@@ -179,6 +183,33 @@ COMPARE_OUTCOMES = text(f"""
         {values_of(OUTCOMES, TOTAL_OF_OUTCOME)}
     ) AS compared (quantity, found, expected)
     WHERE compared.found <> compared.expected""")  # noqa: S608  # no user input
+
+COUNT_OF_GATEWAY = "{name!r}, all_days.{name}, counted.{name}"
+# The outcomes and parts of all days by gateway (`outcome_count` and its deltas), against the
+# counters of mailings. Those of a deleted mailing are deleted, so after that (`is_complete` is
+# false) only the least possible count is known. Messages without a gateway were never tried.
+COMPARE_GATEWAYS = text(f"""
+    WITH all_days AS (
+        SELECT gateway, {sums(GLOBAL_COUNTS)}
+        FROM all_outcome_counts WHERE gateway <> '' GROUP BY gateway
+    ), counted AS (
+        SELECT key AS gateway, {sums(GLOBAL_COUNTS)}
+        FROM all_message_counts WHERE dimension = 'gateway' GROUP BY key
+    ), total AS (
+        SELECT (SELECT sum({add_up(OUTCOMES)}) FROM all_outcome_counts)
+            = (SELECT sum({add_up(OUTCOMES)}) FROM mailing_counts) AS is_complete
+    )
+    SELECT NULL, format('sum of %s messages through %s over all days', quantity, gateway),
+        found, expected
+    FROM total, all_days FULL JOIN counted USING (gateway) CROSS JOIN LATERAL (VALUES
+        ('parts of', all_days.parts, counted.parts),
+        {values_of(OUTCOMES, COUNT_OF_GATEWAY)}
+    ) AS pair (quantity, stored_count, actual_count), LATERAL (
+        SELECT coalesce(stored_count, 0)::bigint AS found, CASE WHEN is_complete
+            THEN coalesce(actual_count, 0) ELSE greatest(stored_count, actual_count)
+            END::bigint AS expected
+    ) AS compared
+    WHERE found <> expected ORDER BY gateway, quantity""")  # noqa: S608  # likewise
 
 # The counts of clients by segment, against the clients. Returns only the number of wrong segments
 # and not their names, because tags may be confidential.

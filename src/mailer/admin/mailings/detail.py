@@ -9,7 +9,7 @@ from litestar.exceptions import NotFoundException
 from litestar.params import FromPath
 from litestar.response import Redirect, ServerSentEvent
 from litestar.status_codes import HTTP_409_CONFLICT, HTTP_503_SERVICE_UNAVAILABLE
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.access.model import Actor
 from mailer.admin.language import gettext_noop
@@ -20,13 +20,15 @@ from mailer.db.engine import snapshot
 from mailer.errors import ConflictError
 from mailer.forecast import service as forecast
 from mailer.forecast.basis import read_basis
-from mailer.forecast.throughput import usable_throughput
+from mailer.forecast.cost import Cost, estimate
+from mailer.forecast.throughput import usable_gateways
 from mailer.gateway.channel import Channels
+from mailer.gateway.sms_parts import count_parts
 from mailer.mailing import activity, service, store
 from mailer.mailing.actions import allowed_actions
 from mailer.mailing.activity import with_hold
 from mailer.mailing.api import MailingId
-from mailer.mailing.model import MailingNotFoundError, StopTimeoutError
+from mailer.mailing.model import Mailing, MailingNotFoundError, StopTimeoutError
 from mailer.statistics import progress
 from mailer.statistics import service as statistics
 from mailer.statistics.top_n import top_n
@@ -74,13 +76,15 @@ async def read_mailing_page(
     async with snapshot(engine) as connection:
         mailing = with_hold(await store.get(connection, mailing_id), channels)
         background_work = await activity.get_background_work(connection, mailing_id)
-        throughput = usable_throughput(channels)
-        capacity = await forecast.read_capacity(connection, throughput, mailing)
-        forecast_basis = await read_basis(connection, mailing, throughput, capacity.workers)
+        gateways = usable_gateways(channels)
+        capacity = await forecast.read_capacity(connection, gateways, mailing)
+        forecast_basis = await read_basis(connection, mailing, gateways, capacity.workers)
         [mailing_progress] = await progress.get_progress(connection, [mailing])
         counts = await statistics.count_in_detail(
-            connection, mailing_progress, max_buckets=MAX_CHART_BARS
+            connection, mailing_progress, max_buckets=MAX_CHART_BARS, channels=channels
         )
+        is_upcoming = not background_work.is_started and not mailing.has_ended
+        expected_cost = await _expected_cost(connection, mailing, channels) if is_upcoming else None
     now = database_clock.now()
     return {
         "forecast": await forecast.compute(forecast_basis),
@@ -89,6 +93,7 @@ async def read_mailing_page(
         "wait": mailing_progress.wait,
         "background_work": background_work,
         "counts": counts,
+        "expected_cost": expected_cost,
         "actions": allowed_actions(mailing, now),
         "is_over": mailing.datetime_end <= now,
         "time_zones": top_n(
@@ -98,6 +103,14 @@ async def read_mailing_page(
             ((row.operator_code, row.messages) for row in counts.operator_codes), MAX_TABLE_ROWS
         ),
     }
+
+
+async def _expected_cost(
+    connection: AsyncConnection, mailing: Mailing, channels: Channels
+) -> Cost | None:
+    """Return the cost if each client of the audience gets a mailing; None if it is not known."""
+    parts = count_parts(mailing.text).parts
+    return await estimate(connection, mailing.client_filter, mailing.gateway, parts, channels)
 
 
 class MailingPage(Controller):

@@ -20,7 +20,6 @@ from mailer.admin.mailings.preview import build_preview, utc_offset
 from mailer.admin.render import PageContext, redirect_with_flash
 from mailer.clock import database_clock
 from mailer.errors import FieldError, InvalidError
-from mailer.forecast.throughput import Throughput, usable_throughput
 from mailer.gateway import routes
 from mailer.gateway.channel import Channels
 from mailer.idempotency.model import IdempotencyClaim
@@ -52,8 +51,8 @@ class MailingFormPage(msgspec.Struct, frozen=True, kw_only=True):
     """The page of the mailing form, with what it needs to be rendered."""
 
     engine: AsyncEngine
-    throughput: Throughput | None
-    """The throughput for forecasts; None while it is not known."""
+    channels: Channels
+    """The gateways that forecasts and costs rest on."""
     context: PageContext
     copy_of: int | None = None
     """Id of the mailing that the form copies; None if it copies none."""
@@ -76,7 +75,7 @@ class MailingFormPage(msgspec.Struct, frozen=True, kw_only=True):
         now, zone = database_clock.now(), fields.zone_of(values)
         draft, draft_errors = fields.read_draft(values, self.mailing, now)
         built_preview = await build_preview(
-            self.engine, draft, values["text"], zone, self.throughput, self.mailing
+            self.engine, draft, values["text"], zone, self.channels, self.mailing
         )
         async with self.engine.connect() as connection:
             gateway_names = await routes.gateway_names(connection)
@@ -107,7 +106,7 @@ def provide_form_page(
     context: NamedDependency[PageContext],
 ) -> MailingFormPage:
     """Return the page of the form for a new mailing."""
-    return MailingFormPage(engine=engine, throughput=usable_throughput(channels), context=context)
+    return MailingFormPage(engine=engine, channels=channels, context=context)
 
 
 def redirect_to_created(mailing_id: int) -> Redirect:

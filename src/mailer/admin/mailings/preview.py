@@ -11,13 +11,17 @@ from zoneinfo import ZoneInfo
 
 import msgspec
 from msgspec import UNSET
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.client.model import Client
 from mailer.clock import database_clock
+from mailer.forecast import cost
 from mailer.forecast import service as forecasts
+from mailer.forecast.cost import Cost
 from mailer.forecast.model import Forecast
-from mailer.forecast.throughput import Throughput
+from mailer.forecast.throughput import usable_gateways
+from mailer.forecast.tiers import Gateways
+from mailer.gateway.channel import Channels
 from mailer.gateway.sms_parts import PART_CAPACITY, SmsEncoding, TextSize, count_parts
 from mailer.mailing import audience
 from mailer.mailing.model import Mailing, MailingChange, NewMailing
@@ -135,6 +139,8 @@ class Preview(msgspec.Struct, frozen=True, kw_only=True):
     forecast: Forecast | None
     """None while the form is not complete enough for a forecast."""
     capacity: forecasts.SendingCapacity
+    cost: Cost | None
+    """The cost if each client of the audience gets it; None if no gateway has a price."""
     is_start_past: bool
     """Whether the start has passed, so that the mailing starts as soon as the form is saved."""
 
@@ -144,23 +150,25 @@ async def build_preview(  # noqa: PLR0913, PLR0917  # the form, and what its for
     draft: MailingChange,
     text: str,
     zone: str,
-    throughput: Throughput | None,
+    channels: Channels,
     mailing: Mailing | None,
 ) -> Preview:
     """Return the preview of a draft: the valid values of a form, except its `text`.
 
     `text` is the text as typed, even if it is not valid. `zone` is the time zone of the form's
-    local times, `throughput` that of the gateway (None without one), and `mailing` the mailing that
-    the form changes (None if it creates one).
+    local times, `channels` the gateways, and `mailing` the mailing that the form changes (None if
+    it creates one).
     """
-    now = database_clock.now()
+    now, gateways = database_clock.now(), usable_gateways(channels)
     client_filter = draft.client_filter
     clients_by_zone, sample = dict[str, int](), list[Client]()
+    text_preview = _text_preview(text)
     async with engine.connect() as connection:
         if client_filter is not UNSET:
             clients_by_zone = await audience.count_by_zone(connection, client_filter)
             sample = await audience.sample(connection, client_filter, SAMPLE_CLIENTS)
-        capacity = await forecasts.read_capacity(connection, throughput, mailing)
+        capacity = await forecasts.read_capacity(connection, gateways, mailing)
+        expected_cost = await _expected_cost(connection, draft, mailing, text_preview, channels)
     start, end = _known_moment(draft.datetime_start), _known_moment(draft.datetime_end)
     day = _preview_day(start, end, now, zone)
     window = window_between(draft.send_interval_time_start, draft.send_interval_time_end)
@@ -170,7 +178,7 @@ async def build_preview(  # noqa: PLR0913, PLR0917  # the form, and what its for
         _zone_window(name, count, window, day) for name, count in zones_by_size[:MAX_ZONES] if count
     )
     return Preview(
-        text=_text_preview(text),
+        text=text_preview,
         clients=None if client_filter is UNSET else clients,
         sample=sample,
         day=day,
@@ -179,10 +187,27 @@ async def build_preview(  # noqa: PLR0913, PLR0917  # the form, and what its for
         other_clients=clients - sum(shown.clients for shown in windows),
         start=start,
         end=end,
-        forecast=await _forecast(engine, draft, throughput, capacity.workers, mailing),
+        forecast=await _forecast(engine, draft, gateways, capacity.workers, mailing),
         capacity=capacity,
+        cost=expected_cost,
         is_start_past=start is not None and start <= now,
     )
+
+
+async def _expected_cost(
+    connection: AsyncConnection,
+    draft: MailingChange,
+    mailing: Mailing | None,
+    text: TextPreview,
+    channels: Channels,
+) -> Cost | None:
+    """Return the cost if each client of the audience gets the text; None if it is not known."""
+    if draft.client_filter is UNSET:
+        return None
+    gateway = draft.gateway
+    if gateway is UNSET:
+        gateway = None if mailing is None else mailing.gateway
+    return await cost.estimate(connection, draft.client_filter, gateway, text.size.parts, channels)
 
 
 def _known_moment(moment: Any) -> datetime | None:  # noqa: ANN401  # a field of a draft
@@ -241,7 +266,7 @@ def utc_offset(offset: timedelta) -> str:
 async def _forecast(
     engine: AsyncEngine,
     draft: MailingChange,
-    throughput: Throughput | None,
+    gateways: Gateways,
     workers: int,
     mailing: Mailing | None,
 ) -> Forecast | None:
@@ -253,6 +278,6 @@ async def _forecast(
     if not has_period_and_audience or has_opening != has_closing:
         return None
     if mailing is not None:
-        return await forecasts.of_mailing(engine, mailing.id, throughput, workers, draft)
+        return await forecasts.of_mailing(engine, mailing.id, gateways, workers, draft)
     new = NewMailing(**{"text": " ", **values})  # the text does not matter, but is required
-    return await forecasts.of_draft(engine, new, throughput, workers)
+    return await forecasts.of_draft(engine, new, gateways, workers)

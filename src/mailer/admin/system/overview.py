@@ -14,7 +14,7 @@ from mailer.db import workers
 from mailer.db.paging import Cursor
 from mailer.forecast import service as forecast
 from mailer.forecast.basis import read_running_bases
-from mailer.forecast.throughput import usable_throughput
+from mailer.forecast.throughput import usable_gateways
 from mailer.gateway.channel import Channels
 from mailer.mailing import store
 from mailer.mailing.activity import with_hold
@@ -29,13 +29,13 @@ SECTIONS = ("gateway", "backlog", "running", "upcoming", "last-day")
 
 async def read_overview(engine: AsyncEngine, channels: Channels) -> dict[str, Any]:
     """Return the template variables of the overview."""
-    throughput = usable_throughput(channels)
+    gateways = usable_gateways(channels)
     async with engine.connect() as connection:
         page = await store.page(connection, Cursor(MAX_RUNNING), "running")
         mailings = [with_hold(store.to_mailing(row), channels) for row in page.rows]
         active_workers = await workers.active_workers(connection)
         forecast_bases = await read_running_bases(
-            connection, mailings, throughput, len(active_workers) or 1
+            connection, mailings, gateways, len(active_workers) or 1
         )
         variables = {
             "running": await progress.get_progress(connection, mailings),
