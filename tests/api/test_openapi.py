@@ -279,7 +279,7 @@ def test_an_action_takes_no_body_and_returns_the_mailing(
 
 def test_the_schema_describes_since_when_and_why_a_mailing_is_held(schema: dict[str, Any]) -> None:
     models = schema["components"]["schemas"]
-    for name, held in (("Mailing", "Hold"), ("MailingDetail", "Hold"), ("Gateway", "Outage")):
+    for name, held in (("Mailing", "Hold"), ("MailingDetail", "Hold"), ("GatewayDetail", "Outage")):
         assert models[held]["properties"].keys() == {"since", "reason"}
         assert {"$ref": f"#/components/schemas/{held}"} in models[name]["properties"]["held"][
             "oneOf"
@@ -295,7 +295,7 @@ def test_an_action_on_a_gateway_takes_no_body(operations: dict[Call, dict[str, A
 
 
 @pytest.mark.parametrize(
-    "name", ["Client", "Mailing", "MailingDetail", "Message", "Gateway", "AuditEntry"]
+    "name", ["Client", "Mailing", "MailingDetail", "Message", "GatewayDetail", "AuditEntry"]
 )
 def test_the_example_of_a_response_has_the_fields_of_a_response(
     schema: dict[str, Any], name: str

@@ -1,27 +1,20 @@
 """API routes of gateways."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from litestar import Controller, get, post
 from litestar.di import NamedDependency
 from litestar.params import Parameter
-from litestar.status_codes import HTTP_200_OK
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.access.model import Actor
 from mailer.gateway.channel import Channels
 from mailer.gateway_control import service
-from mailer.gateway_control.model import Gateway, ReleasedMessages
+from mailer.gateway_control.model import GatewayDetail, ReleasedMessages
 from mailer.idempotency.model import IdempotencyClaim
-from mailer.web.body import reject_body
+from mailer.mailing.api import ACTION_OPTIONS
 
-GatewayName = Annotated[str, Parameter(description="The gateway's name in the configuration.")]
-ACTION_OPTIONS: dict[str, Any] = {
-    "required_scope": "write",
-    "status_code": HTTP_200_OK,
-    "before_request": reject_body,
-}
-"""Options of the routes that act on a gateway; they take no request body."""
+GatewayPathName = Annotated[str, Parameter(description="The gateway's name in the configuration.")]
 
 
 class GatewayController(Controller):
@@ -37,7 +30,7 @@ class GatewayController(Controller):
     @get(required_scope="read")
     async def list_gateways(
         self, engine: NamedDependency[AsyncEngine], channels: NamedDependency[Channels]
-    ) -> list[Gateway]:
+    ) -> list[GatewayDetail]:
         """List the gateways in the order of the configuration.
 
         The breaker, `failures`, `rate`, `latency` and `requests_in_flight` are those of the worker
@@ -50,8 +43,8 @@ class GatewayController(Controller):
         self,
         engine: NamedDependency[AsyncEngine],
         channels: NamedDependency[Channels],
-        name: GatewayName,
-    ) -> Gateway:
+        name: GatewayPathName,
+    ) -> GatewayDetail:
         """Return a gateway. What is of one worker and what of all is as in the list."""
         return await service.get(engine, channels, name)
 
@@ -62,8 +55,8 @@ class GatewayController(Controller):
         by: NamedDependency[Actor],
         claim: NamedDependency[IdempotencyClaim | None],
         channels: NamedDependency[Channels],
-        name: GatewayName,
-    ) -> Gateway:
+        name: GatewayPathName,
+    ) -> GatewayDetail:
         """Pause a gateway: within a second, no worker starts a request to it.
 
         Its messages go to other gateways, if there are any for them. Messages whose delivery is
@@ -78,8 +71,8 @@ class GatewayController(Controller):
         by: NamedDependency[Actor],
         claim: NamedDependency[IdempotencyClaim | None],
         channels: NamedDependency[Channels],
-        name: GatewayName,
-    ) -> Gateway:
+        name: GatewayPathName,
+    ) -> GatewayDetail:
         """Resume a paused gateway. A gateway that is not paused stays as it is."""
         return await service.resume(engine, channels, name, by, claim)
 
@@ -90,7 +83,7 @@ class GatewayController(Controller):
         by: NamedDependency[Actor],
         claim: NamedDependency[IdempotencyClaim | None],
         channels: NamedDependency[Channels],
-        name: GatewayName,
+        name: GatewayPathName,
     ) -> ReleasedMessages:
         """Let other gateways send the messages that wait for this one alone.
 

@@ -24,7 +24,7 @@ class GatewayError(msgspec.Struct, frozen=True):
     messages: int
 
 
-class GatewayCounts(msgspec.Struct, frozen=True):
+class GatewayOutcomes(msgspec.Struct, frozen=True):
     """The messages that went through a gateway and got their outcome in a period."""
 
     delivered: int = 0
@@ -36,7 +36,7 @@ class GatewayCounts(msgspec.Struct, frozen=True):
     """The most frequent first."""
 
 
-class Gateway(GatewayStatus, frozen=True, kw_only=True):
+class GatewayDetail(GatewayStatus, frozen=True, kw_only=True):
     """A gateway: its state, and the outcomes of its messages in the last 24 hours.
 
     `breaker`, `failures`, `rate`, `latency` and `requests_in_flight` are those of the worker that
@@ -78,7 +78,7 @@ class Gateway(GatewayStatus, frozen=True, kw_only=True):
     ]
 
     @classmethod
-    def of(cls, status: GatewayStatus, counts: GatewayCounts) -> Self:
+    def of(cls, status: GatewayStatus, counts: GatewayOutcomes) -> Self:
         """Return a gateway with this status and these counts."""
         cost = None if status.price is None else round(counts.parts * status.price, 2)
         values = msgspec.structs.asdict(status) | msgspec.structs.asdict(counts)

@@ -17,9 +17,9 @@ from mailer.gateway.single_message import send_single
 from mailer.gateway.status import status_of
 from mailer.gateway_control import store
 from mailer.gateway_control.model import (
-    Gateway,
-    GatewayCounts,
+    GatewayDetail,
     GatewayNotFoundError,
+    GatewayOutcomes,
     SingleMessage,
 )
 from mailer.idempotency.do_once import do_once
@@ -30,7 +30,7 @@ log = structlog.get_logger()
 
 RELEASE_BATCH = 5_000
 """Messages that one transaction releases."""
-MAX_BATCHES = 200
+MAX_RELEASE_BATCHES = 200
 """Most transactions of one release. If more than a million messages wait, the rest keep waiting."""
 MAX_COUNTED_WAITING = 10_000
 """Most messages that are counted before a release."""
@@ -44,21 +44,21 @@ def find_channel(channels: Channels, name: str) -> Channel:
     return channel
 
 
-async def list_gateways(engine: AsyncEngine, channels: Channels) -> list[Gateway]:
+async def list_gateways(engine: AsyncEngine, channels: Channels) -> list[GatewayDetail]:
     """Return all configured gateways, in the order of the configuration."""
     async with engine.connect() as connection:
         pauses = await store.read_pauses(connection)
         counts = await store.count_last_24_hours(connection)
     return [
-        Gateway.of(
+        GatewayDetail.of(
             status_of(channel, pauses.get(channel.name)),
-            counts.get(channel.name, GatewayCounts()),
+            counts.get(channel.name, GatewayOutcomes()),
         )
         for channel in channels
     ]
 
 
-async def get(engine: AsyncEngine, channels: Channels, name: str) -> Gateway:
+async def get(engine: AsyncEngine, channels: Channels, name: str) -> GatewayDetail:
     """Return a configured gateway; raises `GatewayNotFoundError`."""
     find_channel(channels, name)
     gateways = await list_gateways(engine, channels)
@@ -71,7 +71,7 @@ async def pause(
     name: str,
     actor: Actor,
     claim: IdempotencyClaim | None = None,
-) -> Gateway:
+) -> GatewayDetail:
     """Pause a gateway: within a second, no worker starts a request to it.
 
     Nothing is done if it is paused already. Raises `GatewayNotFoundError`.
@@ -91,7 +91,7 @@ async def resume(
     name: str,
     actor: Actor,
     claim: IdempotencyClaim | None = None,
-) -> Gateway:
+) -> GatewayDetail:
     """Resume a paused gateway. Nothing is done if it is not paused.
 
     Raises `GatewayNotFoundError`.
@@ -188,7 +188,7 @@ async def release_all(engine: AsyncEngine, route: int, *, batch: int = RELEASE_B
     Return how many were released.
     """
     released, position = 0, store.FIRST
-    for _ in range(MAX_BATCHES):
+    for _ in range(MAX_RELEASE_BATCHES):
         async with engine.begin() as connection:
             found = await store.find_waiting(connection, route, batch, position)
             if not found:

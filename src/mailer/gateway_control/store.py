@@ -10,16 +10,16 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.db.tables.mailing import OPEN_MAILING
 from mailer.gateway.routes import JOIN_OPERATOR_ROUTE, ROUTE
-from mailer.gateway_control.model import GatewayCounts, GatewayError
+from mailer.gateway_control.model import GatewayError, GatewayOutcomes
 from mailer.mailing.store import notify_mailings_changed
 from mailer.message.model import EARLIEST_DUE
 
-SELECT_PAUSES = text("SELECT gateway, paused_at FROM gateway_pause")
+SELECT_PAUSED = text("SELECT gateway, paused_at FROM gateway_pause")
 
 
 async def read_pauses(connection: AsyncConnection) -> dict[str, datetime]:
     """Return since when each paused gateway is paused, by its name."""
-    return {row.gateway: row.paused_at for row in await connection.execute(SELECT_PAUSES)}
+    return {row.gateway: row.paused_at for row in await connection.execute(SELECT_PAUSED)}
 
 
 # Outcomes are counted by quarters of an hour, so the first quarter may begin before the 24 hours.
@@ -32,13 +32,13 @@ COUNT_OUTCOMES = text("""
     GROUP BY gateway, reason""")
 
 
-async def count_last_24_hours(connection: AsyncConnection) -> dict[str, GatewayCounts]:
+async def count_last_24_hours(connection: AsyncConnection) -> dict[str, GatewayOutcomes]:
     """Return the outcomes of each gateway's messages in the last 24 hours, by its name."""
     rows = defaultdict(list)
     for row in await connection.execute(COUNT_OUTCOMES):
         rows[row.gateway].append(row)
     return {
-        gateway: GatewayCounts(
+        gateway: GatewayOutcomes(
             delivered=sum(row.delivered for row in of_gateway),
             undelivered=sum(row.undelivered for row in of_gateway),
             unknown=sum(row.unknown for row in of_gateway),

@@ -83,7 +83,7 @@ ACTION_OPTIONS: dict[str, Any] = {
     "status_code": HTTP_200_OK,
     "before_request": reject_body,
 }
-"""Options of the routes that act on a mailing without a request body, such as `/pause`."""
+"""Options of routes that act on an object without a request body, such as `/pause`."""
 
 
 class MailingController(Controller):

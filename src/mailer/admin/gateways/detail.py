@@ -29,7 +29,7 @@ class GatewayAction(NamedTuple):
     """The confirmation on the next page: a key of `flash.html`."""
 
 
-ACTIONS: Mapping[str, GatewayAction] = {
+GATEWAY_ACTIONS: Mapping[str, GatewayAction] = {
     "pause": GatewayAction(service.pause, "gateway-paused"),
     "resume": GatewayAction(service.resume, "gateway-resumed"),
     "release-unknown": GatewayAction(service.release_unknown, "unknown-released"),
@@ -89,7 +89,7 @@ class GatewayPage(Controller):
         verb: FromPath[str],
     ) -> Response[str]:
         """Ask for confirmation before an action, and describe its effects."""
-        if verb not in ACTIONS:
+        if verb not in GATEWAY_ACTIONS:
             raise NotFoundException
         if verb != "release-unknown":
             variables = await read_gateway(engine, channels, name)
@@ -112,8 +112,8 @@ class GatewayPage(Controller):
         verb: FromPath[str],
     ) -> Redirect:
         """Carry out an action, and redirect to the gateway."""
-        if verb not in ACTIONS:
+        if verb not in GATEWAY_ACTIONS:
             raise NotFoundException
-        action = ACTIONS[verb]
+        action = GATEWAY_ACTIONS[verb]
         await action.call(engine, channels, name, by)
         return redirect_with_flash(action.flash, page_of(channels, name))

@@ -11,7 +11,7 @@ from mailer.admin.live import LiveUpdates, Sections
 from mailer.admin.render import PageContext
 from mailer.gateway.channel import Channels
 from mailer.gateway_control import service
-from mailer.gateway_control.model import Gateway
+from mailer.gateway_control.model import GatewayDetail
 
 SECTIONS = ("table",)
 """The section that is updated live: the name of its template, and its id in the HTML."""
@@ -34,7 +34,7 @@ async def read_gateway(engine: AsyncEngine, channels: Channels, name: str) -> di
     }
 
 
-def _can_replace(other: Gateway, gateway: Gateway) -> bool:
+def _can_replace(other: GatewayDetail, gateway: GatewayDetail) -> bool:
     """Return whether another gateway is in use for one of the operator codes of a gateway."""
     if other.name == gateway.name or other.state != "up":
         return False
