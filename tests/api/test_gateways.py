@@ -27,6 +27,8 @@ from mailer.gateway import routes
 from mailer.gateway.channel import Channels
 from mailer.gateway.protocol import TemporaryFailure
 from mailer.gateway_control import service
+from mailer.mailing import rerouting
+from mailer.mailing.skipped import SkippedMailings
 from mailer.settings import Settings
 
 ACTIONS = ("pause", "resume", "release-unknown")
@@ -304,6 +306,21 @@ async def test_messages_of_a_removed_gateway_are_released(
     assert (await api.post("/gateways/removed/release-unknown")).json() == {"messages": 2}
     assert await gateways_of_messages(engine) == [["main", "spare"]] * 2
     assert (await api.get("/gateways/removed")).status_code == 404
+
+
+async def test_after_a_release_the_configuration_decides_on_the_gateways_again(
+    api: httpx.AsyncClient, engine: AsyncEngine
+) -> None:
+    await add_unknown(engine, 2)
+    await api.post("/gateways/main/release-unknown")
+    await execute(
+        engine,
+        """UPDATE message SET route = find_route('{main}')
+            WHERE id = (SELECT max(id) FROM message)""",
+    )
+    await do(engine, lambda db: routes.apply_routes(db, {"spare": None, "third": None}))
+    await do(engine, lambda db: rerouting.reroute_chunk(db, SkippedMailings()))
+    assert await gateways_of_messages(engine) == [["spare", "third"], ["main"]]
 
 
 async def test_messages_of_several_mailings_are_released_in_chunks(engine: AsyncEngine) -> None:

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.api.browser_session import signed_in_browser
 from tests.asgi_client import inside
-from tests.factories import add_mailing, execute, value
+from tests.factories import add_mailing, create_channels, execute, value
 
 from mailer.access.middleware import IS_POLLED
 from mailer.admin.live import LiveUpdates
@@ -26,6 +26,8 @@ IS_SEEN_RECENTLY = "SELECT seen_at > now() - interval '1 minute' FROM session"
         ("/live/overview", False),
         ("/live/mailings?ids=1", False),
         ("/live/mailings/1", False),
+        ("/live/gateways", False),
+        ("/live/gateways/default", False),
         ("/live/system", False),
     ],
 )
@@ -35,7 +37,7 @@ async def test_only_requests_of_the_user_keep_the_session_alive(
     await add_mailing(engine)
     live = LiveUpdates()
     live.stop()  # event streams end at once
-    app = create_app(engine, live=live)
+    app = create_app(engine, create_channels(), live=live)
     async with await signed_in_browser(engine, "admin") as browser:
         browser._transport = inside(app)  # noqa: SLF001  # instead of an application with streams
         await execute(engine, MAKE_ALMOST_EXPIRED)
@@ -51,5 +53,5 @@ def test_every_route_of_live_updates_is_marked_as_polled(engine: AsyncEngine) ->
         for handler in getattr(route, "route_handlers", ())
         if "GET" in handler.http_methods
     }
-    assert len(is_polled) == 4  # the routes in the test above
+    assert len(is_polled) == 6  # the routes in the test above
     assert set(is_polled.values()) == {True}

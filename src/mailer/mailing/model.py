@@ -211,7 +211,8 @@ class Hold(msgspec.Struct, frozen=True):
     """Since when and why a running mailing does not send.
 
     The reason is `restored` (the database was restored and an admin has not allowed sending yet),
-    `no_gateway` (no gateway is configured), or the gateway's last failure, such as `http_503`.
+    `no_gateway` (no gateway is configured, or not the mailing's own), `gateway_paused` (by a user),
+    or the gateway's last failure, such as `http_503`.
     """
 
     since: datetime
