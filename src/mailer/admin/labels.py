@@ -47,11 +47,12 @@ REASON_LABELS = {
 """Why a message was not delivered, why its last attempt failed, or why a mailing is held."""
 ANSWER_REASON_LABELS = {
     "http": gettext_noop("the gateway answered {}"),
+    "proxy": gettext_noop("the proxy before the gateway answered {}"),
     "rejected": gettext_noop("the gateway rejected it with {}"),
     "code": gettext_noop("the gateway answered with the code {}"),
 }
-"""Reasons that contain an HTTP status or a code of the gateway, such as `http_503`; `{}` is its
-place."""
+"""Reasons that contain an HTTP status or a code of the gateway or its proxy, such as `http_503`.
+`{}` is its place."""
 GATEWAY_STATE_LABELS = {
     "up": gettext_noop("In use"),
     "paused": gettext_noop("Paused"),
@@ -174,7 +175,7 @@ OPERATING_SYSTEMS = {
     "Linux": "Linux",
 }
 """Operating systems by a part of the User-Agent; the first match counts."""
-_ANSWER_REASON = re.compile(r"(http|rejected|code)_([0-9A-Za-z_.-]+)")
+_ANSWER_REASON = re.compile(r"(http|proxy|rejected|code)_([0-9A-Za-z_.-]+)")
 
 
 def reason_label(reason: str) -> str:
