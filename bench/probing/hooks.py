@@ -31,9 +31,10 @@ BEYOND_SCHEMA = (
     ("actor_id", "requires the parameter of its kind"),
     ("target_id", "requires the parameter of its kind"),
     ("time_zone", "must be an IANA time zone, such as Europe/Moscow"),
+    ("gateway", "must be one of: default"),
 )
 """Errors, by field and message, of rules that a schema cannot express: rules between fields, and
-rules about dates, visible characters and time zones, whose list changes."""
+rules about dates, visible characters, time zones, whose list changes, and configured gateways."""
 HEADER_RULES = (
     "is required",
     "appears more than once",

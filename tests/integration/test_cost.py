@@ -22,7 +22,8 @@ from tests.factories import (
 
 from mailer.access.model import COMMAND_LINE
 from mailer.app import create_app
-from mailer.forecast.cost import Cost, GatewayCost, cost_of, estimate
+from mailer.forecast import cost_estimate
+from mailer.forecast.cost import Cost, GatewayCost, cost_of
 from mailer.gateway import routes
 from mailer.gateway.channel import Channel, Channels
 from mailer.gateway.router import GatewayTables
@@ -60,7 +61,9 @@ async def estimate_cost(
     await apply_routes(engine, together)
 
     async def read(connection: AsyncConnection) -> Cost | None:
-        return await estimate(connection, client_filter, own_gateway, parts, together)
+        return await cost_estimate.estimate_cost(
+            connection, client_filter, own_gateway, parts, together
+        )
 
     return await do(engine, read)
 

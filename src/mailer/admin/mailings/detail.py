@@ -20,7 +20,8 @@ from mailer.db.engine import snapshot
 from mailer.errors import ConflictError
 from mailer.forecast import service as forecast
 from mailer.forecast.basis import read_basis
-from mailer.forecast.cost import Cost, estimate
+from mailer.forecast.cost import Cost
+from mailer.forecast.cost_estimate import estimate_cost
 from mailer.forecast.throughput import usable_gateways
 from mailer.gateway.channel import Channels
 from mailer.gateway.sms_parts import count_parts
@@ -110,7 +111,7 @@ async def _expected_cost(
 ) -> Cost | None:
     """Return the cost if each client of the audience gets a mailing; None if it is not known."""
     parts = count_parts(mailing.text).parts
-    return await estimate(connection, mailing.client_filter, mailing.gateway, parts, channels)
+    return await estimate_cost(connection, mailing.client_filter, mailing.gateway, parts, channels)
 
 
 class MailingPage(Controller):

@@ -15,9 +15,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.client.model import Client
 from mailer.clock import database_clock
-from mailer.forecast import cost
 from mailer.forecast import service as forecasts
 from mailer.forecast.cost import Cost
+from mailer.forecast.cost_estimate import estimate_cost
 from mailer.forecast.model import Forecast
 from mailer.forecast.throughput import usable_gateways
 from mailer.forecast.tiers import Gateways
@@ -207,7 +207,7 @@ async def _expected_cost(
     gateway = draft.gateway
     if gateway is UNSET:
         gateway = None if mailing is None else mailing.gateway
-    return await cost.estimate(connection, draft.client_filter, gateway, text.size.parts, channels)
+    return await estimate_cost(connection, draft.client_filter, gateway, text.size.parts, channels)
 
 
 def _known_moment(moment: Any) -> datetime | None:  # noqa: ANN401  # a field of a draft
