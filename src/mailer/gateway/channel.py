@@ -45,7 +45,7 @@ class ChannelLimits(msgspec.Struct, frozen=True, kw_only=True):
     def of(cls, gateway: ConfiguredGateway, settings: Settings) -> Self:
         """Return the limits that the configuration of the gateway and the settings define."""
         return cls(
-            concurrency=gateway.config.concurrency,
+            concurrency=gateway.concurrency,
             timeout=gateway.config.timeout,
             rate=gateway.rate,
             validity=gateway.profile.limits.validity,

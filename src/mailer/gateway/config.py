@@ -45,7 +45,8 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     callback_secret: ConfigText | None = None
     sender: Annotated[str, Meta(min_length=1, max_length=20)] | None = None
     """Name or number that the client sees, unless the mailing has another."""
-    concurrency: Annotated[int, Meta(ge=1, le=10_000)] = 50
+    concurrency: Annotated[int, Meta(ge=1, le=10_000)] | None = None
+    """Most requests at the same time, in each worker. Default: that of the profile, or 50."""
     rate: Annotated[float, Meta(ge=0, le=1_000_000)] | None = None
     """Most messages a second; 0 for no limit. Default: that of the profile, or no limit."""
     parts: Annotated[int, Meta(ge=1, le=255)] | None = None
@@ -85,6 +86,11 @@ class ConfiguredGateway(msgspec.Struct, frozen=True):
     def rate(self) -> float:
         """Most messages a second; 0 for no limit."""
         return self.profile.limits.rate or 0.0 if self.config.rate is None else self.config.rate
+
+    @property
+    def concurrency(self) -> int:
+        """Most requests at the same time."""
+        return self.config.concurrency or self.profile.limits.concurrency
 
     @property
     def parts(self) -> int:

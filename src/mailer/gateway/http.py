@@ -68,7 +68,7 @@ class HttpGateway:
             max_wait=retry_after_cap,
             recognizes_repeats=gateway.profile.limits.recognizes_repeats,
         )
-        self._concurrency = gateway.config.concurrency
+        self._concurrency = gateway.concurrency
         self._connector: GatewayConnector | None = None
 
     async def __aenter__(self) -> Self:

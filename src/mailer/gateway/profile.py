@@ -118,6 +118,8 @@ class LimitsPart(_Part, frozen=True, kw_only=True):
 
     parts: Annotated[int, Meta(ge=1, le=255)] = 255
     """Most parts of a text."""
+    concurrency: Annotated[int, Meta(ge=1, le=10_000)] = 50
+    """Requests at the same time, unless the configuration sets another number."""
     rate: Annotated[float, Meta(gt=0)] | None = None
     """Messages a second, unless the configuration sets another rate."""
     validity: ValidityRange = ValidityRange()
