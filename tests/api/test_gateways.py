@@ -110,6 +110,7 @@ async def test_gateways_are_listed_in_the_order_of_the_configuration(
         "rate": None,
         "latency": None,
         "requests_in_flight": 0,
+        "accepted": 0,
         "delivered": 0,
         "undelivered": 0,
         "unknown": 0,

@@ -59,6 +59,7 @@ class GatewayDetail(GatewayStatus, frozen=True, kw_only=True):
         "rate": 100.0,
         "latency": 0.5,
         "requests_in_flight": 0,
+        "accepted": 1200,
         "delivered": 1200,
         "undelivered": 30,
         "unknown": 2,
@@ -67,6 +68,9 @@ class GatewayDetail(GatewayStatus, frozen=True, kw_only=True):
         "errors": [{"reason": "rejected_400", "messages": 30}],
     }
 
+    accepted: Annotated[
+        int, Meta(description="Messages that it accepted; at present they count as delivered.")
+    ]
     delivered: int
     undelivered: int
     unknown: int
@@ -82,7 +86,8 @@ class GatewayDetail(GatewayStatus, frozen=True, kw_only=True):
         """Return a gateway with this status and these counts."""
         cost = None if status.price is None else round(counts.parts * status.price, 2)
         values = msgspec.structs.asdict(status) | msgspec.structs.asdict(counts)
-        return cls(**values | {"errors": list(counts.errors), "cost": cost})
+        values |= {"accepted": counts.delivered, "errors": list(counts.errors), "cost": cost}
+        return cls(**values)
 
 
 class ReleasedMessages(msgspec.Struct, frozen=True):
