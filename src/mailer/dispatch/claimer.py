@@ -58,7 +58,8 @@ class Claimer:
         """By the name of the gateway."""
         self._due: dict[int, DueMailings] = {}
         """By route, of the routes that have one of the senders. The next claim is from the first
-        one; each goes to the end then, so that routes that share a gateway alternate."""
+        one whose messages a gateway can take. It goes to the end then, so that routes that share a
+        gateway alternate."""
         self._has_work = asyncio.Event()
         self._may_have_orphans = False
         """Whether a claim has failed, so that its messages may be leased by this worker although it
@@ -150,22 +151,29 @@ class Claimer:
 
     async def _claim_due(self) -> bool:
         """Claim due messages of each route. Return whether there may be more to claim now."""
+        try:
+            if self._may_have_orphans:
+                await self._release_orphans()
+            may_have_more = await self._claim_from_routes()
+        except Exception as error:  # any error ends this step only
+            log_task_error(error, at="claim")
+            self._failures.record("claim", has_failed=True)
+            self._may_have_orphans = True
+            await asyncio.sleep(DB_RETRY_DELAY)
+            return False
+        self._failures.record("claim", has_failed=False)
+        return may_have_more
+
+    async def _claim_from_routes(self) -> bool:
+        """Claim due messages of each route once. Return whether there may be more to claim now."""
         may_have_more = False
         for due in list(self._due.values()):
-            if self._due.pop(due.route, None) is None:
+            if self._due.get(due.route) is not due:
                 continue  # a reload has removed the route meanwhile
-            self._due[due.route] = due  # it is the last one now
             if self._is_stopping or (choice := self._choose(due)) is None:
-                continue
-            try:
-                may_have_more |= await self._claim_up_to(due, choice)
-            except Exception as error:  # any error ends this claim only
-                log_task_error(error, at="claim")
-                self._failures.record("claim", has_failed=True)
-                self._may_have_orphans = True
-                await asyncio.sleep(DB_RETRY_DELAY)
-                return False
-            self._failures.record("claim", has_failed=False)
+                continue  # it keeps its place, before the routes that claim now
+            self._due[due.route] = self._due.pop(due.route)  # it is the last one now
+            may_have_more |= await self._claim_up_to(due, choice)
         return may_have_more
 
     def _choose(self, due: DueMailings) -> Choice | None:
@@ -216,8 +224,6 @@ class Claimer:
         """Claim messages of a batch of mailings for a gateway, and plan the next claims."""
         try:
             connection = await self._connection.get()
-            if self._may_have_orphans:
-                await self._release_orphans()
             claimed_at = database_clock.now()
             cursors = {mailing_id: due.cursor(mailing_id) for mailing_id in batch.mailing_ids}
             async with self._running_mailings.claiming:
@@ -253,10 +259,13 @@ class Claimer:
     async def _release_orphans(self) -> None:
         """Release messages that are leased by this worker although it does not know them.
 
-        This happens when the connection is lost after the database has made a claim.
+        This happens when the connection is lost after the database has made a claim, or when a
+        reload removes the sender during a claim.
         """
         connection = await self._connection.get()
-        await store.release_orphaned(connection, self._claims.owner, self._claims.unrecorded)
+        unrecorded = self._claims.unrecorded
+        if await store.release_orphaned(connection, self._claims.owner, unrecorded):
+            self.recheck(self._running_mailings.running)  # they are due before the claim cursors
         self._may_have_orphans = False
 
     async def _wait_for_work(self, on_idle: Callable[[], None]) -> None:

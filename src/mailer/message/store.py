@@ -133,6 +133,11 @@ for another gateway and then not sent."""
 ONLY_THIS_GATEWAY = "find_route(ARRAY[coalesce(message.gateway, 'default')])"
 """SQL for the route of a message that only its gateway may send again: delivery is unknown. The
 gateway is null if an earlier version, which had only the gateway `default`, claimed the message."""
+OTHER_GATEWAYS = """(SELECT find_route(
+    coalesce(nullif(array_remove(gateways, message.gateway), '{}'), gateways))
+    FROM route WHERE id = message.route)"""
+"""SQL for the route of a message without its gateway. It is unchanged if no other gateway is left:
+the route may have been determined again since the claim."""
 # The columns to the right of `=` have the values from before this statement.
 # `reason`: the claim has set it to null. A message that is scheduled again without a new reason
 # gets back the reason that it had before the claim: its last failure.
@@ -156,8 +161,7 @@ RECORD_RESULTS = f"""
                         ELSE {add_failure("result.failure")} END,
         gateway = CASE WHEN {ATTEMPT_WAS_MADE} THEN message.gateway ELSE {LAST_GATEWAY} END,
         route = CASE WHEN result.unknown_reason IS NOT NULL THEN {ONLY_THIS_GATEWAY}
-                     WHEN result.excludes_gateway THEN find_route(array_remove(
-                         (SELECT gateways FROM route WHERE id = message.route), message.gateway))
+                     WHEN result.excludes_gateway THEN {OTHER_GATEWAYS}
                      ELSE message.route END,
         gateway_message_id = coalesce(result.gateway_message_id, message.gateway_message_id),
         parts = coalesce(result.parts, message.parts),
