@@ -19,17 +19,23 @@ class RouteUpdate:
     def __init__(self, engine: AsyncEngine, channels: Channels) -> None:
         self._engine = engine
         self._channels = channels
-        self._applied: dict[str, list[str] | None] = {}
+        self._applied = 0
+        """The number `Channels.replacements` for which the routes are applied."""
+        self._must_reroute = False
+        """Whether the routes have changed, and open mailings must still be marked."""
 
     async def run(self) -> None:
-        """Apply the routes if the gateways of this worker have changed since the last call."""
-        wanted = {channel.name: channel.config.operator_codes for channel in self._channels}
-        if not wanted or wanted == self._applied:
+        """Apply the routes if the channels were replaced since the last call."""
+        replacements = self._channels.replacements
+        if not self._channels or replacements == self._applied:
             return
+        wanted = {channel.name: channel.config.operator_codes for channel in self._channels}
         async with self._engine.begin() as connection:
-            has_changed = await routes.apply_routes(connection, wanted)
-            if has_changed:
+            self._must_reroute |= await routes.apply_routes(connection, wanted)
+        if self._must_reroute:
+            async with self._engine.begin() as connection:
+                await routes.reroute_open_mailings(connection)
                 await notify_mailings_changed(connection)
-        self._applied = wanted
-        if has_changed:
+            self._must_reroute = False
             log.info("routes_changed", gateways=sorted(wanted))
+        self._applied = replacements

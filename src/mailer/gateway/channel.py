@@ -127,6 +127,8 @@ class Channels:
     def __init__(self, channels: Iterable[Channel] = ()) -> None:
         self.routes: dict[int, frozenset[str]] = {}
         """The names of the gateways of each route in the database, by the id of the route."""
+        self.replacements = 0
+        """How often the channels were replaced: at the start and by each reload."""
         self._paused_at: dict[str, datetime] = {}
         self._by_name: dict[str, Channel] = {}
         self.replace(channels)
@@ -143,6 +145,7 @@ class Channels:
 
     def replace(self, channels: Iterable[Channel]) -> None:
         """Use these channels from now on, and remove the metrics of the other gateways."""
+        self.replacements += 1
         former, self._by_name = self._by_name, {channel.name: channel for channel in channels}
         for name, channel in former.items():
             channel.is_replaced = self.get(name) is not channel

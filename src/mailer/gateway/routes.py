@@ -53,7 +53,9 @@ INSERT_OPERATOR_ROUTES = text("""
     """).bindparams(
     bindparam("codes", type_=ARRAY(String)), bindparam("routes", type_=ARRAY(BigInteger))
 )
-REROUTE_OPEN_MAILINGS = text(f"UPDATE mailing SET reroute_cursor = 0 WHERE {OPEN_MAILING}")  # noqa: S608  # no user input
+REROUTE_OPEN_MAILINGS = text(f"""
+    UPDATE mailing SET reroute_cursor = 0
+    WHERE {OPEN_MAILING} AND reroute_cursor IS DISTINCT FROM 0""")  # noqa: S608  # no user input
 
 
 async def apply_routes(
@@ -62,7 +64,8 @@ async def apply_routes(
     """Make these gateways the ones that take messages. Return whether that changes any route.
 
     The arguments are those of `routes_by_code`. Workers then determine the route of all scheduled
-    messages again. The worker that was started or reloaded last decides for all.
+    messages again. The worker that was started or reloaded last decides for all. After a change,
+    commit the transaction and call `reroute_open_mailings` in another one.
     """
     await connection.execute(LOCK_ROUTES)
     for name in operator_codes:  # for messages that only this gateway may take
@@ -77,8 +80,17 @@ async def apply_routes(
     await connection.execute(DELETE_OPERATOR_ROUTES)
     values = {"codes": list(wanted), "routes": list(wanted.values())}
     await connection.execute(INSERT_OPERATOR_ROUTES, values)
-    await connection.execute(REROUTE_OPEN_MAILINGS)
+    await reroute_open_mailings(connection)
     return True
+
+
+async def reroute_open_mailings(connection: AsyncConnection) -> None:
+    """Make workers determine the route of all scheduled messages again.
+
+    `apply_routes` does so before its commit, so that a crash loses nothing. But a mailing that is
+    created or retried before that commit is not seen, and its messages may get the former routes.
+    """
+    await connection.execute(REROUTE_OPEN_MAILINGS)
 
 
 async def find_route(connection: AsyncConnection, names: Iterable[str]) -> int:
