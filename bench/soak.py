@@ -4,16 +4,18 @@ The guarantees are those of `docs/reliability.md`. Random mailings are created, 
 cancelled, retried and deleted. Meanwhile these faults are injected at random:
 
 - PostgreSQL is restarted, crashed and kept down, and its connections are closed;
-- the gateway answers slowly or wrongly, is frozen, and is down;
+- each of three gateways of different kinds responds slowly or wrongly, is frozen, down, without
+  credit, and paused; mailings have a gateway of their own;
+- the file of gateways is changed: a gateway is removed and added again, orders are swapped;
 - two workers are killed, frozen and started again, and their wall clock is set;
 - hostile files and request headers are sent to the API.
 
-At the end, checks compare the gateway's own log with the counts, with the final state of every
+At the end, checks compare the gateways' own logs with the counts, with the final state of every
 message, and with every state that it had. Limit: no violation of a guarantee. Takes `--minutes` and
 up to a minute more. Needs Debian's `faketime`.
 
 The parts, in `soaking/`: the *journal* contains what the soak did and what mailer logged. The
-*record* contains every state of every message and mailing, and all requests that the gateway
+*record* contains every state of every message and mailing, and all requests that the gateways
 received. The *evidence* answers questions about both, such as "was this worker frozen then?".
 """
 
@@ -42,15 +44,17 @@ from soaking.faults import (
     inject_gateway_faults,
 )
 from soaking.final import check_final, count_unfinished, print_figures, read_final
+from soaking.gateway_checks import check_gateways
 from soaking.hostile import send_hostile_headers, send_hostile_imports
 from soaking.journal import Journal, RandomSource
 from soaking.noise import measured_noise
 from soaking.operator import Operator, create_clients
 from soaking.outcomes import check_outcomes
 from soaking.postgres import Postgres
-from soaking.processes import Sandbox
 from soaking.record import read_record, start_recording
 from soaking.requests import check_requests
+from soaking.routing import GatewayFile, inject_configurations, inject_pauses
+from soaking.sandbox import Sandbox, sandboxes
 from soaking.silence import check_silence
 from soaking.wall_clock import inject_clock_steps
 
@@ -79,7 +83,8 @@ async def prepare(database_url: str) -> None:
 
 async def run(  # noqa: PLR0913, PLR0917  # one parameter for each part of the system
     database: Postgres,
-    sandbox: Sandbox,
+    gateways: list[Sandbox],
+    file: GatewayFile,
     fleet: Fleet,
     journal: Journal,
     rng: RandomSource,
@@ -97,7 +102,11 @@ async def run(  # noqa: PLR0913, PLR0917  # one parameter for each part of the s
         tasks.create_task(fleet.keep_restarting("second"))
         tasks.create_task(inject_blackouts(fleet, journal, rng.substream("all")))
         tasks.create_task(inject_database_faults(database, journal, rng.substream("database")))
-        tasks.create_task(inject_gateway_faults(sandbox, journal, rng.substream("gateway")))
+        for gateway in gateways:
+            stream = rng.substream(f"gateway {gateway.name}")
+            tasks.create_task(inject_gateway_faults(gateway, journal, stream))
+        tasks.create_task(inject_configurations(file, fleet, journal, rng.substream("file")))
+        tasks.create_task(inject_pauses(fleet, journal, rng.substream("pauses")))
         tasks.create_task(inject_clock_steps(fleet.clock, journal, rng.substream("clock")))
         tasks.create_task(send_hostile_imports(fleet, journal, rng.substream("imports")))
         tasks.create_task(send_hostile_headers(fleet, journal, rng.substream("heads")))
@@ -142,18 +151,20 @@ async def drain(database_url: str) -> None:
 async def soak(database: Postgres, folder: Path, minutes: float, seed: int) -> int:
     """Run mailings and faults for `minutes`, then check everything; return the exit status."""
     journal, rng = Journal(), RandomSource(str(seed))
-    url = database.url()
+    url, file_path = database.url(), folder / "gateways.toml"
     await prepare(url)
     async with (
         measured_noise() as noise,
-        Sandbox(folder, seed) as sandbox,
-        fleet_on(database, sandbox.url, folder, journal, rng.substream("fleet")) as fleet,
+        sandboxes(folder, rng.substream("gateways")) as gateways,
+        fleet_on(database, file_path, folder, journal, rng.substream("fleet")) as fleet,
     ):
-        created_count = await run(database, sandbox, fleet, journal, rng, minutes)
+        file = GatewayFile(file_path, gateways, journal)
+        created_count = await run(database, gateways, file, fleet, journal, rng, minutes)
         await drain(url)
         await fleet.close(signal.SIGTERM)
     connection = await asyncpg.connect(url)
-    record = await read_record(connection, sandbox.logs, journal)
+    logs = [log for gateway in gateways for log in gateway.logs]
+    record = await read_record(connection, logs, journal)
     final = await read_final(connection, url)
     await connection.close()
     print_figures(journal, record, created_count, minutes)
@@ -161,6 +172,7 @@ async def soak(database: Postgres, folder: Path, minutes: float, seed: int) -> i
     report, evidence = CheckReport(verdict), Evidence(record, journal, final.clients)
     check_requests(report, evidence)
     check_outcomes(report, evidence)
+    check_gateways(report, evidence)
     check_final(report, evidence, final, noise.max_excess)
     check_silence(report, evidence)
     return verdict.status

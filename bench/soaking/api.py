@@ -24,6 +24,8 @@ TIMEOUT = aiohttp.ClientTimeout(total=45)
 """Seconds to wait for an answer: a stop waits for all workers, and each call for the database."""
 RETRY_SECONDS = 60.0
 """Seconds after which an unanswered call is not repeated any more."""
+MAX_ROUTING_AGE = 30.0
+"""Seconds until workers know of a new configuration, even after a failure of the database."""
 LOST = 0
 """The status of a call without an answer."""
 
@@ -105,8 +107,8 @@ class Api:
             is_allowed = call.action not in {"create", "delete"}
         elif call.status == HTTPStatus.NOT_FOUND:  # an earlier, unanswered attempt deleted it
             is_allowed = call.action == "delete" and self._may_be_deleted
-        elif call.status == HTTPStatus.BAD_REQUEST and "datetime_end" in body:  # the end has passed
-            is_allowed = datetime.fromisoformat(body["datetime_end"]).timestamp() <= call.ended
+        elif call.status == HTTPStatus.BAD_REQUEST:
+            is_allowed = self._is_outdated(call, body)
         else:
             is_allowed = False
         if not is_allowed:
@@ -114,3 +116,14 @@ class Api:
             text = content[:300].decode(errors="replace")
             self._journal.add_violation(f"{summary} {text}")
         return mailing
+
+    def _is_outdated(self, call: Call, body: dict[str, Any]) -> bool:
+        """Return whether the end in a request has passed, or its gateway was not configured."""
+        has_ended = (
+            "datetime_end" in body
+            and datetime.fromisoformat(body["datetime_end"]).timestamp() <= call.ended
+        )
+        since = call.began - MAX_ROUTING_AGE
+        recent = self._journal.configurations_during(since, call.ended)
+        gateway = body.get("gateway")
+        return has_ended or any(gateway not in {None, *each.entries} for each in recent)

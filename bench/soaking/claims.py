@@ -1,6 +1,6 @@
 """The claims of a message, and the matching of the gateway's requests to claims.
 
-Under each claim a worker may send the message once. The gateway's log shows requests but not
+Under each claim a worker may send the message once. The logs of the gateways show requests but not
 claims; the database shows claims but not requests. `match_requests` finds the claim of each request
 by time.
 """
@@ -12,23 +12,27 @@ from soaking.journal import LAG
 END_OF_TIME = float("inf")
 
 UNKNOWN_REASONS = frozenset({"timeout", "connection_lost", "lease_expired"})
-"""Reasons that mailer records for an unknown outcome."""
-TEMPORARILY_FAILED = frozenset({"error", "malformed", "limited"})
+"""Reasons that mailer records for an unknown outcome. Also `bad_response`, if the gateway may have
+accepted the message and sends repeats again."""
+TEMPORARILY_FAILED = frozenset({"error", "malformed", "limited", "account", "unauthorized"})
 """Kinds of requests that the gateway answered with a temporary failure."""
 UNANSWERED = frozenset({"hang", "reset", "disconnected"})
 """Kinds of requests that the gateway did not answer."""
 KINDS_BY_REASON: dict[str, frozenset[str]] = {
-    "rejected_400": frozenset({"reject"}),
-    "http_500": frozenset({"error"}),
-    "http_502": frozenset({"error"}),
-    "http_503": frozenset({"error"}),
+    **dict.fromkeys(("http_500", "http_502", "http_503"), frozenset({"error"})),
+    **dict.fromkeys(("code_5", "code_10"), frozenset({"error"})),  # of Vonage
+    "code_1": frozenset({"limited"}),
+    "code_REJECTED_SYSTEM_ERROR": frozenset({"error"}),  # of Infobip
     "http_429": frozenset({"limited"}),
+    "http_401": frozenset({"unauthorized"}),
+    "no_credit": frozenset({"account"}),
     "bad_response": frozenset({"malformed"}),
     "timeout": frozenset({"hang", "disconnected"}),
     "connection_lost": frozenset({"reset", "disconnected"}),
     "attempts_exhausted": TEMPORARILY_FAILED,
 }
-"""For each reason that mailer records, the kinds of requests that may have led to it."""
+"""For each reason that mailer records, the kinds of requests that may have led to it. Reasons that
+begin with `rejected_` are not listed."""
 
 
 class Change(msgspec.Struct, frozen=True):
@@ -45,6 +49,10 @@ class Change(msgspec.Struct, frozen=True):
     reason: str | None
     attempts: int
     leased_until: float | None
+    unknown_reason: str | None
+    """Why delivery by an attempt is unknown."""
+    route: int
+    gateway: str | None
 
 
 class Request(msgspec.Struct):
@@ -59,6 +67,9 @@ class Request(msgspec.Struct):
     worker was frozen."""
     kind: str
     """How the gateway answered, such as `accepted`."""
+    gateway: str
+    answered: float
+    """Latest time at which the gateway answered, if it did."""
     is_overlap: bool
     """Whether another request for the message was in flight when it arrived."""
 
@@ -100,12 +111,21 @@ class Claim(msgspec.Struct):
             return self.closed.status  # an answer came in time; the reason is of an earlier attempt
         return self.closed.reason or self.closed.status
 
+    @property
+    def is_unknown(self) -> bool:
+        """Whether mailer recorded that it does not know the outcome."""
+        if self.outcome == "bad_response" and self.closed is not None:
+            return self.closed.unknown_reason == "bad_response"
+        return self.outcome in UNKNOWN_REASONS
+
     def agrees_with(self, request: Request) -> bool:
         """Return whether the recorded outcome is one that this request can have led to."""
         if self.closed is None:
             return False
         if self.closed.reason is None:
             return self.closed.status == "delivered" and request.kind == "accepted"
+        if self.closed.reason.startswith("rejected_"):
+            return request.kind == "reject"
         return request.kind in KINDS_BY_REASON.get(self.closed.reason, ())
 
 
@@ -156,12 +176,14 @@ def match_requests(message: Message, requests: list[Request]) -> None:
 def _candidates(message: Message, request: Request, lag: float = 0.0) -> list[Claim]:
     """Return the claims without a request under which the request may have been sent.
 
-    The request may be up to `lag` seconds later than the end of the claim.
+    They are claims for the same gateway. The request may be up to `lag` seconds later than the end
+    of the claim.
     """
     return [
         claim
         for claim in message.claims
         if claim.request is None
+        and claim.opened.gateway == request.gateway
         and claim.opened.at <= request.arrived
         and request.earliest <= claim.until + lag
     ]

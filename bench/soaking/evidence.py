@@ -20,6 +20,9 @@ MAX_EXAMPLES = 5
 """Violations printed for each check."""
 DATABASE_FAULTS = ("PostgreSQL", "connections")
 """First words of the names of faults of the database."""
+REROUTING = 4.0
+"""Seconds after a change of the configuration or of a mailing's gateway until all scheduled
+messages wait for the right gateways, while the database is available and a worker serves."""
 
 
 class Evidence:
@@ -36,7 +39,11 @@ class Evidence:
             self.calls[call.mailing_id].append(call)
         faults = journal.faults
         self._database_faults = [f for f in faults if f.name.startswith(DATABASE_FAULTS)]
-        self._gateway_faults = [f for f in faults if f.name.startswith("gateway")]
+        rerouting_faults = [*self._database_faults, *journal.downtimes()]
+        self._rerouting_faults = sorted(rerouting_faults, key=lambda f: f.ended, reverse=True)
+        self._unanswering_faults = [
+            f for f in faults if f.name in {"gateway down", "gateway frozen"}
+        ]
         self._openings: dict[str, list[BreakerOpening]] = defaultdict(list)
         for opening in journal.breaker_openings:
             self._openings[opening.worker].append(opening)
@@ -118,10 +125,36 @@ class Evidence:
             for call in self.calls[mailing_id]
         )
 
-    def was_breaker_open(self, worker: str, start: float, end: float) -> bool:
-        """Return whether a worker's breaker was not closed at some moment from `start` to `end`."""
-        openings = self._openings[worker]
-        return any(opening.began <= end and opening.ended >= start for opening in openings)
+    def was_breaker_open(
+        self, worker: str, start: float, end: float, gateway: str | None = None
+    ) -> bool:
+        """Return whether a worker's breaker was not closed at some moment from `start` to `end`.
+
+        It is the breaker of `gateway`; None stands for that of any gateway.
+        """
+        return any(
+            opening.began <= end and opening.ended >= start and gateway in {None, opening.gateway}
+            for opening in self._openings[worker]
+        )
+
+    def was_paused(self, gateway: str, start: float, end: float) -> bool:
+        """Return whether a gateway was paused at some moment from `start` to `end`."""
+        return any(
+            pause.gateway == gateway and pause.since <= end and pause.until >= start
+            for pause in self.record.pauses
+        )
+
+    def was_database_faulty(self, start: float, end: float) -> bool:
+        """Return whether the database had a fault at some moment from `start` to `end`."""
+        return any(fault.overlaps(start, end) for fault in self._database_faults)
+
+    def rerouting_since(self, at: float) -> float:
+        """Return since when a change of routes may still be on its way to messages at `at`."""
+        since = at - REROUTING
+        for fault in self._rerouting_faults:
+            if fault.overlaps(since, at):
+                since = fault.began - REROUTING
+        return since
 
     def why_lease_expired(self, claim: Claim) -> str | None:
         """Return the fault that explains why a result was not recorded within the lease.
@@ -132,7 +165,7 @@ class Evidence:
         for fault in self._faults_by_worker[claim.opened.worker]:
             if fault.overlaps(since, until):
                 return fault.name
-        if any(fault.overlaps(since, until) for fault in self._database_faults):
+        if self.was_database_faulty(since, until):
             return "database unavailable"
         return None
 
@@ -142,7 +175,11 @@ class Evidence:
         None if nothing explains it.
         """
         closed_at = claim.opened.at if claim.closed is None else claim.closed.at
-        if any(fault.overlaps(claim.opened.at, closed_at + LAG) for fault in self._gateway_faults):
+        if any(
+            fault.gateway == claim.opened.gateway
+            and fault.overlaps(claim.opened.at, closed_at + LAG)
+            for fault in self._unanswering_faults
+        ):
             return "gateway unavailable"
         if self.was_frozen(claim.opened.worker, claim.opened.at, closed_at):
             return "mailer frozen"

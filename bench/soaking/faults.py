@@ -1,4 +1,4 @@
-"""Random faults of PostgreSQL, of the gateway and of mailer's workers.
+"""Random faults of PostgreSQL, of the gateways and of mailer's workers.
 
 Each `inject_...` function runs until the soak is ending, and records each fault in the journal.
 """
@@ -16,7 +16,8 @@ import asyncpg
 import harness
 from soaking.journal import Journal, RandomSource
 from soaking.postgres import Postgres
-from soaking.processes import Sandbox, Worker
+from soaking.processes import Worker
+from soaking.sandbox import Sandbox
 from soaking.wall_clock import WallClock
 
 MAX_WORKERS = 2_000
@@ -28,8 +29,6 @@ EARLY_SHARE = 0.1
 """Share of the workers that may end before they serve."""
 FREEZE_SHARE = 0.4
 """Share of the workers that are frozen for some seconds."""
-DOWN_SHARE = 0.5
-"""Share of the gateway's faults in which it is down; it is frozen in the others."""
 CREATE_ROLE = "CREATE ROLE worker_{} SUPERUSER LOGIN"
 CLOSE_CONNECTIONS = """
     SELECT pg_terminate_backend(pid) FROM pg_stat_activity
@@ -45,13 +44,13 @@ class Fleet:
     def __init__(
         self,
         database: Postgres,
-        gateway_url: str,
+        gateways: Path,
         folder: Path,
         journal: Journal,
         rng: RandomSource,
     ) -> None:
         self._database = database
-        self._gateway_url = gateway_url
+        self._gateways = gateways
         self._folder = folder
         self._journal = journal
         self._rng = rng
@@ -102,6 +101,11 @@ class Fleet:
             self._is_blackout.clear()
             self._may_start.set()
 
+    def reload(self) -> None:
+        """Let all workers read the file of gateways again."""
+        for worker in self.alive:
+            worker.reload()
+
     async def close(self, end_signal: signal.Signals) -> None:
         """End all workers with a signal."""
         for worker in list(self.alive):
@@ -109,9 +113,7 @@ class Fleet:
 
     async def _start(self) -> Worker:
         name = f"worker_{next(self._worker_numbers)}"
-        worker = Worker(
-            name, self._database.url(name), self._gateway_url, self._journal, self.clock
-        )
+        worker = Worker(name, self._database.url(name), self._gateways, self._journal, self.clock)
         self.alive.append(worker)
         await worker.start(self._folder)
         return worker
@@ -153,13 +155,16 @@ class Fleet:
 
 @asynccontextmanager
 async def fleet_on(
-    database: Postgres, gateway_url: str, folder: Path, journal: Journal, rng: RandomSource
+    database: Postgres, gateways: Path, folder: Path, journal: Journal, rng: RandomSource
 ) -> AsyncIterator[Fleet]:
-    """Yield a fleet; workers that still run at the end are killed."""
+    """Yield a fleet; workers that still run at the end are killed.
+
+    `gateways` is the file of gateways.
+    """
     connection = await asyncpg.connect(database.url())
     await connection.execute(";".join(CREATE_ROLE.format(n) for n in range(1, MAX_WORKERS)))
     await connection.close()
-    fleet = Fleet(database, gateway_url, folder, journal, rng)
+    fleet = Fleet(database, gateways, folder, journal, rng)
     try:
         yield fleet
     finally:
@@ -195,18 +200,28 @@ async def _close_connections(database: Postgres) -> None:
 
 
 async def inject_gateway_faults(sandbox: Sandbox, journal: Journal, rng: RandomSource) -> None:
-    """Stop the gateway, so that it refuses connections, or freeze it, so that requests wait."""
+    """Stop a gateway, freeze it, or let its account run out of credit, at random intervals.
+
+    After a stop it refuses connections, and may be slow or respond wrongly when it is back. While
+    it is frozen, requests wait.
+    """
     while await journal.sleep(rng.uniform(10, 30)):
-        if rng.random() < DOWN_SHARE:
-            with journal.fault("gateway down"):
-                await sandbox.stop()
-                await journal.sleep(rng.uniform(0, 6))
-                await sandbox.start()
-        else:
-            with journal.fault("gateway frozen"):
-                sandbox.signal(signal.SIGSTOP)
-                await journal.sleep(rng.uniform(0.5, 5))
-                sandbox.signal(signal.SIGCONT)
+        match rng.choice(("down", "frozen", "without credit")):
+            case "down":
+                with journal.fault("gateway down", gateway=sandbox.name):
+                    await sandbox.stop()
+                    await journal.sleep(rng.uniform(0, 6))
+                    await sandbox.start()
+            case "frozen":
+                with journal.fault("gateway frozen", gateway=sandbox.name):
+                    sandbox.signal(signal.SIGSTOP)
+                    await journal.sleep(rng.uniform(0.5, 5))
+                    sandbox.signal(signal.SIGCONT)
+            case _:
+                with journal.fault("gateway without credit", gateway=sandbox.name):
+                    sandbox.signal(signal.SIGUSR1)
+                    await journal.sleep(rng.uniform(0.5, 6))
+                    sandbox.signal(signal.SIGUSR2)
 
 
 async def inject_blackouts(fleet: Fleet, journal: Journal, rng: RandomSource) -> None:

@@ -18,7 +18,7 @@ from soaking.record import Record
 
 SELECT_CLIENTS = "SELECT id, operator_code, tag, time_zone FROM client"
 SELECT_MESSAGES = """
-    SELECT id, mailing_id, client_id, status, reason, attempts FROM message ORDER BY id"""
+    SELECT id, mailing_id, client_id, status, reason, attempts, gateway FROM message ORDER BY id"""
 SELECT_MAILINGS = f"""
     SELECT id, status, clients_count, audience_until IS NOT NULL AS has_started,
         deleted_at IS NOT NULL AS is_deleted,
@@ -74,6 +74,11 @@ def check_final(report: CheckReport, evidence: Evidence, final: Final, noise: fl
     )
     report.expect_none("mailings that did not end", _unfinished_mailings(final), of=mailings)
     report.expect_none("messages that did not end", _unfinished_messages(final), of=messages)
+    report.expect_none(
+        "delivered messages that name another gateway than the one that accepted them",
+        _wrong_acceptors(evidence, final),
+        of=sum(row["status"] == "delivered" for row in final.messages),
+    )
     report.expect_none(
         "messages that differ from their last recorded change",
         _changed_unrecorded(evidence, final),
@@ -150,6 +155,16 @@ def _unfinished_messages(final: Final) -> Iterator[str]:
             yield f"message {row['id']} of mailing {row['mailing_id']}: {row['status']}"
 
 
+def _wrong_acceptors(evidence: Evidence, final: Final) -> Iterator[str]:
+    """Yield the delivered messages whose last accepted request went to another gateway."""
+    for row in final.messages:
+        if row["status"] == "delivered":
+            requests = [claim.request for claim in evidence.record.messages[row["id"]].claims]
+            acceptors = [each.gateway for each in requests if each and each.kind == "accepted"]
+            if acceptors[-1:] != [row["gateway"]]:
+                yield f"message {row['id']}: names {row['gateway']}, accepted by {acceptors}"
+
+
 def _changed_unrecorded(evidence: Evidence, final: Final) -> Iterator[str]:
     """Yield the messages that changed without a recorded change: the record would be incomplete."""
     for row in final.messages:
@@ -183,7 +198,7 @@ def print_figures(journal: Journal, record: Record, created_count: int, minutes:
     )
     removed = len(record.messages) - len(remaining)
     print(f"messages {len(remaining):,}: {_listed(states)}; {removed:,} of deleted mailings")
-    kinds = Counter(request.kind for request in record.requests)
+    kinds = Counter(f"{request.gateway} {request.kind}" for request in record.requests)
     print(f"requests {len(record.requests):,}: {_listed(kinds)}")
     outcomes = Counter(
         claim.closed.reason or claim.closed.status

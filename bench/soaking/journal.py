@@ -10,7 +10,7 @@ import math
 import random
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from datetime import UTC, datetime
 
 import msgspec
@@ -23,10 +23,8 @@ LEASE = 6.0
 RETRY_ATTEMPTS = 8
 RETRY_CAP = 3.0
 
-LATENCY, JITTER = 0.05, 0.9
-"""Seconds until the gateway answers, and the part by which they vary at random, up and down."""
-MAX_ANSWER_SECONDS = LATENCY * (1 + JITTER)
-"""Seconds after which the gateway has answered every request that it will answer."""
+JITTER = 0.9
+"""Part by which the latency of a gateway varies at random, up and down."""
 LAG = 0.1
 """Seconds that a process on a busy machine may take to read what was written to it. Checks allow it
 as a tolerance."""
@@ -46,6 +44,8 @@ class Fault(msgspec.Struct):
     ended: float = math.inf
     worker: str | None = None
     """The affected worker, if the fault affects one worker only."""
+    gateway: str | None = None
+    """The affected gateway, if the fault affects one gateway only."""
 
     def overlaps(self, start: float, end: float) -> bool:
         """Return whether the fault was present at some moment from `start` to `end`."""
@@ -53,12 +53,35 @@ class Fault(msgspec.Struct):
 
 
 class BreakerOpening(msgspec.Struct):
-    """A time during which the circuit breaker of a worker was open or half-open."""
+    """A time during which a worker's circuit breaker of a gateway was open or half-open."""
 
     worker: str
+    gateway: str
     began: float
     seconds: float
     """Seconds for which the breaker stays open. After them it is half-open until `ended`."""
+    ended: float = math.inf
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """How a gateway takes part, as its `[[gateway]]` in the file says."""
+
+    order: int
+    operator_codes: frozenset[str] | None = None
+    """None for all codes."""
+    weight: int | None = None
+
+    def takes(self, operator_code: str) -> bool:
+        """Return whether the gateway takes messages to clients with this operator code."""
+        return self.operator_codes is None or operator_code in self.operator_codes
+
+
+class Configuration(msgspec.Struct):
+    """The file of gateways, from `began` to `ended`."""
+
+    entries: dict[str, Entry]
+    """By the names of the gateways."""
+    began: float
     ended: float = math.inf
 
 
@@ -84,6 +107,9 @@ class Journal:
         """Descriptions of events that mailer's guarantees exclude, such as unexpected answers and
         exits."""
         self.breaker_openings: list[BreakerOpening] = []
+        self.configurations: list[Configuration] = []
+        self._gateways: dict[str, set[str]] = {}
+        """By worker: the gateways that it uses, as far as it has logged that."""
         self.uptimes: dict[str, list[float]] = {}
         """By worker: the time at which it began to serve, and the time at which it stopped, if it
         did."""
@@ -95,22 +121,59 @@ class Journal:
         """Set at the end of the soak, when no more faults are injected and no more calls made."""
 
     @contextlib.contextmanager
-    def fault(self, name: str, worker: str | None = None) -> Iterator[None]:
+    def fault(
+        self, name: str, worker: str | None = None, gateway: str | None = None
+    ) -> Iterator[None]:
         """Record a fault that lasts as long as the block."""
-        fault = Fault(name, time.time(), worker=worker)
+        fault = Fault(name, time.time(), worker=worker, gateway=gateway)
         self.faults.append(fault)
         try:
             yield
         finally:
             fault.ended = time.time()
 
-    def add_breaker_event(self, worker: str, at: float, seconds: float | None) -> None:
+    def add_configuration(self, entries: dict[str, Entry]) -> None:
+        """Record that the file of gateways is replaced now."""
+        now = time.time()
+        if self.configurations:
+            self.configurations[-1].ended = now
+        self.configurations.append(Configuration(entries, now))
+
+    def configurations_during(self, start: float, end: float) -> list[Configuration]:
+        """Return the configurations that were in force at some moment from `start` to `end`."""
+        return [each for each in self.configurations if each.began <= end and each.ended >= start]
+
+    def downtimes(self) -> Iterator[Fault]:
+        """Yield the times in which no worker served."""
+        up_until = 0.0
+        for uptime in sorted(self.uptimes.values()):
+            if uptime[0] > up_until:
+                yield Fault("no worker serves", up_until, uptime[0])
+            up_until = max(up_until, uptime[-1] if len(uptime) > 1 else math.inf)
+
+    def add_breaker_event(
+        self, worker: str, gateway: str, at: float, seconds: float | None
+    ) -> None:
         """Record that a worker's breaker opened for `seconds`, or closed if `seconds` is None."""
-        for opening in self.breaker_openings:
-            if opening.worker == worker:
-                opening.ended = min(opening.ended, at)
+        self._end_openings(worker, {gateway}, at)
         if seconds is not None:
-            self.breaker_openings.append(BreakerOpening(worker, at, seconds))
+            self.breaker_openings.append(BreakerOpening(worker, gateway, at, seconds))
+
+    def add_reload(self, worker: str, gateways: Collection[str], at: float) -> None:
+        """Record that a worker uses these gateways from now on.
+
+        The breaker of a removed gateway does not count any more. A gateway that is added begins
+        with a new one, although the last requests of the old one may have opened that meanwhile.
+        """
+        kept = self._gateways.get(worker, set(gateways)) & set(gateways)
+        self._gateways[worker] = set(gateways)
+        changed = {each.gateway for each in self.breaker_openings} - kept
+        self._end_openings(worker, changed, at)
+
+    def _end_openings(self, worker: str, gateways: Collection[str], at: float) -> None:
+        for opening in self.breaker_openings:
+            if opening.worker == worker and opening.gateway in gateways:
+                opening.ended = min(opening.ended, at)
 
     async def sleep(self, seconds: float) -> bool:
         """Sleep for `seconds`, but not beyond the moment when `ending` is set.

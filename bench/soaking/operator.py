@@ -12,6 +12,7 @@ from mailer import sample_data
 from soaking.api import TIMEOUT, Api
 from soaking.faults import Fleet
 from soaking.journal import Journal, RandomSource
+from soaking.sandbox import GATEWAYS
 
 ZONES = (
     "UTC",
@@ -25,6 +26,8 @@ SHORT_SHARE = 0.5
 """Share of the mailings that end soon after their start; the others end with the soak."""
 WINDOW_SHARE = 0.5
 """Share of the mailings that have a sending window."""
+GATEWAY_SHARE = 0.25
+"""Share of the mailings that have a gateway of their own."""
 RESUME_SHARE = 0.8
 """Share of the paused mailings that are resumed."""
 MIN_DURATION = timedelta(seconds=3)
@@ -118,6 +121,7 @@ def new_mailing(rng: RandomSource, ends_at: datetime) -> dict[str, Any]:
         "text": "Your order is ready.",
         "client_filter": rng.choice(FILTERS),
         "on_unknown": rng.choice(("retry", "hold")),
+        "gateway": rng.choice(GATEWAYS) if rng.random() < GATEWAY_SHARE else None,
         **random_window(rng, now),
     }
 
@@ -138,7 +142,7 @@ def random_window(rng: RandomSource, now: datetime) -> dict[str, str | None]:
 def random_change(rng: RandomSource, start: datetime, ends_at: datetime) -> dict[str, Any]:
     """Return the JSON of a random change of a mailing that starts at `start`."""
     now = datetime.now(UTC)
-    match rng.choice(("text", "end", "window", "filter")):
+    match rng.choice(("text", "end", "window", "gateway", "gateway", "filter")):
         case "text":
             return {"text": f"Your order is ready, number {rng.randrange(1_000)}."}
         case "end":
@@ -146,5 +150,7 @@ def random_change(rng: RandomSource, start: datetime, ends_at: datetime) -> dict
             return {"datetime_end": min(end, ends_at).isoformat()}
         case "window":
             return random_window(rng, now)
+        case "gateway":
+            return {"gateway": rng.choice((None, *GATEWAYS))}
         case _:
             return {"client_filter": rng.choice(FILTERS)}

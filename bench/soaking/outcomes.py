@@ -3,23 +3,20 @@
 Each check is a generator that yields descriptions of the violations.
 """
 
-from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from itertools import pairwise
 
+from soaking.changes import describe_state, illegal_changes, miscounted, wrong_reasons
 from soaking.claims import (
     TEMPORARILY_FAILED,
     UNANSWERED,
     UNKNOWN_REASONS,
-    Change,
     Claim,
     Message,
 )
-from soaking.evidence import CheckReport, Evidence, is_open, matches, moment
-from soaking.journal import END_MARGIN, LAG, RETRY_ATTEMPTS
-
-RESCHEDULABLE_REASONS = frozenset({"expired", "no_window", "filter_changed"})
-"""Reasons of cancelled messages that a change of the mailing may schedule again."""
+from soaking.evidence import CheckReport, Evidence, moment
+from soaking.journal import RETRY_ATTEMPTS
 
 
 def check_outcomes(report: CheckReport, evidence: Evidence) -> None:
@@ -40,10 +37,10 @@ def check_outcomes(report: CheckReport, evidence: Evidence) -> None:
     )
     report.expect_none("requests that cost no attempt", _uncounted_sent(evidence, claims), of=sent)
     report.expect_none(
-        f"attempts miscounted, or over {RETRY_ATTEMPTS}", _miscounted(evidence), of=changes
+        f"attempts miscounted, or over {RETRY_ATTEMPTS}", miscounted(evidence), of=changes
     )
-    report.expect_none("illegal changes of state", _illegal_changes(evidence), of=changes)
-    report.expect_none("reasons that do not hold", _wrong_reasons(evidence), of=changes)
+    report.expect_none("illegal changes of state", illegal_changes(evidence), of=changes)
+    report.expect_none("reasons that do not hold", wrong_reasons(evidence), of=changes)
     check = "messages sent again after an unknown outcome, though on_unknown is hold"
     report.expect_none(check, _sent_after_unknown(evidence), of=sent)
     _check_accepted(report, evidence)
@@ -62,16 +59,16 @@ def _check_accepted(report: CheckReport, evidence: Evidence) -> None:
     explained: Counter[str] = Counter()
     for message_id, message in evidence.record.messages.items():
         claims = _accepted_claims(message)
-        state = _describe_state(message.last)
+        state = describe_state(message.last)
         is_delivered = message.last.status == "delivered"
         delivered += is_delivered
         accepted += bool(claims)
         repeats += max(0, len(claims) - 1)
-        lost_answers += sum(_is_unknown(claim) for claim in claims)
+        lost_answers += sum(claim.is_unknown for claim in claims)
         if is_delivered and not claims:
             never_accepted.append(f"message {message_id}: delivered, never accepted")
         claims_without_delivery = claims[:-1] if is_delivered else claims
-        if not all(map(_is_unknown, claims_without_delivery)):
+        if not all(claim.is_unknown for claim in claims_without_delivery):
             unexplained.append(f"message {message_id}: {state}, {len(claims)} accepted")
         elif claims and not is_delivered:
             is_deleted = evidence.record.mailings[message.last.mailing_id][-1].is_deleted
@@ -100,23 +97,14 @@ def _accepted_claims(message: Message) -> list[Claim]:
     ]
 
 
-def _is_unknown(claim: Claim) -> bool:
-    """Return whether mailer recorded that it does not know the outcome of a claim."""
-    return claim.outcome in UNKNOWN_REASONS
-
-
-def _describe_state(change: Change) -> str:
-    """Return status and reason as text, such as `cancelled/expired`."""
-    return change.status if change.reason is None else f"{change.status}/{change.reason}"
-
-
 def _describe(claim: Claim) -> str:
     """Return a claim, its request and its end as text."""
     opened, closed, request = claim.opened, claim.closed, claim.request
     sent = "no request" if request is None else f"{request.kind} at {moment(request.arrived)}"
-    result = "open" if closed is None else f"{_describe_state(closed)} at {moment(closed.at)}"
+    result = "open" if closed is None else f"{describe_state(closed)} at {moment(closed.at)}"
     message = f"message {opened.message_id} of mailing {opened.mailing_id}"
-    return f"{message}, claimed {moment(opened.at)} by {opened.worker}: {sent}, {result}"
+    claimed = f"claimed {moment(opened.at)} by {opened.worker} for {opened.gateway}"
+    return f"{message}, {claimed}: {sent}, {result}"
 
 
 def _wrong_outcomes(evidence: Evidence, claims: list[Claim]) -> Iterator[str]:
@@ -130,7 +118,7 @@ def _wrong_outcomes(evidence: Evidence, claims: list[Claim]) -> Iterator[str]:
         closed, request = claim.closed, claim.request
         if closed is None or request is None or claim.outcome == "lease_expired":
             continue
-        is_unknown = closed.reason in UNKNOWN_REASONS
+        is_unknown = closed.reason in UNKNOWN_REASONS or claim.is_unknown
         must_stay_unknown = _on_unknown(evidence, claim) == {"hold"}
         if not claim.agrees_with(request) and not is_unknown:
             yield _describe(claim)
@@ -167,7 +155,7 @@ def _follows_unknown(evidence: Evidence, claim: Claim) -> bool:
     all_claims = evidence.record.messages[claim.opened.message_id].claims
     earlier_claims = [other for other in all_claims if other.opened.at < claim.opened.at]
     is_final = is_last_attempt or request.kind == "reject"
-    return is_final and any(map(_is_unknown, earlier_claims))
+    return is_final and any(claim.is_unknown for claim in earlier_claims)
 
 
 def _on_unknown(evidence: Evidence, claim: Claim) -> set[str]:
@@ -223,132 +211,12 @@ def _uncounted_sent(evidence: Evidence, claims: list[Claim]) -> Iterator[str]:
         if closed is None or request is None or claim.is_counted:
             continue
         uncounted += 1
-        was_open = evidence.was_breaker_open(claim.opened.worker, request.earliest, closed.at)
+        was_open = evidence.was_breaker_open(
+            claim.opened.worker, request.earliest, closed.at, request.gateway
+        )
         if closed.reason is None or not was_open:
             yield _describe(claim)
     print(f"    {uncounted:,} requests cost no attempt: failures while the breaker was open")
-
-
-def _transitions(message: Message) -> Iterator[tuple[Change | None, Change]]:
-    """Yield each change of a message, with the change before it; None before the first."""
-    yield from zip([None, *message.changes], message.changes, strict=False)
-
-
-def _miscounted(evidence: Evidence) -> Iterator[str]:
-    """Yield the changes after which the number of attempts is not one of the allowed numbers."""
-    for message in evidence.record.messages.values():
-        # by worker: the numbers of the attempts that failed and were scheduled again
-        failed: dict[str, set[int]] = defaultdict(set)
-        for before, after in _transitions(message):
-            attempts = before.attempts if before else 0
-            allowed = _allowed_attempts(evidence, before, after, failed[after.worker])
-            if before and before.status == "sending" and after.status == "scheduled":
-                failed[after.worker].add(after.attempts)
-            if after.attempts not in allowed or after.attempts > RETRY_ATTEMPTS:
-                yield f"message {after.message_id}: {attempts} to {after.attempts}, {after.status}"
-
-
-def _allowed_attempts(
-    evidence: Evidence, before: Change | None, after: Change, failed: set[int]
-) -> Collection[int]:
-    """Return the numbers of attempts that are allowed after the change from `before` to `after`.
-
-    `failed` contains the attempts of the message that failed in the same worker.
-    """
-    attempts = before.attempts if before else 0
-    if before and before.status == "sending":
-        return {attempts, attempts - 1}  # less if it was released without a request
-    if after.status == "sending":
-        return {attempts + 1}
-    if before and before.status in {"undelivered", "unknown"}:
-        return {attempts, 0}  # retried by a user
-    if after.status == "scheduled" and evidence.was_breaker_open(after.worker, 0, after.at):
-        # when its breaker opens, a worker refunds its last failures, one or several
-        fewest = attempts
-        while fewest in failed:
-            fewest -= 1
-        return range(fewest, attempts + 1)
-    return {attempts}
-
-
-def _illegal_changes(evidence: Evidence) -> Iterator[str]:
-    """Yield the changes of status that mailer must never make."""
-    for message in evidence.record.messages.values():
-        for before, after in _transitions(message):
-            match before.status if before else None, after.status:
-                case None, "scheduled" | "cancelled":
-                    is_legal = True
-                case "scheduled", "scheduled" | "sending" | "cancelled":
-                    is_legal = True
-                case "scheduled", "unknown":  # it may have been accepted, and its mailing ended
-                    is_legal = after.reason in UNKNOWN_REASONS
-                case "sending", status:
-                    is_legal = status != "sending"
-                case "cancelled", "scheduled" | "cancelled":
-                    is_legal = before is not None and before.reason in RESCHEDULABLE_REASONS
-                case "undelivered" | "unknown", "scheduled" | "cancelled":
-                    since = before.at if before else after.at
-                    is_legal = evidence.was_retried(after.mailing_id, since, after.at)
-                case _:
-                    is_legal = False
-            if not is_legal:
-                old_state = _describe_state(before) if before else "new"
-                yield f"message {after.message_id}: {old_state} to {_describe_state(after)}"
-
-
-def _wrong_reasons(evidence: Evidence) -> Iterator[str]:
-    """Yield the changes whose reason does not hold for the mailing at that time."""
-    for message in evidence.record.messages.values():
-        for change in message.changes:
-            rule = REASON_RULES.get(change.reason or "")
-            if rule is not None and not rule(evidence, change):
-                state = _describe_state(change)
-                yield f"message {change.message_id}: {state} at {moment(change.at)}"
-
-
-def _is_expired(evidence: Evidence, change: Change) -> bool:
-    """Return whether the mailing had ended."""
-    versions = evidence.versions(change.mailing_id, change.at, change.at)
-    return any(change.at + END_MARGIN + LAG >= version.end for version in versions)
-
-
-def _has_no_window(evidence: Evidence, change: Change) -> bool:
-    """Return whether the client's sending window stayed closed until the mailing's end."""
-    zone = evidence.clients[change.client_id]["time_zone"]
-    for version in evidence.versions(change.mailing_id, change.at, change.at):
-        since = int(change.at + 1)
-        if not any(is_open(version, zone, at) for at in range(since, int(version.end))):
-            return True
-    return False
-
-
-def _is_filtered_out(evidence: Evidence, change: Change) -> bool:
-    """Return whether the mailing's filter did not match the client."""
-    client = evidence.clients[change.client_id]
-    versions = evidence.versions(change.mailing_id, change.at, change.at)
-    return any(not matches(version.client_filter, client) for version in versions)
-
-
-def _is_cancelled(evidence: Evidence, change: Change) -> bool:
-    """Return whether the mailing was cancelled."""
-    versions = evidence.versions(change.mailing_id, change.at, change.at + LAG)
-    return any(version.status == "cancelled" for version in versions)
-
-
-def _is_exhausted(_: Evidence, change: Change) -> bool:
-    """Return whether the message had all its attempts."""
-    return change.attempts == RETRY_ATTEMPTS
-
-
-REASON_RULES = {
-    "expired": _is_expired,
-    "no_window": _has_no_window,
-    "filter_changed": _is_filtered_out,
-    "mailing_cancelled": _is_cancelled,
-    "attempts_exhausted": _is_exhausted,
-}
-"""By reason: the function that returns whether the reason is true for a change of a message. Other
-reasons cannot be checked on their own."""
 
 
 def _sent_after_unknown(evidence: Evidence) -> Iterator[str]:
@@ -362,7 +230,7 @@ def _sent_after_unknown(evidence: Evidence) -> Iterator[str]:
         for before, after in pairwise(sent):
             if _on_unknown(evidence, before) != {"hold"} or not before.request:
                 continue
-            is_unknown = before.request.kind not in TEMPORARILY_FAILED
+            is_unknown = before.is_unknown or before.request.kind not in TEMPORARILY_FAILED
             was_retried = evidence.was_retried(
                 before.opened.mailing_id, before.opened.at, after.opened.at
             )

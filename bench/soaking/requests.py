@@ -1,4 +1,4 @@
-"""The soak's checks of every request at the gateway: whether it was allowed at that time.
+"""The soak's checks of every request at a gateway: whether it was allowed at that time.
 
 Each check is a generator that yields descriptions of the violations.
 """
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from soaking.claims import Request
 from soaking.evidence import CheckReport, Evidence, is_open, moment
-from soaking.journal import LAG, MAX_ANSWER_SECONDS, REACTION
+from soaking.journal import LAG, REACTION
 
 MIN_RETRY_AFTER = 1.0
 """Seconds: the shortest Retry-After of the sandbox's answer 429."""
@@ -57,7 +57,9 @@ def check_requests(report: CheckReport, evidence: Evidence) -> None:
     report.expect_none(
         "requests after the answer to pause, cancel, delete", _stopped(evidence), of=total
     )
-    report.expect_none("requests within Retry-After of a 429", _too_soon(evidence), of=total)
+    report.expect_none(
+        "requests within the wait that the gateway asked for", _too_soon(evidence), of=total
+    )
     report.expect_none(
         "requests while the breaker is open", _while_breaker_open(evidence), of=total
     )
@@ -66,7 +68,8 @@ def check_requests(report: CheckReport, evidence: Evidence) -> None:
 def _describe(request: Request) -> str:
     """Return a request as text."""
     flag = ", overlap" if request.is_overlap else ""
-    return f"message {request.id} at {moment(request.arrived)}: {request.kind}{flag}"
+    at = f"{request.gateway} at {moment(request.arrived)}"
+    return f"message {request.id} to {at}: {request.kind}{flag}"
 
 
 def _is_after_freeze(evidence: Evidence, request: Request) -> bool:
@@ -194,37 +197,37 @@ def _stops(evidence: Evidence) -> Iterator[Stop]:
 
 
 def _too_soon(evidence: Evidence) -> Iterator[str]:
-    """Yield the requests of a worker within the Retry-After of an answer 429 that it received.
+    """Yield the requests of a worker to a gateway that has asked it to wait, as with a 429.
 
     Requests do not count before the worker has certainly received the answer.
     """
-    for requests in _by_worker(evidence).values():
+    for requests in _by_channel(evidence).values():
         arrivals = [request.arrived for request in requests]
         for limited in (request for request in requests if request.kind == "limited"):
-            received_at = limited.arrived + MAX_ANSWER_SECONDS + LAG
+            received_at = limited.answered + LAG
             allowed_at = limited.arrived + MIN_RETRY_AFTER
             first, end = bisect_left(arrivals, received_at), bisect_left(arrivals, allowed_at)
             for request in requests[first:end]:
-                yield f"{_describe(request)}, 429 at {moment(limited.arrived)}"
+                yield f"{_describe(request)}, limited at {moment(limited.arrived)}"
 
 
 def _while_breaker_open(evidence: Evidence) -> Iterator[str]:
-    """Yield the requests of a worker while its breaker was open (not half-open)."""
-    by_worker = _by_worker(evidence)
+    """Yield the requests of a worker while its breaker of the gateway was open (not half-open)."""
+    by_channel = _by_channel(evidence)
     for opening in evidence.journal.breaker_openings:
         since, until = opening.began + LAG, opening.began + opening.seconds - LOG_LAG
-        for request in by_worker[opening.worker]:
+        for request in by_channel[opening.worker, opening.gateway]:
             if since < request.arrived < until:
                 yield f"{_describe(request)}, open since {moment(opening.began)}"
 
 
-def _by_worker(evidence: Evidence) -> dict[str, list[Request]]:
-    """Return the requests of each worker in order, without those whose exact time is unknown."""
-    by_worker: dict[str, list[Request]] = defaultdict(list)
+def _by_channel(evidence: Evidence) -> dict[tuple[str, str], list[Request]]:
+    """Return the requests in order by worker and gateway, if their exact time is known."""
+    by_channel: dict[tuple[str, str], list[Request]] = defaultdict(list)
     for message in evidence.record.messages.values():
         for claim in message.claims:
             if claim.request and claim.request.earliest == claim.request.arrived:
-                by_worker[claim.opened.worker].append(claim.request)
-    for requests in by_worker.values():
+                by_channel[claim.opened.worker, claim.request.gateway].append(claim.request)
+    for requests in by_channel.values():
         requests.sort(key=lambda request: request.arrived)
-    return by_worker
+    return by_channel

@@ -36,6 +36,7 @@ from mailer.db.startup import (
     provide_database_url,
 )
 from mailer.dispatch.dispatcher import Dispatcher, DispatcherLimits
+from mailer.dispatch.route_update import RouteUpdate
 from mailer.errors import StartError
 from mailer.gateway.channel import Channels
 from mailer.gateway.opening import open_channels
@@ -156,6 +157,7 @@ async def _serve(
                 database_url,
                 DatabaseSource.of(settings),
                 app=app,
+                channels=channels,
                 startup=startup,
                 address=url_of(listening_socket),
                 on_open=on_open,
@@ -248,14 +250,16 @@ async def _wait_for_database(  # noqa: PLR0913  # everything that needs the data
     source: DatabaseSource,
     *,
     app: Litestar,
+    channels: Channels,
     startup: Startup,
     address: str,
     on_open: OnOpen,
 ) -> None:
     """Wait until the database is open, then let `app` answer requests, and call `on_open`.
 
-    Until then `startup` holds the reason, which `app` answers to requests. `address` is the URL of
-    the HTTP server. Raises the errors of `prepare_database`.
+    Before that, the routes of `channels` are written to the database. Until then `startup` holds
+    the reason, which `app` answers to requests. `address` is the URL of the HTTP server. Raises the
+    errors of `prepare_database`.
     """
 
     def on_wait(reason: WaitReason) -> None:
@@ -264,6 +268,7 @@ async def _wait_for_database(  # noqa: PLR0913  # everything that needs the data
         notify_systemd("READY=1", f"STATUS={reason.sentence} ({reason.detail})")
 
     async def on_ready() -> None:
+        await RouteUpdate(engine, channels).run()  # else the API would refuse its gateways
         async with engine.connect() as connection:
             app.state.database_fingerprint = await database_info.get_fingerprint(connection)
         startup.why_not_done = None

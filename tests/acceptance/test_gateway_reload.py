@@ -46,6 +46,20 @@ async def test_reload_uses_the_changed_file_without_a_stop(
     assert await mailer.stop() == 0
 
 
+async def test_the_api_knows_the_gateways_of_the_file_from_its_first_answer_on(
+    start_gateway: Gateways, start_mailer: Mailers, tmp_path: Path
+) -> None:
+    file = tmp_path / "gateways.toml"
+    write_file(file, main=await start_gateway())
+    mailer = await start_mailer(gateways=str(file))
+    await mailer.event("routes_changed")
+
+    events = [event["event"] for event in mailer.events]
+    assert events.index("routes_changed") < events.index("started")
+    await mailer.call("POST", "/mailings", {**new_mailing(), "gateway": "main"}, 201)
+    assert await mailer.stop() == 0
+
+
 async def test_wrong_file_changes_nothing_and_says_why(
     start_gateway: Gateways, start_mailer: Mailers, tmp_path: Path
 ) -> None:

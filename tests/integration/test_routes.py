@@ -16,10 +16,14 @@ from tests.factories import (
 )
 
 from mailer.access.model import COMMAND_LINE
+from mailer.dispatch.route_update import RouteUpdate
 from mailer.errors import InvalidError
 from mailer.gateway import routes
+from mailer.gateway.channel import Channels
+from mailer.gateway.opening import open_channels
 from mailer.mailing import service
 from mailer.mailing.model import MailingChange, NewMailing
+from mailer.settings import Settings
 
 Codes = Mapping[str, Iterable[str] | None]
 
@@ -165,3 +169,22 @@ async def test_paused_gateways_are_read_with_the_routes(engine: AsyncEngine) -> 
     async with engine.begin() as connection:
         assert await routes.resume(connection, "default")
         assert not await routes.resume(connection, "default")
+
+
+async def test_a_reload_applies_the_routes_again_after_another_worker_has_changed_them(
+    engine: AsyncEngine,
+) -> None:
+    file = Settings(gateway_url="http://127.0.0.1/")
+    channels = Channels(open_channels(file, {}, Channels()))
+    update = RouteUpdate(engine, channels)
+    await update.run()
+    await apply(engine, {"other": None})
+
+    await update.run()
+    async with engine.connect() as connection:
+        assert await routes.gateway_names(connection) == ["other"]
+
+    channels.replace(open_channels(file, {}, channels))
+    await update.run()
+    async with engine.connect() as connection:
+        assert await routes.gateway_names(connection) == ["default"]

@@ -258,6 +258,10 @@ def test_lease_must_be_longer_than_the_gateway_timeout(lease: str, timeout: str)
         read(lease=lease, gateway_timeout=timeout)
 
 
+def test_lease_is_not_compared_with_a_timeout_that_a_file_of_gateways_replaces() -> None:
+    assert read(lease="5", gateways="gateways.toml").gateway_timeout > 5
+
+
 @pytest.mark.parametrize("name", sorted(SECRETS))
 def test_settings_as_text_contain_no_secret(name: str) -> None:
     values = {"database_url": "postgresql://me:hush@db/x", "smtp_url": "smtp://me:hush@mail"}

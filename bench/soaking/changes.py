@@ -1,0 +1,141 @@
+"""The soak's checks of every change of a message: its status, reason and number of attempts.
+
+Each check is a generator that yields descriptions of the violations.
+"""
+
+from collections import defaultdict
+from collections.abc import Collection, Iterator
+
+from soaking.claims import UNKNOWN_REASONS, Change, Message
+from soaking.evidence import Evidence, is_open, matches, moment
+from soaking.journal import END_MARGIN, LAG, RETRY_ATTEMPTS
+
+RESCHEDULABLE_REASONS = frozenset({"expired", "no_window", "filter_changed"})
+"""Reasons of cancelled messages that a change of the mailing may schedule again."""
+
+
+def describe_state(change: Change) -> str:
+    """Return status and reason as text, such as `cancelled/expired`."""
+    return change.status if change.reason is None else f"{change.status}/{change.reason}"
+
+
+def _transitions(message: Message) -> Iterator[tuple[Change | None, Change]]:
+    """Yield each change of a message, with the change before it; None before the first."""
+    yield from zip([None, *message.changes], message.changes, strict=False)
+
+
+def miscounted(evidence: Evidence) -> Iterator[str]:
+    """Yield the changes after which the number of attempts is not one of the allowed numbers."""
+    for message in evidence.record.messages.values():
+        # by worker: the numbers of the attempts that failed and were scheduled again
+        failed: dict[str, set[int]] = defaultdict(set)
+        for before, after in _transitions(message):
+            attempts = before.attempts if before else 0
+            allowed = _allowed_attempts(evidence, before, after, failed[after.worker])
+            if before and before.status == "sending" and after.status == "scheduled":
+                failed[after.worker].add(after.attempts)
+            if after.attempts not in allowed or after.attempts > RETRY_ATTEMPTS:
+                yield f"message {after.message_id}: {attempts} to {after.attempts}, {after.status}"
+
+
+def _allowed_attempts(
+    evidence: Evidence, before: Change | None, after: Change, failed: set[int]
+) -> Collection[int]:
+    """Return the numbers of attempts that are allowed after the change from `before` to `after`.
+
+    `failed` contains the attempts of the message that failed in the same worker.
+    """
+    attempts = before.attempts if before else 0
+    if before and before.status == "sending":
+        return {attempts, attempts - 1}  # less if it was released without a request
+    if after.status == "sending":
+        return {attempts + 1}
+    if before and before.status in {"undelivered", "unknown"}:
+        return {attempts, 0}  # retried by a user
+    if after.status == "scheduled" and evidence.was_breaker_open(after.worker, 0, after.at):
+        # when its breaker opens, a worker refunds its last failures, one or several
+        fewest = attempts
+        while fewest in failed:
+            fewest -= 1
+        return range(fewest, attempts + 1)
+    return {attempts}
+
+
+def illegal_changes(evidence: Evidence) -> Iterator[str]:
+    """Yield the changes of status that mailer must never make."""
+    for message in evidence.record.messages.values():
+        for before, after in _transitions(message):
+            match before.status if before else None, after.status:
+                case None, "scheduled" | "cancelled":
+                    is_legal = True
+                case "scheduled", "scheduled" | "sending" | "cancelled":
+                    is_legal = True
+                case "scheduled", "unknown":  # it may have been accepted, and its mailing ended
+                    is_legal = after.reason in {*UNKNOWN_REASONS, "bad_response"}
+                case "sending", status:
+                    is_legal = status != "sending"
+                case "cancelled", "scheduled" | "cancelled":
+                    is_legal = before is not None and before.reason in RESCHEDULABLE_REASONS
+                case "undelivered" | "unknown", "scheduled" | "cancelled":
+                    since = before.at if before else after.at
+                    is_legal = evidence.was_retried(after.mailing_id, since, after.at)
+                case _:
+                    is_legal = False
+            if not is_legal:
+                old_state = describe_state(before) if before else "new"
+                yield f"message {after.message_id}: {old_state} to {describe_state(after)}"
+
+
+def wrong_reasons(evidence: Evidence) -> Iterator[str]:
+    """Yield the changes whose reason does not hold for the mailing at that time."""
+    for message in evidence.record.messages.values():
+        for change in message.changes:
+            rule = REASON_RULES.get(change.reason or "")
+            if rule is not None and not rule(evidence, change):
+                state = describe_state(change)
+                yield f"message {change.message_id}: {state} at {moment(change.at)}"
+
+
+def _is_expired(evidence: Evidence, change: Change) -> bool:
+    """Return whether the mailing had ended."""
+    versions = evidence.versions(change.mailing_id, change.at, change.at)
+    return any(change.at + END_MARGIN + LAG >= version.end for version in versions)
+
+
+def _has_no_window(evidence: Evidence, change: Change) -> bool:
+    """Return whether the client's sending window stayed closed until the mailing's end."""
+    zone = evidence.clients[change.client_id]["time_zone"]
+    for version in evidence.versions(change.mailing_id, change.at, change.at):
+        since = int(change.at + 1)
+        if not any(is_open(version, zone, at) for at in range(since, int(version.end))):
+            return True
+    return False
+
+
+def _is_filtered_out(evidence: Evidence, change: Change) -> bool:
+    """Return whether the mailing's filter did not match the client."""
+    client = evidence.clients[change.client_id]
+    versions = evidence.versions(change.mailing_id, change.at, change.at)
+    return any(not matches(version.client_filter, client) for version in versions)
+
+
+def _is_cancelled(evidence: Evidence, change: Change) -> bool:
+    """Return whether the mailing was cancelled."""
+    versions = evidence.versions(change.mailing_id, change.at, change.at + LAG)
+    return any(version.status == "cancelled" for version in versions)
+
+
+def _is_exhausted(_: Evidence, change: Change) -> bool:
+    """Return whether the message had all its attempts."""
+    return change.attempts == RETRY_ATTEMPTS
+
+
+REASON_RULES = {
+    "expired": _is_expired,
+    "no_window": _has_no_window,
+    "filter_changed": _is_filtered_out,
+    "mailing_cancelled": _is_cancelled,
+    "attempts_exhausted": _is_exhausted,
+}
+"""By reason: the function that returns whether the reason is true for a change of a message. Other
+reasons cannot be checked on their own."""
