@@ -19,7 +19,7 @@ from mailer.access.model import COMMAND_LINE
 from mailer.db.engine import asyncpg_connection
 from mailer.erasure import erase_client
 from mailer.mailing import service
-from mailer.message import reading, store
+from mailer.message import reading, recovery
 from mailer.message.model import (
     ClaimedMessage,
     MessageHistory,
@@ -139,7 +139,7 @@ async def test_releasing_orphaned_claims_restores_the_history(engine: AsyncEngin
     orphan = await claim_one(engine, mailing_id)
     assert orphan.attempts == 2
     async with engine.connect() as pooled:
-        assert await store.release_orphaned(await asyncpg_connection(pooled), OWNER, []) == 1
+        assert await recovery.release_orphaned(await asyncpg_connection(pooled), OWNER, []) == 1
 
     history = await get_history(engine)
 
@@ -194,7 +194,7 @@ async def test_a_refunded_failure_stays_in_the_history_and_its_number_is_used_ag
             phone=None,
             time_zone="UTC",
         )
-        await store.refund_attempts(await asyncpg_connection(pooled), [failed])
+        await recovery.refund_attempts(await asyncpg_connection(pooled), [failed])
     assert await value(engine, "SELECT attempts FROM message") == 0
     await fail_attempt(engine, mailing_id, "timeout")
 
@@ -214,7 +214,7 @@ async def test_an_attempt_of_a_dead_worker_fails_with_lease_expired(
     await fail_attempt(engine, mailing_id, "http_503")
     await claim(engine, mailing_id, lease=-LEASE)  # a lease that has expired already
     claimed_at = (await get_history(engine)).claimed_at
-    await do(engine, lambda db: store.rescue(db, max_attempts=8, chunk=10))
+    await do(engine, lambda db: recovery.rescue(db, max_attempts=8, chunk=10))
 
     history = await get_history(engine)
 

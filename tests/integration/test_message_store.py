@@ -29,7 +29,7 @@ from tests.factories import (
 )
 
 from mailer.db.engine import INDEX_ORDER_PLANS, DedicatedConnection, asyncpg_connection
-from mailer.message import store
+from mailer.message import recovery, store
 from mailer.message.model import ClaimedMessage, MessageResult
 from mailer.sample_data import SampleMailing
 from mailer.statuses import MessageStatus
@@ -368,14 +368,14 @@ async def test_releasing_orphaned_claims_restores_their_state(
     (of_other_owner,) = await claim(claimer, mailing_id, 1, owner=uuid4())
 
     # `tried` and `untried` are the orphans
-    assert await store.release_orphaned(claimer, OWNER, {in_flight.id}) == 2
+    assert await recovery.release_orphaned(claimer, OWNER, {in_flight.id}) == 2
 
     assert await state(engine, tried.id) == ("scheduled", "http_503", 1)
     assert await state(engine, untried.id) == ("scheduled", None, 0)
     assert await state(engine, in_flight.id) == ("sending", None, 1)
     assert await state(engine, of_other_owner.id) == ("sending", None, 1)
     assert await mailing_counts(engine, mailing_id) == {"scheduled": 1, "sending": 2}
-    assert await store.release_orphaned(claimer, OWNER, {in_flight.id}) == 0
+    assert await recovery.release_orphaned(claimer, OWNER, {in_flight.id}) == 0
 
 
 async def test_the_result_of_a_released_orphan_is_not_stored(
@@ -383,7 +383,7 @@ async def test_the_result_of_a_released_orphan_is_not_stored(
 ) -> None:
     mailing_id = await add_due_messages(engine, 2)
     in_flight, orphan = await claim(claimer, mailing_id)
-    await store.release_orphaned(claimer, OWNER, {in_flight.id})
+    await recovery.release_orphaned(claimer, OWNER, {in_flight.id})
 
     assert await record(claimer, delivered(orphan), delivered(in_flight)) == 1
 
@@ -400,7 +400,7 @@ async def test_refunding_restores_the_attempt_once(
         await record_failure(claimer, claimed, "http_503")
 
     for _ in range(2):  # the second refund changes nothing
-        await store.refund_attempts(claimer, to_refund)
+        await recovery.refund_attempts(claimer, to_refund)
 
         for claimed in to_refund:
             assert await state(engine, claimed.id) == ("scheduled", "http_503", 0)
@@ -417,7 +417,7 @@ async def test_each_failed_attempt_of_a_message_is_refunded(
     await record_failure(claimer, second, "http_500")
 
     # `second` twice, as after a user's retry, which starts the numbers of attempts again at 1
-    await store.refund_attempts(claimer, [second, first, second])
+    await recovery.refund_attempts(claimer, [second, first, second])
 
     assert await state(engine, first.id) == ("scheduled", "http_500", 0)
 
@@ -428,11 +428,11 @@ async def test_an_attempt_of_a_message_claimed_again_is_not_refunded(
     first = await claim_one(engine, claimer)
     await record_failure(claimer, first, "http_503")
     second = await claim_again(claimer, first)
-    await store.refund_attempts(claimer, [first])
+    await recovery.refund_attempts(claimer, [first])
     assert await state(engine, first.id) == ("sending", None, 2)
 
     await record_failure(claimer, second, "http_500")
-    await store.refund_attempts(claimer, [first])
+    await recovery.refund_attempts(claimer, [first])
     assert await state(engine, first.id) == ("scheduled", "http_500", 2)
 
 
@@ -443,7 +443,7 @@ async def test_an_attempt_of_a_message_that_does_not_wait_is_not_refunded(
     claimed = await claim_one(engine, claimer)
     await record(claimer, MessageResult(claimed, status, attempts=1))
 
-    await store.refund_attempts(claimer, [claimed])
+    await recovery.refund_attempts(claimer, [claimed])
 
     assert await state(engine, claimed.id) == (status, None, 1)
 
@@ -453,7 +453,7 @@ async def test_the_attempt_of_a_message_being_sent_is_not_refunded(
 ) -> None:
     claimed = await claim_one(engine, claimer)
 
-    await store.refund_attempts(claimer, [claimed])
+    await recovery.refund_attempts(claimer, [claimed])
 
     assert await state(engine, claimed.id) == ("sending", None, 1)
 

@@ -28,13 +28,13 @@ from mailer.db.engine import create_engine
 from mailer.db.migrate import migrate
 from mailer.embedded_postgres.cluster import embedded_postgres
 from mailer.mailing import service
-from mailer.message import store
+from mailer.message import recovery
 from mailer.message.model import ClaimedMessage, MessageResult
 
 
 async def rescue(engine: AsyncEngine, max_attempts: int = 8, chunk: int = 1_000) -> int:
     """Rescue messages with expired leases; return their number."""
-    return await do(engine, lambda db: store.rescue(db, max_attempts, chunk))
+    return await do(engine, lambda db: recovery.rescue(db, max_attempts, chunk))
 
 
 async def claim_with_expired_lease(

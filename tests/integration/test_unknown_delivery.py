@@ -32,7 +32,7 @@ from mailer.erasure import erase_client
 from mailer.mailing import service
 from mailer.mailing.client_filter import AudienceLists
 from mailer.mailing.model import MailingChange, MailingEndedError
-from mailer.message import store
+from mailer.message import recovery
 from mailer.message.model import MessageResult
 from mailer.statistics.verify import find_differences
 from mailer.statuses import MessageStatus
@@ -199,7 +199,7 @@ async def test_the_unknown_reason_stays_after_an_orphaned_claim(
     await make_due(engine, message_id)
     await claim(engine, mailing_id)
 
-    assert await store.release_orphaned(connection, OWNER, []) == 1
+    assert await recovery.release_orphaned(connection, OWNER, []) == 1
 
     (claimed_after_release,) = await claim(engine, mailing_id)
     assert claimed_after_release.unknown_reason == "timeout"
@@ -216,7 +216,7 @@ async def test_the_unknown_reason_stays_after_a_refund(
     )
     await finish(engine, failed)
 
-    await store.refund_attempts(connection, [claimed_again])
+    await recovery.refund_attempts(connection, [claimed_again])
     assert await state(engine, message_id) == ("scheduled", "http_503", 1)
 
     await cancel(engine, mailing_id)
@@ -227,7 +227,7 @@ async def test_the_unknown_reason_stays_after_a_refund(
 async def test_a_message_of_a_dead_worker_ends_as_unknown(engine: AsyncEngine, end: End) -> None:
     mailing_id = await add_due_messages(engine, 2)
     claims_of_dead_worker = await claim(engine, mailing_id, count=2, lease=-LEASE)
-    await do(engine, lambda db: store.rescue(db, max_attempts=8, chunk=100))
+    await do(engine, lambda db: recovery.rescue(db, max_attempts=8, chunk=100))
     for claimed in claims_of_dead_worker:
         assert await state(engine, claimed.id) == ("scheduled", "lease_expired", 1)
 

@@ -17,7 +17,8 @@ from mailer.gateway.protocol import (
     TemporaryFailure,
     Unknown,
 )
-from mailer.gateway.response_rules import Response, ResponseRules
+from mailer.gateway.response_rule import Response
+from mailer.gateway.response_rules import ResponseRules
 
 OPTED_OUT = Rejected("opted_out", is_opt_out=True)
 BAD_RESPONSE = TemporaryFailure("bad_response")

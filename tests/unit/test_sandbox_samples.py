@@ -9,7 +9,8 @@ from mailer.gateway.profile import GatewayProfile
 from mailer.gateway.profile_file import load_profile, shipped_kinds
 from mailer.gateway.protocol import Accepted, Outcome, Rejected, TemporaryFailure
 from mailer.gateway.response import MAX_RESPONSE_BODY_BYTES
-from mailer.gateway.response_rules import Response, ResponseRules
+from mailer.gateway.response_rule import Response
+from mailer.gateway.response_rules import ResponseRules
 from mailer.gateway.sandbox_records import SandboxMessage
 from mailer.gateway.sandbox_responses import (
     SAMPLE_NAMES,

@@ -24,7 +24,7 @@ from mailer.dispatch.running_mailings import RunningMailings
 from mailer.dispatch.sender import Sender
 from mailer.gateway.channel import Channels
 from mailer.gateway.router import Choice, Router
-from mailer.message import store
+from mailer.message import recovery, store
 from mailer.message.model import ClaimedMessage, MessageResult
 
 MAX_CLAIM_POLL_INTERVAL = 1.0
@@ -143,7 +143,7 @@ class Claimer:
         if not claims:
             return
         try:
-            await store.refund_attempts(await self._connection.get(), claims)
+            await recovery.refund_attempts(await self._connection.get(), claims)
         except Exception as error:  # any error ends this step only
             log_task_error(error, at="refund")
             if is_unavailable(error):  # another error would only occur again
@@ -264,7 +264,7 @@ class Claimer:
         """
         connection = await self._connection.get()
         unrecorded = self._claims.unrecorded
-        if await store.release_orphaned(connection, self._claims.owner, unrecorded):
+        if await recovery.release_orphaned(connection, self._claims.owner, unrecorded):
             self.recheck(self._running_mailings.running)  # they are due before the claim cursors
         self._may_have_orphans = False
 

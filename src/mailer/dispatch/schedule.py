@@ -18,8 +18,7 @@ from mailer.dispatch.route_update import RouteUpdate
 from mailer.gateway.channel import Channels
 from mailer.mailing import downsampling, moved_clients, purging
 from mailer.mailing.restore import OriginCheck
-from mailer.message import counters
-from mailer.message import store as messages
+from mailer.message import counters, recovery
 from mailer.settings import Settings
 
 log = structlog.get_logger()
@@ -105,7 +104,7 @@ def jobs(
 async def _rescue(engine: AsyncEngine, max_attempts: int) -> None:
     """Rescue messages whose lease has expired."""
     async with engine.begin() as connection:
-        rescued = await messages.rescue(connection, max_attempts, JOB_BATCH)
+        rescued = await recovery.rescue(connection, max_attempts, JOB_BATCH)
     if rescued:
         log.warning("leases_expired", messages=rescued)
 

@@ -27,7 +27,8 @@ from mailer.gateway.response import (
     outcome_of_network_failure,
     parse_retry_after,
 )
-from mailer.gateway.response_rules import Response, ResponseRules
+from mailer.gateway.response_rule import Response
+from mailer.gateway.response_rules import ResponseRules
 
 MAX_STALE_CONNECTIONS = 5
 """Most connections that are tried for one request. A kept connection may turn out to be closed by
