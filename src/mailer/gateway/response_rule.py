@@ -61,7 +61,7 @@ _decode_json = msgspec.json.Decoder().decode
 _read_json = partial(read_json, shape=Any, limit=MAX_RESPONSE_BODY_BYTES, is_lenient=True)
 
 
-class Rule:
+class ResponseRule:
     """One rule of a profile."""
 
     def __init__(self, part: ResponsePart, path: Callable[[str], JsonPath]) -> None:

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from mailer.gateway.json_path import JsonPath, shape_of
 from mailer.gateway.profile import ResponsePart
 from mailer.gateway.protocol import Accepted, Outcome, TemporaryFailure, Unknown
-from mailer.gateway.response_rule import ASKING_ALL, JSON_ERRORS, NO_JSON, Response, Rule
+from mailer.gateway.response_rule import ASKING_ALL, JSON_ERRORS, NO_JSON, Response, ResponseRule
 
 
 class ResponseRules:
@@ -33,9 +33,9 @@ class ResponseRules:
         def path(text: str) -> JsonPath:
             return paths.setdefault(text, JsonPath(text))
 
-        self._rules = [Rule(part, path) for part in parts]
+        self._rules = [ResponseRule(part, path) for part in parts]
         self._decode_expected = msgspec.json.Decoder(shape_of(paths.values())).decode
-        self._rules_of_status: dict[int, list[Rule]] = {}
+        self._rules_of_status: dict[int, list[ResponseRule]] = {}
         """By status, as far as there were responses with it."""
         self.need_text = any(rule.needs_text for rule in self._rules)
         """Whether a body is read as text, for which its header Content-Type is needed."""
@@ -98,7 +98,7 @@ class ResponseRules:
             TemporaryFailure(reason, response.retry_after, affects_all=asks_all)
         )
 
-    def _rules_for(self, status: int) -> list[Rule]:
+    def _rules_for(self, status: int) -> list[ResponseRule]:
         """Return the rules for responses with this status."""
         rules = [rule for rule in self._rules if rule.matches_status(status)]
         self._rules_of_status[status] = rules
