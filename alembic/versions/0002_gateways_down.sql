@@ -2,6 +2,10 @@ DROP VIEW all_message_counts;
 
 DROP VIEW all_outcome_counts;
 
+DELETE FROM message_count WHERE dimension = 'gateway';
+
+DELETE FROM message_count_delta WHERE dimension = 'gateway';
+
 ALTER TABLE message_count DROP COLUMN parts;
 
 ALTER TABLE message_count_delta DROP COLUMN parts, DROP COLUMN gateway;

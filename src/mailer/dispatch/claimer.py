@@ -291,6 +291,6 @@ class Claimer:
         if self._choose(due) is not None:
             due_at = due.scheduler.next_due()
             return MAX_CLAIM_POLL_INTERVAL if due_at is None else due_at - now
-        return min(
-            (sender.seconds_to_probe(now) for sender in self._senders_of(due)), default=math.inf
-        )
+        pauses = (sender.seconds_to_probe(now) for sender in self._senders_of(due))
+        # a probe that is due and not chosen waits for a gateway of a lower order to have capacity
+        return min((pause for pause in pauses if pause > 0), default=math.inf)

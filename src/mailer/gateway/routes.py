@@ -55,7 +55,8 @@ INSERT_OPERATOR_ROUTES = text("""
 )
 REROUTE_OPEN_MAILINGS = text(f"""
     UPDATE mailing SET reroute_cursor = 0
-    WHERE {OPEN_MAILING} AND reroute_cursor IS DISTINCT FROM 0""")  # noqa: S608  # no user input
+    WHERE {OPEN_MAILING} AND audience_until IS NOT NULL
+        AND reroute_cursor IS DISTINCT FROM 0""")  # noqa: S608  # no user input
 
 
 async def apply_routes(
@@ -85,7 +86,7 @@ async def apply_routes(
 
 
 async def reroute_open_mailings(connection: AsyncConnection) -> None:
-    """Make workers determine the route of all scheduled messages again.
+    """Make workers determine the route of all scheduled messages of started mailings again.
 
     `apply_routes` does so before its commit, so that a crash loses nothing. But a mailing that is
     created or retried before that commit is not seen, and its messages may get the former routes.
