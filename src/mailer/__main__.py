@@ -147,7 +147,12 @@ def gateways() -> None:
 
 
 @gateways.command("check")
-@click.option("--send", "phone", metavar="PHONE", help="Send one message to PHONE (7XXXXXXXXXX).")
+@click.option(
+    "--send",
+    "phone",
+    metavar="PHONE",
+    help="Send one message through each gateway to PHONE (7XXXXXXXXXX).",
+)
 def check_gateways(phone: str | None) -> None:
     """Check the file, the connections and the balances; exit 1 if a gateway cannot be used."""
     settings = load_settings()
