@@ -188,6 +188,20 @@ path = "balance"
     assert mistake.startswith("gateway[1].account: must not be .")
 
 
+def test_mistakes_of_a_profile_of_ones_own_are_those_of_the_key_kind(tmp_path: Path) -> None:
+    text = '[[gateway]]\nname = "a"\nkind = "my.toml"\n'
+    [mistake] = mistakes(tmp_path, text)
+    assert mistake.startswith(f"gateway[1].kind: {tmp_path}/my.toml: cannot be read")
+    (tmp_path / "my.toml").write_text('title = "Test"\n')
+    assert [
+        each.removeprefix(f"gateway[1].kind: {tmp_path}/my.toml: ")
+        for each in mistakes(tmp_path, text)
+    ] == [
+        "request: is required",
+        "response: is required",
+    ]
+
+
 def test_name_with_a_line_end_is_refused(tmp_path: Path) -> None:
     text = '[[gateway]]\nname = "a\\n"\nkind = "telnyx"\ntoken = "t"\n'
     [mistake] = mistakes(tmp_path, text)

@@ -23,7 +23,10 @@ def load_profile(kind: str, folder: Path = Path()) -> GatewayProfile:
     """
     if "/" in kind or kind.endswith(".toml"):
         path = folder / kind
-        return read_profile(read_file(path), str(path))
+        try:
+            return read_profile(read_file(path), str(path))
+        except ConfigFileError as error:
+            raise ConfigFileError([f"kind: {mistake}" for mistake in error.mistakes]) from None
     if kind not in shipped_kinds():
         choices = ", ".join(shipped_kinds())
         raise ConfigFileError([f"kind: is none of {choices}, and not the path of a file"])
