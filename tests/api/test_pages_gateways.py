@@ -143,6 +143,22 @@ async def test_the_page_of_a_gateway_shows_its_configuration_and_what_it_did(
     assert "parts 4 cost 10.00 the gateway rejected it with 400: 1" in page
 
 
+async def test_a_gateway_without_a_weight_beside_one_with_a_weight_counts_as_1(
+    engine: AsyncEngine,
+) -> None:
+    plain, heavy, spare = (
+        channel_of(UnusedGateway(), Settings(), name=name, weight=weight, order=order)
+        for name, weight, order in (("plain", None, 1), ("heavy", 3, 1), ("spare", None, 2))
+    )
+    app = create_app(engine, Channels([plain, heavy, spare]), settings=OPEN)
+    async with httpx.AsyncClient(transport=inside(app), base_url=f"{SITE}/api/v1") as api:
+        page = as_text(await get_page(api, "/gateways/plain"))
+        assert "Weight none: counts as 1, because others of this order have a weight" in page
+        assert "Weight 3 Sender" in as_text(await get_page(api, "/gateways/heavy"))
+        page = as_text(await get_page(api, "/gateways/spare"))
+        assert "Weight none: as many messages as it can take" in page
+
+
 async def test_a_gateway_in_account_trouble_shows_what_to_do_and_can_be_tried(
     api: httpx.AsyncClient, main: Channel
 ) -> None:
