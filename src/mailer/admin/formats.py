@@ -20,6 +20,7 @@ from mailer.admin.language import (
     translate_message,
 )
 from mailer.admin.viewer import Viewer
+from mailer.clock import database_clock
 from mailer.mailing.client_filter import split_terms
 from mailer.statuses import MailingStatus, MessageStatus
 
@@ -117,6 +118,11 @@ def mailing_status_label(status: MailingStatus) -> str:
     return gettext(labels.MAILING_STATUS_LABELS[status])
 
 
+def is_past(moment: datetime) -> bool:
+    """Return whether a moment has passed on the clock of the database."""
+    return moment <= database_clock.now()
+
+
 def message_status_label(status: MessageStatus) -> str:
     """Return the label of a message's status."""
     return gettext(statuses.STATUSES[status].label)
@@ -128,6 +134,7 @@ FILTERS: Mapping[str, Callable[..., Any]] = {
     "percent": format_share,
     "clock": format_local_time,
     "moment": format_moment,
+    "is_past": is_past,
     "duration": format_duration,
     "bytes": format_bytes,
     "excerpt": excerpt,
