@@ -237,7 +237,7 @@ def channels_with_paused(*paused: str) -> Channels:
             ["main"],
             [
                 "It is not known when 1 of 61 clients will get it",
-                "1 client has no usable gateway now: those for the operator code are out or paused",
+                "1 client has no usable gateway now: each one that may be used is out or paused",
                 "At 4 messages a second, the configured limit.",
                 "1 of 61 clients will get it. See the reasons under Forecast.",
             ],
