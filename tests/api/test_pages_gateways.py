@@ -414,6 +414,7 @@ async def test_a_wrong_gateway_or_sender_is_an_error_beside_its_field(
         )
         assert response.status_code == 400
         assert f'id="{field}-error"' in response.text
+    assert "must be up to 20 Latin letters, digits and signs" in response.text
 
 
 async def test_a_mailing_of_a_removed_gateway_says_why_it_waits(

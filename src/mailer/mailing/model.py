@@ -105,7 +105,10 @@ SenderName = Annotated[
         pattern=r"^[!-~]([ -~]*[!-~])?(?!\n)$",
         description="The name or number that clients see as the sender.",
         examples=["Acme"],
-        extra={"rule": "must be 1 to 20 printable ASCII characters, or null"},
+        extra={
+            "rule": "must be 1 to 20 printable ASCII characters without a space at either end, or"
+            " null"
+        },
     ),
 ]
 
