@@ -224,7 +224,8 @@ async def test_without_a_gateway_only_running_mailings_are_held(
     for status, mailing_id in ids.items():
         held = None
         if status == "running":
-            held = {"since": listed[mailing_id]["datetime_start"], "reason": "no_gateway"}
+            since = max(listed[mailing_id]["datetime_start"], listed[mailing_id]["created_at"])
+            held = {"since": since, "reason": "no_gateway"}
         assert listed[mailing_id]["held"] == held
         assert (await get(application, f"/mailings/{mailing_id}"))["held"] == held
 

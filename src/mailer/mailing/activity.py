@@ -53,8 +53,8 @@ def with_hold(mailing: Mailing, channels: Channels) -> Mailing:
     if mailing.status != "running" or mailing.held:
         return mailing
     if not channels.usable_by(mailing.gateway):
-        # since its start, because it is not known since when there has been no gateway
-        held = Hold(mailing.datetime_start, NO_GATEWAY)
+        # since it could run, because it is not known since when there has been no gateway
+        held = Hold(max(mailing.datetime_start, mailing.created_at), NO_GATEWAY)
     elif (outage := channels.outage(mailing.gateway)) is not None:
         held = Hold(outage.since, outage.reason)
     else:
