@@ -202,7 +202,21 @@ def test_mistakes_of_a_profile_of_ones_own_are_those_of_the_key_kind(tmp_path: P
     ]
 
 
+@pytest.mark.parametrize("sender", ["", " Acme", "Acme ", "Acme\\n", "a\\nb", "Акме", "a" * 21])
+def test_sender_that_no_mailing_could_have_is_refused(tmp_path: Path, sender: str) -> None:
+    text = f'[[gateway]]\nname = "a"\nkind = "telnyx"\ntoken = "t"\nsender = "{sender}"\n'
+    [mistake] = mistakes(tmp_path, text)
+    assert mistake.startswith("gateway[1].sender: must be 1 to 20 printable ASCII characters")
+
+
+@pytest.mark.parametrize("sender", ["A", "Acme & Co", "+15005550006", "a" * 20])
+def test_sender_that_a_mailing_could_have_is_taken(tmp_path: Path, sender: str) -> None:
+    text = f'[[gateway]]\nname = "a"\nkind = "telnyx"\ntoken = "t"\nsender = "{sender}"\n'
+    [gateway] = read(tmp_path, text)
+    assert gateway.config.sender == sender
+
+
 def test_name_with_a_line_end_is_refused(tmp_path: Path) -> None:
     text = '[[gateway]]\nname = "a\\n"\nkind = "telnyx"\ntoken = "t"\n'
     [mistake] = mistakes(tmp_path, text)
-    assert mistake.startswith("gateway[1].name: expected str matching regex")
+    assert mistake.startswith("gateway[1].name: must be 1 to 32 small letters, digits, - and _")

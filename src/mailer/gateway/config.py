@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Meta
 from msgspec.structs import replace
 
+from mailer.gateway.config_text import ConfigCode, ConfigName, ConfigSender
 from mailer.gateway.placeholders import ACCOUNT_KEYS, ACCOUNT_PLACEHOLDERS
 from mailer.gateway.profile import GatewayProfile, RequestPart
 from mailer.gateway.profile_file import load_profile
@@ -33,7 +34,7 @@ ConfigText = Annotated[str, Meta(min_length=1, max_length=4_096)]
 class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One `[[gateway]]` of the file. Durations are in seconds."""
 
-    name: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$(?!\n)")]
+    name: ConfigName
     kind: ConfigText
     """Name of a profile that is shipped with mailer, or the path of one's own."""
     url: ConfigText | None = None
@@ -43,7 +44,7 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     password: ConfigText | None = None
     token: ConfigText | None = None
     callback_secret: ConfigText | None = None
-    sender: Annotated[str, Meta(min_length=1, max_length=20)] | None = None
+    sender: ConfigSender | None = None
     """Name or number that the client sees, unless the mailing has another."""
     concurrency: Annotated[int, Meta(ge=1, le=10_000)] | None = None
     """Most requests at the same time, in each worker. Default: that of the profile, or 50."""
@@ -56,10 +57,7 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Whether to use the proxy that the environment names, see `find_proxy`."""
     price: Annotated[float, Meta(ge=0, le=1_000)] | None = None
     """Price of one part, in the company's currency."""
-    operator_codes: (
-        Annotated[list[Annotated[str, Meta(pattern=r"^[0-9]{3}$(?!\n)")]], Meta(min_length=1)]
-        | None
-    ) = None
+    operator_codes: Annotated[list[ConfigCode], Meta(min_length=1)] | None = None
     """Operator codes for which it is used. Default: all."""
     order: Annotated[int, Meta(ge=1, le=100)] = 1
     """Gateways with the lowest order are used first; the next ones when these are out."""

@@ -107,8 +107,18 @@ def _find_simple_mistakes(value: object, annotation: Any, path: str) -> Iterator
         mistakes = list(_find_entry_mistakes(value, annotation, path))
         choices = ", ".join(_choices(annotation))
         if not mistakes:
-            mistakes = [f"{path}: {f'must be one of {choices}' if choices else _plain(error)}"]
+            expected = f"must be one of {choices}" if choices else _rule(annotation)
+            mistakes = [f"{path}: {expected or _plain(error)}"]
         yield from mistakes
+
+
+def _rule(annotation: Any) -> str | None:  # noqa: ANN401  # an annotation can be anything
+    """Return the `rule` in the `extra` of an annotation's `Meta`, or of a union's member."""
+    for part in (annotation, *get_args(annotation)):
+        for meta in getattr(part, "__metadata__", ()):
+            if isinstance(meta, msgspec.Meta) and meta.extra and "rule" in meta.extra:
+                return str(meta.extra["rule"])
+    return None
 
 
 def _find_entry_mistakes(value: object, annotation: Any, path: str) -> Iterator[str]:  # noqa: ANN401  # an annotation can be anything
