@@ -23,6 +23,7 @@ from mailer.web.cookie import SESSION_COOKIE
 BODYLESS = {
     *("/profile/sessions", "/clients/1/delete", "/keys/1/revoke", "/logout", "/mailings/1/pause"),
     *("/users/1/disable", "/users/1/enable", "/users/1/sign-out"),
+    *("/gateways/1/pause", "/gateways/1/resume", "/gateways/1/release-unknown"),
 }
 """Routes for POST that do not read a body."""
 LATER = datetime(2040, 1, 1, tzinfo=UTC)

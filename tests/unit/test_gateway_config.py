@@ -89,6 +89,8 @@ token = "file:nowhere"
         "gateway[1].rte",
         "gateway[1].name",
         "gateway[2].order",
+        "gateway[2].username",
+        "gateway[2].password",
         "gateway[3].username",
         "gateway[3].password",
         "gateway[3].url",
@@ -98,7 +100,7 @@ token = "file:nowhere"
         "the name 'a' is used more than once",
     ]
     assert found[0] == "gateway[1].token: the environment variable TWILIO_TOKEN is not set or empty"
-    assert found[8] == "gateway[5].url: is required for the kind infobip"
+    assert found[10] == "gateway[5].url: is required for the kind infobip"
 
 
 def test_key_that_the_kind_needs_is_named(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """The gateways that a company uses, read from the TOML file that `MAILER_GATEWAYS` names."""
 
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Self
@@ -9,8 +8,9 @@ import msgspec
 from msgspec import Meta
 from msgspec.structs import replace
 
+from mailer.gateway.config_secrets import read_secrets
 from mailer.gateway.config_text import ConfigCode, ConfigName, ConfigSender
-from mailer.gateway.placeholders import ACCOUNT_KEYS, ACCOUNT_PLACEHOLDERS
+from mailer.gateway.placeholders import ACCOUNT_KEYS
 from mailer.gateway.profile import GatewayProfile, RequestPart
 from mailer.gateway.profile_file import load_profile
 from mailer.gateway.profile_mistakes import account_keys
@@ -23,10 +23,6 @@ from mailer.settings import LEASE_SLACK, Settings
 from mailer.urls import GatewayUrl, read_gateway_url
 
 MAX_GATEWAYS = 100
-MAX_SECRET_BYTES = 64 * 1024
-_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
-_SECRETS = (*ACCOUNT_PLACEHOLDERS, "callback_secret")
-"""Keys whose value may be taken from the environment or from a file."""
 
 ConfigText = Annotated[str, Meta(min_length=1, max_length=4_096)]
 
@@ -214,84 +210,60 @@ def read_gateways(path: Path, environ: Mapping[str, str]) -> list[ConfiguredGate
 
 def _read_gateway(table: object, folder: Path, environ: Mapping[str, str]) -> ConfiguredGateway:
     """Return one gateway of the file. Raises `ConfigFileError` with paths inside its table."""
-    secrets, mistakes = _read_secrets(table, folder, environ)
+    secrets, mistakes = read_secrets(table, folder, environ)
+    values = table | secrets if isinstance(table, dict) else table
+    config, profile = None, None
     try:
-        config = convert_table(table | secrets if isinstance(table, dict) else table, GatewayConfig)
-        profile = load_profile(config.kind, folder)
+        config = convert_table(values, GatewayConfig)
     except ConfigFileError as error:
-        raise ConfigFileError(mistakes + error.mistakes) from None
-    mistakes += _find_key_mistakes(config, profile)
-    address = config.url or profile.url
-    if address is None:
-        mistakes.append(f"url: is required for the kind {config.kind}")
-    elif config.url is None or "url" in secrets:  # else its mistake is known
+        mistakes += error.mistakes
+    if isinstance(values, dict) and isinstance(kind := values.get("kind"), str):
         try:
-            url = read_gateway_url(address)
-        except ValueError as error:
-            mistakes.append(f"url: {error}")
-    if mistakes:
+            profile = load_profile(kind, folder)
+            mistakes += _find_key_mistakes(values, profile)
+        except ConfigFileError as error:
+            mistakes += error.mistakes
+    if config is None or profile is None:
         raise ConfigFileError(mistakes)
+    return _connect_config(config, profile, environ, mistakes)
+
+
+def _connect_config(
+    config: GatewayConfig, profile: GatewayProfile, environ: Mapping[str, str], mistakes: list[str]
+) -> ConfiguredGateway:
+    """Return the gateway of a table and its profile; raises `ConfigFileError` with all mistakes.
+
+    `mistakes` are those that are known already.
+    """
+    try:
+        url = _read_url(config, profile)
+    except ValueError as error:
+        mistake = f"url: {error}"
+        known = any(each.startswith("url:") for each in mistakes)  # it is a secret without a value
+        raise ConfigFileError(mistakes if known else [*mistakes, mistake]) from None
     try:
         proxy = find_proxy(url.before, environ) if config.proxy else None
     except ValueError as error:
-        raise ConfigFileError([f"proxy: {error}"]) from None
+        raise ConfigFileError([*mistakes, f"proxy: {error}"]) from None
     gateway = ConfiguredGateway(config, profile, url, proxy)
-    if mistakes := list(gateway.find_mistakes()):
+    if mistakes := mistakes or list(gateway.find_mistakes()):
         raise ConfigFileError(mistakes)
     return gateway
 
 
-def _read_secrets(
-    table: object, folder: Path, environ: Mapping[str, str]
-) -> tuple[dict[str, str], list[str]]:
-    """Return the values of the secrets in a table by their keys, and the mistakes in them."""
-    secrets: dict[str, str] = {}
-    mistakes: list[str] = []
-    for key in _SECRETS:
-        if isinstance(table, dict) and isinstance(value := table.get(key), str):
-            try:
-                secrets[key] = _resolve(value, folder, environ)
-            except ValueError as error:
-                mistakes.append(f"{key}: {error}")
-    return secrets, mistakes
+def _read_url(config: GatewayConfig, profile: GatewayProfile) -> GatewayUrl:
+    """Return the address of the API; raises `ValueError` if there is none, or a wrong one."""
+    address = config.url or profile.url
+    if address is None:
+        raise ValueError(f"is required for the kind {config.kind}")
+    return read_gateway_url(address)
 
 
-def _find_key_mistakes(config: GatewayConfig, profile: GatewayProfile) -> Iterator[str]:
+def _find_key_mistakes(table: Mapping[str, object], profile: GatewayProfile) -> Iterator[str]:
     """Yield each key of the account that the profile needs and lacks, or has and does not use."""
     used = account_keys(profile)
     for key in ACCOUNT_KEYS:
-        is_given = getattr(config, key) is not None
-        if not is_given and used.get(key):
-            yield f"{key}: is required for the kind {config.kind}"
-        elif is_given and key not in used:
-            yield f"{key}: is not used by the kind {config.kind}"
-
-
-def _resolve(value: str, folder: Path, environ: Mapping[str, str]) -> str:
-    """Return a secret's value. Raises `ValueError` if its variable or file cannot be read."""
-    if variable := _VARIABLE.fullmatch(value):
-        resolved = environ.get(variable[1])
-        if not resolved:
-            raise ValueError(f"the environment variable {variable[1]} is not set or empty")
-        if any("\ud800" <= character <= "\udfff" for character in resolved):
-            raise ValueError(f"the environment variable {variable[1]} is not UTF-8")
-        return resolved
-    if "${" in value:
-        raise ValueError(
-            'must be "${NAME}" and nothing else, with letters, digits and _ in the name; a value'
-            ' that itself has ${ can be in a file: "file:PATH"'
-        )
-    if not value.startswith("file:"):
-        return value
-    path = folder / value.removeprefix("file:")
-    try:
-        with path.open("rb") as file:
-            content = file.read(MAX_SECRET_BYTES + 1)
-        text = content.decode().rstrip("\r\n")
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} is not UTF-8") from None
-    if not text or len(content) > MAX_SECRET_BYTES:
-        raise ValueError(f"{path} must have 1 to {MAX_SECRET_BYTES:,} bytes")
-    return text
+        if key not in table and used.get(key):
+            yield f"{key}: is required for the kind {table['kind']}"
+        elif key in table and key not in used:
+            yield f"{key}: is not used by the kind {table['kind']}"
