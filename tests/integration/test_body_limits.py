@@ -9,13 +9,14 @@ from urllib.parse import urlencode
 import pytest
 from litestar.routes import HTTPRoute
 from sqlalchemy.ext.asyncio import AsyncEngine
-from tests.factories import OPEN, add_clients, add_mailing
+from tests.factories import OPEN, UnusedGateway, add_clients, add_mailing, channel_of
 from tests.served import RawConnection, listening, talk
 
 from mailer.access import keys, service, users
 from mailer.access.model import COMMAND_LINE
 from mailer.admin.form import MAX_FIELDS, MAX_FORM_BYTES, MAX_LONG_FORM_BYTES, MAX_SMALL_FORM_BYTES
 from mailer.app import create_app
+from mailer.gateway.channel import Channels
 from mailer.settings import Settings
 from mailer.web.body import MAX_BODY_BYTES
 from mailer.web.cookie import SESSION_COOKIE
@@ -70,6 +71,11 @@ def calls_with_body(engine: AsyncEngine) -> list[Call]:
     return calls
 
 
+def create_gateway_1() -> Channels:
+    """Return the channels of a worker with a gateway of this name."""
+    return Channels([channel_of(UnusedGateway(), Settings(), name="1")])
+
+
 async def create_objects(engine: AsyncEngine) -> list[str]:
     """Create one object of each type, with id 1; return headers that authenticate as an admin."""
     await add_clients(engine, 1)
@@ -99,7 +105,7 @@ async def test_a_body_with_a_too_large_content_length_is_413_on_every_route(
     credentials = await create_objects(engine)
     calls = calls_with_body(engine)
     assert len(calls) > 12  # the list is not empty by mistake
-    async with listening(create_app(engine, settings=Settings())) as port:
+    async with listening(create_app(engine, create_gateway_1(), settings=Settings())) as port:
         for call in calls:
             async with talk(port) as client:
                 too_long = f"Content-Length: {MAX_BODY_BYTES + 1}"
@@ -112,7 +118,7 @@ async def test_a_chunked_body_that_grows_too_large_is_413_on_every_route(
 ) -> None:
     credentials = await create_objects(engine)
     too_many_chunks = MAX_BODY_BYTES // CHUNK_BYTES + 1
-    async with listening(create_app(engine, settings=Settings())) as port:
+    async with listening(create_app(engine, create_gateway_1(), settings=Settings())) as port:
         for call in calls_with_body(engine):
             async with talk(port) as client:
                 await send_head(client, call, *credentials, "Transfer-Encoding: chunked")
