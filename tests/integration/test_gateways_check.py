@@ -67,6 +67,15 @@ async def test_balance_is_shown_and_a_test_message_sent(tmp_path: Path) -> None:
     assert PHONE.encode() in requests[-1].body
 
 
+async def test_operator_codes_that_no_gateway_takes_are_mentioned(tmp_path: Path) -> None:
+    async with served(vonage(b'{"value": 1}', b"", [])) as url:
+        config = VONAGE.format(url=url)
+        _, lines = await check(tmp_path, config + 'operator_codes = ["916"]')
+        _, lines_without_codes = await check(tmp_path, config)
+    assert lines[-1].startswith("Note: messages to clients with other operator codes wait")
+    assert not lines_without_codes[-1].startswith("Note")
+
+
 async def test_without_a_phone_nothing_is_sent(tmp_path: Path) -> None:
     requests: list[ReceivedRequest] = []
     async with served(vonage(b'{"value": 12.5}', b"", requests)) as url:
