@@ -201,13 +201,11 @@ def test_gateways_check_names_every_mistake_of_the_file(tmp_path: Path) -> None:
     file.write_text('[[gateway]]\nname = "main"\nkind = "twilio"\ncolour = "red"\n')
     check = run("gateways", "check", gateways=str(file))
     assert check.returncode == 78
-    [line] = check.stderr.splitlines()
-    assert line.startswith(
+    unknown, *missing = check.stderr.splitlines()
+    assert unknown.startswith(
         f"mailer: {file}: gateway[1].colour: is not known; possible are account,"
     )
-    file.write_text('[[gateway]]\nname = "main"\nkind = "twilio"\n')
-    check = run("gateways", "check", gateways=str(file))
-    assert check.stderr.splitlines() == [
+    assert missing == [
         f"mailer: {file}: gateway[1].account: is required for the kind twilio",
         f"mailer: {file}: gateway[1].token: is required for the kind twilio",
     ]

@@ -55,9 +55,7 @@ async def check_gateways(gateways: list[ConfiguredGateway], phone: str | None, e
             if result is not None:
                 echo(f"  {result}")
     if all(gateway.config.operator_codes for gateway in gateways):
-        echo(
-            "Note: messages to clients with other operator codes wait, because no gateway takes them."
-        )
+        echo("Note: messages to clients with other operator codes wait: no gateway takes them.")
     return are_good
 
 
