@@ -139,6 +139,14 @@ class Journal:
             self.configurations[-1].ended = now
         self.configurations.append(Configuration(entries, now))
 
+    def extend_configurations(self, since: float, until: float) -> None:
+        """Record that a worker, which started at `since`, used the file of that time up to `until`.
+
+        The worker that starts last decides for all, also if the file has been replaced meanwhile.
+        """
+        for configuration in self.configurations_during(since, until):
+            configuration.ended = max(configuration.ended, until)
+
     def configurations_during(self, start: float, end: float) -> list[Configuration]:
         """Return the configurations that were in force at some moment from `start` to `end`."""
         return [each for each in self.configurations if each.began <= end and each.ended >= start]

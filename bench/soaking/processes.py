@@ -55,6 +55,8 @@ class Worker:
         self._environ = inherited | own | clock.environ
         self._journal = journal
         self._must_reload = False
+        """Whether the file of gateways has changed before the worker served."""
+        self._started_at = time.time()
         self._process: asyncio.subprocess.Process | None = None
 
     @property
@@ -147,6 +149,9 @@ class Worker:
             self._journal.add_breaker_event(self.name, gateway, at, seconds)
         if name == "gateways_reloaded":
             self._journal.add_reload(self.name, event["gateways"], at)
+            if self._must_reload:
+                self._journal.extend_configurations(self._started_at, at)
+                self._must_reload = False
         if level not in {"debug", "info"}:
             self._journal.warnings[f"{name.strip()[:30]} {event.get('at', '')}".rstrip()] += 1
         if level not in {"debug", "info", "warning"}:

@@ -147,7 +147,7 @@ def _possible_causes(evidence: Evidence, start: float, end: float) -> Iterator[s
 def _count_due(evidence: Evidence, gateway: str, start: float, end: float) -> int:
     """Return the number of messages that a gateway could get during the whole time of a silence."""
     middle = (start + end) / 2
-    [configuration] = evidence.journal.configurations_during(middle, middle)
+    configuration = evidence.journal.configurations_during(middle, middle)[-1]
     order = configuration.entries[gateway].order
     first_for = {
         route
