@@ -22,7 +22,7 @@ DATABASE_FAULTS = ("PostgreSQL", "connections")
 """First words of the names of faults of the database."""
 REROUTING = 4.0
 """Seconds after a change of the configuration or of a mailing's gateway until all scheduled
-messages wait for the right gateways, while the database is available and a worker serves."""
+messages wait for the right gateways, while the database is available and a worker works."""
 
 
 class Evidence:

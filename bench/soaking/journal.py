@@ -152,12 +152,20 @@ class Journal:
         return [each for each in self.configurations if each.began <= end and each.ended >= start]
 
     def downtimes(self) -> Iterator[Fault]:
-        """Yield the times in which no worker served."""
+        """Yield the times in which every worker was frozen or did not serve."""
+        working: list[tuple[float, float]] = []
+        for worker, uptime in self.uptimes.items():
+            since = uptime[0]
+            for fault in self.faults:
+                if fault.worker == worker and fault.name == "mailer frozen":
+                    working.append((since, fault.began))
+                    since = fault.ended
+            working.append((since, uptime[-1] if len(uptime) > 1 else math.inf))
         up_until = 0.0
-        for uptime in sorted(self.uptimes.values()):
-            if uptime[0] > up_until:
-                yield Fault("no worker serves", up_until, uptime[0])
-            up_until = max(up_until, uptime[-1] if len(uptime) > 1 else math.inf)
+        for since, until in sorted(working):
+            if since > up_until:
+                yield Fault("no worker works", up_until, since)
+            up_until = max(up_until, until)
 
     def add_breaker_event(
         self, worker: str, gateway: str, at: float, seconds: float | None

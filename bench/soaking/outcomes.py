@@ -230,7 +230,7 @@ def _sent_after_unknown(evidence: Evidence) -> Iterator[str]:
         for before, after in pairwise(sent):
             if _on_unknown(evidence, before) != {"hold"} or not before.request:
                 continue
-            is_unknown = before.is_unknown or before.request.kind not in TEMPORARILY_FAILED
+            is_unknown = before.request.kind not in TEMPORARILY_FAILED
             was_retried = evidence.was_retried(
                 before.opened.mailing_id, before.opened.at, after.opened.at
             )
