@@ -1,4 +1,4 @@
-"""A user pauses a gateway, resumes it, and lets others send what it may have; workers follow."""
+"""A user pauses and resumes a gateway, and releases its unknown messages; all workers obey."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The API of gateways: what it tells of each, and how they are paused, resumed and released."""
+"""The API of gateways: their fields, pause and resume, and the release of unknown messages."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -85,7 +85,7 @@ async def gateways_of_messages(engine: AsyncEngine) -> list[list[str]]:
     return [row["gateways"] for row in await rows(engine, query)]
 
 
-# ---- what is told ---------------------------------------------------------------------------
+# ---- fields of a gateway --------------------------------------------------------------------
 
 
 async def test_gateways_are_listed_in_the_order_of_the_configuration(
