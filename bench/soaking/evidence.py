@@ -118,6 +118,16 @@ class Evidence:
         client_id = self.message_of(request).last.client_id
         return str(self.clients[client_id]["time_zone"])
 
+    def possible_causes(self, start: float, end: float) -> str:
+        """Describe the faults that may be the cause of something between two times."""
+        names = [
+            f"{fault.name} {fault.worker or fault.gateway or ''} {moment(fault.began)}"
+            f" to {moment(min(fault.ended, end))}"
+            for fault in self.journal.faults
+            if fault.overlaps(start, end)
+        ]
+        return "; ".join(names) or "no fault"
+
     def was_retried(self, mailing_id: int, start: float, end: float) -> bool:
         """Return whether a `retry` call may have affected a mailing from `start` to `end`."""
         return any(

@@ -14,6 +14,9 @@ from soaking.journal import LAG, REACTION
 CHOICE_AGE = 3.0
 """Seconds before a claim in which mailer may have chosen its gateway."""
 
+CAUSE_AGE = 15.0
+"""Seconds before a wrong claim in which its cause may lie."""
+
 
 def check_gateways(report: CheckReport, evidence: Evidence) -> None:
     """Check for each claim and each request whether its gateway was allowed."""
@@ -87,7 +90,15 @@ def _misrouted(evidence: Evidence) -> Iterator[str]:
     for claim in _routed_claims(evidence):
         allowed = _allowed_gateways(evidence, claim.opened)
         if claim.opened.gateway not in allowed:
-            yield f"{_describe(claim.opened)}, allowed {sorted(allowed)}"
+            at = claim.opened.at
+            since = evidence.rerouting_since(at)
+            versions = evidence.record.mailings[claim.opened.mailing_id]
+            own = [f"{moment(each.since)} {each.gateway}" for each in versions]
+            yield (
+                f"{_describe(claim.opened)}, allowed {sorted(allowed)} since {moment(since)};"
+                f" gateways of the mailing: {own};"
+                f" {evidence.possible_causes(since - CAUSE_AGE, at)}"
+            )
 
 
 def _routed_claims(evidence: Evidence) -> Iterator[Claim]:

@@ -127,7 +127,10 @@ def _open_after_end(evidence: Evidence) -> Iterator[str]:
             end = _end(evidence, request)
             is_late = request.earliest <= end and closed.at > end + REACTION
             if is_late and evidence.why_lease_expired(claim) is None:
-                yield f"{_describe(request)}, end {moment(end)}, outcome at {moment(closed.at)}"
+                yield (
+                    f"{_describe(request)} by {claim.opened.worker}, end {moment(end)},"
+                    f" outcome at {moment(closed.at)}; {evidence.possible_causes(end, closed.at)}"
+                )
 
 
 def _outside_window(evidence: Evidence, requests: list[Request]) -> Iterator[str]:

@@ -40,7 +40,7 @@ def check_silence(report: CheckReport, evidence: Evidence) -> None:
                 if due:
                     longest_silence = max(longest_silence, end - start)
                 if due and end - start > MAX_SILENCE:
-                    faults = ", ".join(_possible_causes(evidence, start, end))
+                    faults = evidence.possible_causes(start - MAX_DELAY, end)
                     when = f"{gateway} {moment(start)} to {moment(end)}"
                     silences.append(f"{when}, {due:,} due; {faults}")
     report.expect_none(f"silences over {MAX_SILENCE:g} s with messages due", silences, of=calms)
@@ -135,13 +135,6 @@ def _blocked_intervals(evidence: Evidence, worker: str, gateway: str) -> Iterato
     for fault in evidence.journal.faults:
         if fault.worker == worker:
             yield Interval(fault.began, fault.ended + WARM_UP)
-
-
-def _possible_causes(evidence: Evidence, start: float, end: float) -> Iterator[str]:
-    """Describe the faults that may be the cause of a silence: from `MAX_DELAY` before it."""
-    for fault in evidence.journal.faults:
-        if fault.overlaps(start - MAX_DELAY, end):
-            yield f"{fault.name} {fault.worker or fault.gateway or ''} {moment(fault.began)}"
 
 
 def _count_due(evidence: Evidence, gateway: str, start: float, end: float) -> int:
