@@ -10,6 +10,7 @@ from mailer.gateway.callback import Callback, UnreadableCallbackError
 from mailer.gateway.callback_values import split_paths
 from mailer.gateway.json_path import JsonPath, shape_of
 from mailer.gateway.response import find_charset
+from mailer.gateway.signatures.fields import is_json
 from mailer.json_input import JsonError, read_json
 
 MAX_BODY_BYTES = 1024 * 1024
@@ -89,7 +90,7 @@ class BodyReader:
             raise UnreadableCallbackError("the body is too long")
         content_type = callback.headers.get("content-type", "")
         charset = find_charset(content_type) if "charset" in content_type.lower() else None
-        if body[:64].lstrip()[:1] in {b"{", b"["} or "json" in content_type.lower():
+        if is_json(body) or "json" in content_type.lower():
             return self._read_json(body, charset)
         return self._fields.read(body, charset or self._encoding)
 

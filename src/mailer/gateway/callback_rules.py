@@ -18,10 +18,18 @@ class CallbackRules:
     """The rules of a profile for the calls of its provider, compiled.
 
     One call may bring receipts and replies, whichever of the two URLs it comes to: its fields
-    decide. Raises `ValueError` for a wrong path or pattern.
+    decide. `is_given_url` says whether each request gives the provider a URL with the message's id,
+    which is read if the receipt itself has none. Raises `ValueError` for a wrong path or pattern.
     """
 
-    def __init__(self, receipt: ReceiptPart | None, reply: ReplyPart | None) -> None:
+    def __init__(
+        self,
+        receipt: ReceiptPart | None,
+        reply: ReplyPart | None,
+        *,
+        is_given_url: bool = True,
+    ) -> None:
+        self._is_given_url = is_given_url
         self._receipts = None if receipt is None else ReceiptReader(receipt)
         self._replies = None if reply is None else ReplyReader(reply)
         parts: list[ReceiptPart | ReplyPart] = [part for part in (receipt, reply) if part]
@@ -47,8 +55,8 @@ class CallbackRules:
         document = self._body.read(callback)
         receipts = replies = None
         if self._receipts is not None:
-            has_own_id = self._receipts.has_own_id
-            receipts = self._receipts.read(document, None if has_own_id else self._url_id(callback))
+            needs_url = self._is_given_url and not self._receipts.has_own_id
+            receipts = self._receipts.read(document, self._url_id(callback) if needs_url else None)
         if self._replies is not None:
             replies = self._replies.read(document)
         return CallbackContent(receipts or [], replies or [])

@@ -79,14 +79,15 @@ class Condition:
 
     def __init__(self, part: ConditionPart) -> None:
         self._find = compile_paths(part.path)
+        self._is_missing = part.missing
         self._values = {scalar_text(value).lower() for value in part.values or ()}
         self._pattern = re.compile(part.pattern) if part.pattern else None
 
     def holds(self, entry: Mapping[str, object]) -> bool:
         """Return whether an entry fulfils the condition."""
         found = self._find(entry)
-        if found is None:
-            return False
+        if found is None or self._is_missing:
+            return found is None and self._is_missing
         text = text_of(found)
         if self._values and text.lower() not in self._values:
             return False

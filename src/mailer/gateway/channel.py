@@ -9,7 +9,8 @@ import structlog
 
 from mailer import metrics
 from mailer.gateway.breaker import BREAKER_STATES, Breaker, Outage
-from mailer.gateway.config import ConfiguredGateway, GatewayConfig
+from mailer.gateway.config import ConfiguredGateway
+from mailer.gateway.config_table import GatewayConfig
 from mailer.gateway.profile import ValidityRange
 from mailer.gateway.protocol import Gateway
 from mailer.gateway.router import GatewayTables

@@ -1,4 +1,4 @@
-"""The configuration of a gateway's calls to mailer: whether they come, where to, and their proof."""
+"""The configuration of a provider's calls: whether they come, where to, and what proves them."""
 
 import hmac
 import re
@@ -14,7 +14,7 @@ from mailer.gateway.callback_rules import MESSAGE_FIELD
 from mailer.gateway.json_path import JsonPath
 from mailer.gateway.placeholders import PLACEHOLDER
 from mailer.gateway.profile import GatewayProfile
-from mailer.gateway.signatures import verify
+from mailer.gateway.signatures import SCHEMES, verify
 from mailer.validation import MAX_ID
 
 SECRET_FIELD = "secret"  # noqa: S105  # the name of a field of the URL
@@ -22,8 +22,6 @@ MIN_SECRET_LENGTH = 16
 """Characters of a secret for calls; fewer could be guessed."""
 URL_SECRET = re.compile(r"[A-Za-z0-9._~-]+")
 """A secret that needs no escape in a URL (RFC 3986, section 2.3): Kannel would replace %XX."""
-SIGNED_WITH_TOKEN = frozenset({"twilio", "plivo", "smsru"})
-"""Signatures that are made with the account's token, unless there is a `callback_secret`."""
 
 
 class Callbacks(msgspec.Struct, frozen=True, dict=True, kw_only=True):
@@ -48,7 +46,7 @@ class Callbacks(msgspec.Struct, frozen=True, dict=True, kw_only=True):
         receipt = self.profile.receipt
         if receipt is None or receipt.signature is None:
             return ()
-        if not self.secrets and receipt.signature in SIGNED_WITH_TOKEN and self.token:
+        if not self.secrets and SCHEMES[receipt.signature].account_key and self.token:
             return (self.token,)
         return self.secrets
 
@@ -60,7 +58,7 @@ class Callbacks(msgspec.Struct, frozen=True, dict=True, kw_only=True):
         return () if always_signs else self.secrets
 
     @cached_property
-    def _is_given_url(self) -> bool:
+    def is_given_url(self) -> bool:
         """Whether each request gives the provider a URL for receipts."""
         profile = self.profile
         texts = repr((profile.request.url, profile.request.query, profile.request.headers))
@@ -85,16 +83,24 @@ class Callbacks(msgspec.Struct, frozen=True, dict=True, kw_only=True):
             return False
         return verify(receipt.signature, callback, self._signature_secrets, now)
 
-    def url(self, public_url: str, path: str = "receipts") -> str:
-        """Return the URL for receipts, to which a message's id is to be appended."""
+    def url(self, public_url: str | None) -> str:
+        """Return the URL for receipts, to which a message's id is to be appended.
+
+        It is "" if the provider is to be given none.
+        """
+        if public_url is None or not self.are_awaited(public_url) or not self.is_given_url:
+            return ""
+        return "" if self._find_obstacle_of_calls(public_url) else self._url(public_url)
+
+    def _url(self, public_url: str) -> str:
         secret = f"{SECRET_FIELD}={self._url_secrets[0]}&" if self._url_secrets else ""
         base = public_url.rstrip("/")
-        return f"{base}/gateways/{self.gateway}/{path}?{secret}{MESSAGE_FIELD}="
+        return f"{base}/gateways/{self.gateway}/receipts?{secret}{MESSAGE_FIELD}="
 
     def are_awaited(self, public_url: str | None) -> bool:
         """Return whether a message is delivered only when a receipt says so."""
         if self.receipts is None:
-            is_wanted = self._is_given_url or (
+            is_wanted = self.is_given_url or (
                 self.profile.poll is not None and self.profile.receipt is None
             )
         else:
@@ -128,6 +134,10 @@ class Callbacks(msgspec.Struct, frozen=True, dict=True, kw_only=True):
         """Return why no receipt can come, and what to do; None if they can."""
         if self.profile.poll is not None:
             return None
+        return self._find_obstacle_of_calls(public_url)
+
+    def _find_obstacle_of_calls(self, public_url: str | None) -> str | None:
+        """Return why the provider cannot call mailer, and what to do; None if it can."""
         receipt = self.profile.receipt
         if receipt is None:
             return "this kind has none"
@@ -135,8 +145,8 @@ class Callbacks(msgspec.Struct, frozen=True, dict=True, kw_only=True):
             return "set MAILER_PUBLIC_URL to the address at which the provider reaches mailer"
         if not self._signature_secrets and not self._url_secrets:
             return "set callback_secret, so that mailer can tell the provider's calls from others"
-        length = len(self.url(public_url)) + len(str(MAX_ID))
-        if self._is_given_url and receipt.max_url_length and length > receipt.max_url_length:
+        length = len(self._url(public_url)) + len(str(MAX_ID))
+        if self.is_given_url and receipt.max_url_length and length > receipt.max_url_length:
             return (
                 f"the URL for receipts would have {length} characters, and the provider takes"
                 f" {receipt.max_url_length}: shorten MAILER_PUBLIC_URL, name or callback_secret"

@@ -1,6 +1,6 @@
 """Ask a provider what became of messages, for those that call nobody or are not called."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -12,8 +12,6 @@ from mailer.gateway.callback_receipts import ReceiptReader
 from mailer.gateway.profile import PollPart, RequestPart
 from mailer.gateway.protocol import OutgoingMessage
 from mailer.gateway.request_template import RequestTemplate
-from mailer.gateway.template import Texts
-from mailer.urls import GatewayUrl
 
 IDS = "{ids}"
 """Placeholder of a poll: the gateway's ids of the messages, joined by commas."""
@@ -29,23 +27,13 @@ class PolledMessage(msgspec.Struct, frozen=True):
 
 
 class PollRules:
-    """The requests for receipts of a gateway, and how to read its responses.
+    """How to ask a gateway for receipts, and how to read its responses.
 
-    Raises `ValueError` as `RequestTemplate` does.
+    `template` is that of `request_of_ids`. Raises `ValueError` for a wrong path or pattern.
     """
 
-    def __init__(
-        self,
-        part: PollPart,
-        url: GatewayUrl,
-        texts: Texts,
-        headers: Mapping[str, str],
-        *,
-        has_whole_url: bool = False,
-    ) -> None:
-        # the ids are the text of a message for the template: it escapes them as their place needs
-        request = _replace_ids(part.request)
-        self._template = RequestTemplate(request, url, texts, headers, has_whole_url=has_whole_url)
+    def __init__(self, part: PollPart, template: RequestTemplate) -> None:
+        self._template = template
         self._reader = ReceiptReader(part)
         self.batch = part.batch
         """Most messages in one request."""
@@ -74,9 +62,14 @@ class PollRules:
         return receipts
 
 
-def _replace_ids(request: RequestPart) -> RequestPart:
-    """Return a request with the placeholder of a text in place of that of the ids."""
-    changed: RequestPart = msgspec.convert(_with_text(msgspec.to_builtins(request)), RequestPart)
+def request_of_ids(part: PollPart) -> RequestPart:
+    """Return the request of a poll, with the placeholder of a text in place of that of the ids.
+
+    So a template can make it: it escapes the ids as their place needs.
+    """
+    changed: RequestPart = msgspec.convert(
+        _with_text(msgspec.to_builtins(part.request)), RequestPart
+    )
     return changed
 
 

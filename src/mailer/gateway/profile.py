@@ -160,6 +160,8 @@ class ConditionPart(_Part, frozen=True, kw_only=True):
     """Numbers and their texts are equal, and so are capital and small letters."""
     pattern: str | None = None
     """A regular expression to search for."""
+    missing: bool = False
+    """Whether there must be nothing at `path` instead."""
 
 
 class StatusRulePart(ConditionPart, frozen=True, kw_only=True):

@@ -106,6 +106,8 @@ def _find_path_mistakes(
 
 def _find_condition_mistakes(name: str, condition: ConditionPart) -> Iterator[str]:
     yield from _find_path_mistakes(f"{name}.path", condition.path)
+    if condition.missing and (condition.values or condition.pattern):
+        yield f"{name}.missing: cannot be combined with values or a pattern"
     if condition.values == []:
         yield f"{name}.values: must not be empty"
     if condition.pattern is not None:
