@@ -51,6 +51,10 @@ class Reply(msgspec.Struct, frozen=True):
     parts: int = 1
 
 
+class UnreadableCallbackError(ValueError):
+    """The call is no receipt or reply of this kind of gateway. The text has no personal data."""
+
+
 class CallbackContent(msgspec.Struct, frozen=True):
     """What a call brings."""
 
