@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 from functools import partial
 from typing import Self
 
@@ -19,6 +20,7 @@ from mailer.gateway.channel import Channels
 from mailer.mailing import downsampling, moved_clients, purging
 from mailer.mailing.restore import OriginCheck
 from mailer.message import counters, recovery
+from mailer.receipt import store as receipt_store
 from mailer.settings import Settings
 
 log = structlog.get_logger()
@@ -50,6 +52,9 @@ class JobLimits(msgspec.Struct, frozen=True, kw_only=True):
     retention_days: int
     """Days for which the messages of ended mailings are kept; 0 for no limit."""
 
+    receipt_wait: float
+    """Seconds for which a receipt is awaited."""
+
     @classmethod
     def of(cls, settings: Settings) -> Self:
         """Return the limits that the settings define."""
@@ -57,6 +62,7 @@ class JobLimits(msgspec.Struct, frozen=True, kw_only=True):
             lease=settings.lease,
             max_attempts=settings.retry_attempts,
             retention_days=settings.retention_days,
+            receipt_wait=settings.receipt_wait,
         )
 
 
@@ -85,6 +91,17 @@ def jobs(
             2,
             _in_transaction(engine, lambda database: purging.purge(database, JOB_BATCH)),
         ),
+        Job("apply_early_receipts", 1, _EarlyReceipts(engine).run),
+        Job(
+            "give_up_waiting",
+            min(10, limits.receipt_wait / 4),
+            _in_transaction(
+                engine,
+                lambda database: receipt_store.give_up_waiting(
+                    database, timedelta(seconds=limits.receipt_wait), JOB_BATCH
+                ),
+            ),
+        ),
         Job("merge_counters", 2, _in_transaction(engine, _merge_deltas)),
         Job("downsample_counters", 60, _in_transaction(engine, downsampling.downsample)),
         Job(
@@ -99,6 +116,21 @@ def jobs(
     if report is not None:
         table.append(Job("send_report", 20, report))
     return table
+
+
+class _EarlyReceipts:
+    """Tries again the receipts that came before their message had a result."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+        self._runs = 0
+
+    async def run(self) -> None:
+        """Apply the receipts whose messages have a result now."""
+        self._runs += 1
+        async with self._engine.begin() as connection:
+            result = await receipt_store.apply_early_receipts(connection, self._runs)
+        metrics.receipts_stored(result.applied, 0, result.ignored)
 
 
 async def _rescue(engine: AsyncEngine, max_attempts: int) -> None:
