@@ -19,6 +19,7 @@ from mailer.gateway.poll_rules import PollRules, request_of_ids
 from mailer.gateway.profile import GatewayProfile, RequestPart
 from mailer.gateway.profile_file import load_profile
 from mailer.gateway.profile_mistakes import account_keys
+from mailer.gateway.protocol import ReceiptUse
 from mailer.gateway.proxy import Proxy, find_proxy
 from mailer.gateway.request_template import RequestTemplate
 from mailer.gateway.response_rules import ResponseRules
@@ -77,6 +78,14 @@ class ConfiguredGateway(msgspec.Struct, frozen=True, dict=True):
     def callback_url(self, public_url: str | None) -> str:
         """Return the URL for receipts without its end, the id of the message; "" for none."""
         return self.callbacks.url(public_url)
+
+    def receipt_use(self, public_url: str | None) -> ReceiptUse:
+        """Return whether and how receipts come."""
+        return ReceiptUse(
+            is_awaited=self.awaits_receipts(public_url),
+            url=self.callback_url(public_url),
+            name_gateway_id=self.callbacks.name_gateway_id,
+        )
 
     def authenticates(self, callback: Callback, now: datetime) -> bool:
         """Return whether a call is the provider's: by a secret in its URL, or by a signature."""
@@ -162,12 +171,18 @@ def configured_gateways(settings: Settings, environ: Mapping[str, str]) -> list[
     if settings.gateways is not None:
         gateways = read_gateways(Path(settings.gateways), environ)
         max_timeout = settings.lease - LEASE_SLACK
-        if mistakes := [
+        mistakes = [
             f"{settings.gateways}: the timeout of {gateway.config.name} must be at most"
             f" {max_timeout:g} s: MAILER_LEASE minus {LEASE_SLACK} s"
             for gateway in gateways
             if gateway.config.timeout > max_timeout
-        ]:
+        ]
+        mistakes += (
+            f"{settings.gateways}: {gateway.config.name}: {mistake}"
+            for gateway in gateways
+            for mistake in gateway.callbacks.find_mistakes(settings.public_url)
+        )
+        if mistakes:
             raise ConfigFileError(mistakes)
         return gateways
     return [] if settings.gateway_url is None else [default_gateway(settings)]

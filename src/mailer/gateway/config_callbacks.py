@@ -65,6 +65,12 @@ class Callbacks(msgspec.Struct, frozen=True, dict=True, kw_only=True):
         texts += repr((profile.request.fields, profile.by_text))
         return any(name == "callback" for name, _ in PLACEHOLDER.findall(texts))
 
+    @property
+    def name_gateway_id(self) -> bool:
+        """Whether receipts name a message by the gateway's id only."""
+        receipt = self.profile.receipt
+        return receipt is not None and receipt.own_id is None and not self.is_given_url
+
     @cached_property
     def _url_fields(self) -> FormFields:
         return FormFields([JsonPath(SECRET_FIELD)])
@@ -94,8 +100,10 @@ class Callbacks(msgspec.Struct, frozen=True, dict=True, kw_only=True):
 
     def _url(self, public_url: str) -> str:
         secret = f"{SECRET_FIELD}={self._url_secrets[0]}&" if self._url_secrets else ""
-        base = public_url.rstrip("/")
-        return f"{base}/gateways/{self.gateway}/receipts?{secret}{MESSAGE_FIELD}="
+        return f"{self._path(public_url)}?{secret}{MESSAGE_FIELD}="
+
+    def _path(self, public_url: str | None) -> str:
+        return f"{(public_url or '').rstrip('/')}/gateways/{self.gateway}/receipts"
 
     def are_awaited(self, public_url: str | None) -> bool:
         """Return whether a message is delivered only when a receipt says so."""
@@ -112,6 +120,17 @@ class Callbacks(msgspec.Struct, frozen=True, dict=True, kw_only=True):
         obstacle = self._find_obstacle(public_url)
         if self.receipts and obstacle is not None:
             yield f"receipts: {obstacle}"
+
+    def describe(self, public_url: str | None) -> str | None:
+        """Return in words how receipts come, or what is missing; None if nobody wants to know."""
+        if self.receipts is False or (public_url is None and not self.receipts):
+            return None
+        obstacle = self._find_obstacle_of_calls(public_url)
+        if self.are_awaited(public_url):
+            if obstacle is not None:
+                return "receipts: mailer asks the provider for them"
+            return f"receipts: the provider calls {self._path(public_url)}"
+        return f"no receipts: {self._find_obstacle(public_url) or 'set receipts = true'}"
 
     def find_key_mistakes(self) -> Iterator[str]:
         """Yield the mistakes in the keys themselves."""
