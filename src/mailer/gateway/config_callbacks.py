@@ -9,15 +9,13 @@ from functools import cached_property
 import msgspec
 
 from mailer.gateway.callback import Callback
-from mailer.gateway.callback_body import FormFields, query_of
-from mailer.gateway.callback_rules import MESSAGE_FIELD
+from mailer.gateway.callback_body import MESSAGE_FIELD, SECRET_FIELD, FormFields, query_of
 from mailer.gateway.json_path import JsonPath
 from mailer.gateway.placeholders import PLACEHOLDER
 from mailer.gateway.profile import GatewayProfile
 from mailer.gateway.signatures import SCHEMES, verify
 from mailer.validation import MAX_ID
 
-SECRET_FIELD = "secret"  # noqa: S105  # the name of a field of the URL
 MIN_SECRET_LENGTH = 16
 """Characters of a secret for calls; fewer could be guessed."""
 URL_SECRET = re.compile(r"[A-Za-z0-9._~-]+")
