@@ -13,12 +13,12 @@ from mailer.gateway.response import find_charset
 from mailer.gateway.signatures.fields import is_json
 from mailer.json_input import JsonError, read_json
 
-MAX_BODY_BYTES = 1024 * 1024
+MAX_CALL_BYTES = 1024 * 1024
 """Most bytes of a body; a provider sends at most some hundred receipts at once."""
-MAX_FIELDS = 5_000
+MAX_CALL_FIELDS = 5_000
 """Most fields of a form or query."""
 
-MESSAGE_FIELD, SECRET_FIELD = OWN_FIELDS = ("message", "secret")
+MESSAGE_FIELD, SECRET_FIELD = URL_FIELDS = ("message", "secret")
 """Fields that mailer puts into the query of the URL: its id of the message, and a secret."""
 
 Document = dict[str, Any]
@@ -44,7 +44,7 @@ class FormFields:
         `UnreadableCallbackError`, also for a field that is there twice: a signature could be over
         one of them, and the other be read.
         """
-        if data.count(b"&") > MAX_FIELDS:
+        if data.count(b"&") > MAX_CALL_FIELDS:
             raise UnreadableCallbackError("there are too many fields")
         document: Document = {}
         names = self._names
@@ -85,7 +85,7 @@ class BodyReader:
     def __init__(self, paths: Iterable[str], octets: str | None, encoding: str) -> None:
         compiled = [JsonPath(path) for text in paths for path in split_paths(text)]
         self._form = FormFields(compiled)
-        self._query = FormFields(compiled, without=OWN_FIELDS)
+        self._query = FormFields(compiled, without=URL_FIELDS)
         self._octets = octets
         self._shape = shape_of(compiled)
         self._encoding = encoding
@@ -95,7 +95,7 @@ class BodyReader:
         body = callback.body
         if callback.method == "GET" or not body:
             return self._query.read(query_of(callback), self._encoding, self._octets)
-        if len(body) > MAX_BODY_BYTES:
+        if len(body) > MAX_CALL_BYTES:
             raise UnreadableCallbackError("the body is too long")
         content_type = callback.headers.get("content-type", "")
         charset = find_charset(content_type) if "charset" in content_type.lower() else None
@@ -110,7 +110,7 @@ class BodyReader:
         if charset is not None and charset.lower() not in {"utf-8", "utf8"}:
             body = body.decode(charset, errors="replace").encode(errors="replace")
         try:
-            return read_json(body, self._shape, limit=MAX_BODY_BYTES)
+            return read_json(body, self._shape, limit=MAX_CALL_BYTES)
         except JsonError:
             return read_any_json(body)
 
@@ -118,7 +118,7 @@ class BodyReader:
 def read_any_json(body: bytes) -> object:
     """Return a JSON document of any shape. Raises `UnreadableCallbackError`."""
     try:
-        return read_json(body, object, limit=MAX_BODY_BYTES, is_lenient=True)
+        return read_json(body, object, limit=MAX_CALL_BYTES, is_lenient=True)
     except (JsonError, msgspec.MsgspecError, RecursionError):
         raise UnreadableCallbackError("the body is not JSON, or has too many values") from None
 

@@ -1,4 +1,4 @@
-"""Ask a provider what became of messages, for those that call nobody or are not called."""
+"""Ask a provider for the receipts of messages, if it does not call mailer."""
 
 from collections.abc import Sequence
 from typing import Any
