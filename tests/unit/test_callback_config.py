@@ -226,8 +226,8 @@ VONAGE = 'kind = "vonage"\naccount = "a"\ntoken = "t"\n'
             INFOBIP + 'callback_secret = "secret with spaces"',
             PUBLIC,
             (
-                "callback_secret: may only have letters of ASCII, digits and - . _ ~, because it is a"
-                " part of a URL"
+                "callback_secret: may only have letters of ASCII, digits and - . _ ~, because it"
+                " is a part of a URL"
             ),
         ),
         (
@@ -327,8 +327,8 @@ def test_channel_is_kept_if_only_secrets_of_calls_change() -> None:
             {"kind": "infobip"},
             PUBLIC,
             (
-                "no receipts: set callback_secret, so that mailer can tell the provider's calls from"
-                " others"
+                "no receipts: set callback_secret, so that mailer can tell the provider's calls"
+                " from others"
             ),
         ),
         ({"kind": "smsc"}, PUBLIC, "no receipts: set receipts = true"),
