@@ -115,7 +115,7 @@ async def assert_counts_agree(engine: AsyncEngine) -> None:
         ("sent", ("sent", None, 1)),
     ],
 )
-async def test_receipt_decides_what_becomes_of_an_accepted_message(
+async def test_receipt_decides_the_outcome_of_an_accepted_message(
     engine: AsyncEngine, status: ReceiptStatus, expected: tuple[str, str | None, int]
 ) -> None:
     mailing_id, [message_id] = await add_sent(engine)

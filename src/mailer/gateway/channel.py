@@ -71,7 +71,7 @@ class Channel:
         """A reload may replace it by one that `connects_like` it."""
         self.limits = limits
         self.receipts = NO_RECEIPTS
-        """Whether and how the gateway reports what becomes of messages."""
+        """Whether and how the gateway reports the delivery of messages."""
         self.callback_rules: CallbackRules | None = None
         """How to read the gateway's calls; None if it makes none."""
         self.breaker = Breaker(max_failures=limits.breaker_failures, reset=limits.breaker_reset)

@@ -20,11 +20,8 @@ from mailer.receipt.store import ReceivedReceipt, apply_receipts
 
 MAX_WAITING = 5_000
 """Receipts and replies that wait to be stored. More are refused, and the providers repeat them."""
-MAX_BATCH = 500
+MAX_INBOX_BATCH = 500
 """Most receipts and replies in one transaction."""
-MAX_ATTEMPTS = 3
-"""Attempts to store a batch, for example after a deadlock."""
-
 StoreReplies = Callable[[AsyncConnection, str, Sequence[Reply], datetime], Awaitable[object]]
 
 
@@ -76,7 +73,7 @@ class Inbox:
     async def _write_all(self) -> None:
         while self._waiting:
             batch, size = [], 0
-            while self._waiting and size < MAX_BATCH:
+            while self._waiting and size < MAX_INBOX_BATCH:
                 item = self._waiting.pop(0)
                 batch.append(item)
                 size += item.size
