@@ -128,8 +128,8 @@ message = Table(
     ),
 )
 
-# Receipts that cannot be applied yet: the gateway's message id is not stored, or the message is being
-# sent and the number of its parts is not known. They are tried again for some minutes.
+# Receipts that cannot be applied yet: the gateway's message id is not stored, or the message is
+# being sent and the number of its parts is not known. They are tried again for some minutes.
 early_receipt = Table(
     "early_receipt",
     metadata,
