@@ -10,7 +10,8 @@ import structlog
 from mailer import metrics
 from mailer.gateway.breaker import BREAKER_STATES, Breaker, Outage
 from mailer.gateway.callback_rules import CallbackRules
-from mailer.gateway.config import ConfiguredGateway, GatewayConfig
+from mailer.gateway.config import ConfiguredGateway
+from mailer.gateway.config_table import GatewayConfig
 from mailer.gateway.profile import ValidityRange
 from mailer.gateway.protocol import NO_RECEIPTS, Gateway
 from mailer.gateway.router import GatewayTables
