@@ -42,6 +42,8 @@ from mailer.gateway.channel import Channels
 from mailer.gateway.opening import open_channels
 from mailer.gateway.toml_file import ConfigFileError
 from mailer.loop_monitor import DEBUG_PROBE_INTERVAL, PROBE_INTERVAL, LoopMonitor
+from mailer.receipt.calls import ProviderCalls
+from mailer.receipt.inbox import Inbox
 from mailer.server import act_on_signals, listen, notify_systemd, url_of
 from mailer.settings import Settings
 from mailer.web.asgi_wrappers import wrap_asgi
@@ -147,8 +149,10 @@ async def _serve(
             startup=startup,
             why_not_ready=dispatcher.why_not_ready,
         )
+        inbox = Inbox(dispatcher_engine)
+        with_calls = ProviderCalls(app, channels, inbox, startup, settings.public_url)
         server = Server(
-            wrap_asgi(app, settings.proxies, is_auth_enabled=settings.is_auth_enabled),
+            wrap_asgi(with_calls, settings.proxies, is_auth_enabled=settings.is_auth_enabled),
             CONNECTION_LIMITS,
             grace=settings.shutdown_grace,
         )
