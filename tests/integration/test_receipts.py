@@ -36,8 +36,6 @@ from mailer.receipt.store import (
 )
 from mailer.statistics.verify import find_differences
 
-NOW = datetime(2026, 1, 1, tzinfo=UTC)
-"""When receipts are received; only the history shows it."""
 DAY = timedelta(days=1)
 
 
@@ -88,7 +86,8 @@ async def receive(
     engine: AsyncEngine, *receipts: Receipt, gateway: str = GATEWAY
 ) -> AppliedReceipts:
     """Apply receipts in one transaction."""
-    received = [ReceivedReceipt(gateway, receipt, NOW) for receipt in receipts]
+    now = datetime.now(UTC)
+    received = [ReceivedReceipt(gateway, receipt, now) for receipt in receipts]
     return await do(engine, lambda connection: apply_receipts(connection, received))
 
 
@@ -115,7 +114,7 @@ async def assert_counts_agree(engine: AsyncEngine) -> None:
         ("sent", ("sent", None, 1)),
     ],
 )
-async def test_receipt_decides_what_becomes_of_an_accepted_message(
+async def test_receipt_decides_the_outcome_of_an_accepted_message(
     engine: AsyncEngine, status: ReceiptStatus, expected: tuple[str, str | None, int]
 ) -> None:
     mailing_id, [message_id] = await add_sent(engine)

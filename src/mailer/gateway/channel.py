@@ -9,7 +9,6 @@ import structlog
 
 from mailer import metrics
 from mailer.gateway.breaker import BREAKER_STATES, Breaker, Outage
-from mailer.gateway.callback_rules import CallbackRules
 from mailer.gateway.config import ConfiguredGateway
 from mailer.gateway.config_table import GatewayConfig
 from mailer.gateway.profile import ValidityRange
@@ -72,9 +71,9 @@ class Channel:
         """A reload may replace it by one that `connects_like` it."""
         self.limits = limits
         self.receipts = NO_RECEIPTS
-        """Whether and how the gateway reports what becomes of messages."""
-        self.callback_rules: CallbackRules | None = None
-        """How to read the gateway's calls; None if it makes none."""
+        """Whether and how the gateway reports the delivery of messages."""
+        self.callback_rules = configured.callback_rules()
+        """How to read the gateway's calls."""
         self.breaker = Breaker(max_failures=limits.breaker_failures, reset=limits.breaker_reset)
         self.throughput = ThroughputEstimate(limits.concurrency, limit=limits.rate)
         self.pacer = Pacer(limits.rate) if limits.rate else None

@@ -78,7 +78,7 @@ class OutgoingMessage(msgspec.Struct, frozen=True, gc=False):
 
 
 class ReceiptUse(msgspec.Struct, frozen=True):
-    """How a gateway reports what becomes of the messages that it has accepted."""
+    """How a gateway reports the delivery of the messages that it has accepted."""
 
     is_awaited: bool = False
     """Whether an accepted message is `sent` until a receipt comes. If not, it is delivered."""

@@ -15,17 +15,17 @@ from mailer.db.engine import affected_rows
 from mailer.message.model import ClaimedMessage
 from mailer.message.store import CLAIM_TIME, LAST_GATEWAY, ONLY_THIS_GATEWAY, add_failure
 
-RECEIPT_DECIDES = """(receipt_status = 'delivered'
+EARLIER_RECEIPT_DECIDES = """(receipt_status = 'delivered'
         OR (receipt_status IS NOT NULL AND unknown_reason IS NOT NULL))"""
 """SQL for whether a receipt of an earlier attempt decides the status."""
 # Like a result that releases a message: the attempt does not count, and the reason is the last
 # failure again.
 RELEASE_ORPHANED = f"""
     UPDATE message SET attempts = attempts - 1,
-        status = CASE WHEN {RECEIPT_DECIDES} THEN receipt_status ELSE 'scheduled' END,
-        reason = CASE WHEN {RECEIPT_DECIDES} THEN receipt_reason ELSE last_failure END,
-        unknown_reason = CASE WHEN NOT {RECEIPT_DECIDES} THEN unknown_reason END,
-        sent_at = CASE WHEN {RECEIPT_DECIDES} THEN coalesce(claimed_at, {CLAIM_TIME}) END,
+        status = CASE WHEN {EARLIER_RECEIPT_DECIDES} THEN receipt_status ELSE 'scheduled' END,
+        reason = CASE WHEN {EARLIER_RECEIPT_DECIDES} THEN receipt_reason ELSE last_failure END,
+        unknown_reason = CASE WHEN NOT {EARLIER_RECEIPT_DECIDES} THEN unknown_reason END,
+        sent_at = CASE WHEN {EARLIER_RECEIPT_DECIDES} THEN coalesce(claimed_at, {CLAIM_TIME}) END,
         receipt_status = NULL, receipt_reason = NULL,
         gateway = {LAST_GATEWAY}, lease_owner = NULL, lease_expires_at = NULL, updated_at = now()
     WHERE status = 'sending' AND lease_owner = $1 AND id <> ALL($2::bigint[])"""  # noqa: S608  # likewise
@@ -63,8 +63,8 @@ async def refund_attempts(connection: asyncpg.Connection, failed: Sequence[Claim
     await connection.execute(REFUND_ATTEMPTS, [claim.id for claim in failed], attempts)
 
 
-# The delivery of a message whose lease has expired is unknown, unless a receipt has come. It ends as
-# unknown if its mailing's `on_unknown` is `hold` or the attempt was the last one; else it is
+# The delivery of a message whose lease has expired is unknown, unless a receipt has come. It ends
+# as unknown if its mailing's `on_unknown` is `hold` or the attempt was the last one; else it is
 # scheduled again.
 # The conditions on `origin` rescue nothing until five seconds after a restart or promotion of the
 # database: in that time the workers can write the results that they could not write before.

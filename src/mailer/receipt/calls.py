@@ -29,8 +29,7 @@ from mailer.web.startup_gate import Startup
 log = structlog.get_logger()
 
 PATH = re.compile(r"/gateways/([^/]+)/(receipts|inbound)/?")
-METHODS = ("GET", "POST")
-MAX_BODY_BYTES = 256 * 1024
+MAX_CALLBACK_BYTES = 256 * 1024
 """Enough for 1,000 receipts in one call."""
 BODY_TIMEOUT = 10.0
 """Seconds in which the body must arrive."""
@@ -39,15 +38,15 @@ MAX_REFUSALS = 10.0
 More of them are answered 429."""
 
 # the problems with which calls are refused
-NO_GATEWAY = problem(HTTPStatus.NOT_FOUND, "No gateway of this name takes calls.")
-WRONG_METHOD = problem(HTTPStatus.METHOD_NOT_ALLOWED, "Use GET or POST.")
-LARGE_BODY = problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"At most {MAX_BODY_BYTES} bytes.")
+UNKNOWN_GATEWAY = problem(HTTPStatus.NOT_FOUND, "No gateway of this name takes calls.")
+WRONG_METHOD = problem(HTTPStatus.METHOD_NOT_ALLOWED, "Providers of this kind use another method.")
+LARGE_BODY = problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"At most {MAX_CALLBACK_BYTES} bytes.")
 SLOW_BODY = problem(HTTPStatus.REQUEST_TIMEOUT, "The body did not arrive in time.")
 NOT_AUTHENTIC = problem(HTTPStatus.UNAUTHORIZED, "The signature or the secret is wrong.")
 TOO_MANY = problem(HTTPStatus.TOO_MANY_REQUESTS, "Too many calls that are not authentic.")
 UNREADABLE = problem(HTTPStatus.BAD_REQUEST, "This is no receipt or reply of this gateway's kind.")
 UNAVAILABLE = problem(HTTPStatus.SERVICE_UNAVAILABLE, "Nothing was stored; call again later.")
-RETRY_AFTER = (b"retry-after", b"5")
+CALL_AGAIN_LATER = (b"retry-after", b"5")
 
 
 class _RefusedCallError(Exception):
@@ -99,10 +98,11 @@ class ProviderCalls:
         self, channel: Channel | None, scope: HTTPScope, receive: Receive
     ) -> tuple[bytes, str]:
         """Store what a call brings. Return the body and the media type of the answer."""
-        if channel is None or channel.callback_rules is None:
-            raise _RefusedCallError(NO_GATEWAY)
-        if scope["method"] not in METHODS:
-            raise _RefusedCallError(WRONG_METHOD, (b"allow", ", ".join(METHODS).encode()))
+        if channel is None or not channel.callback_rules.methods:
+            raise _RefusedCallError(UNKNOWN_GATEWAY)
+        if scope["method"] not in channel.callback_rules.methods:
+            allowed = ", ".join(sorted(channel.callback_rules.methods))
+            raise _RefusedCallError(WRONG_METHOD, (b"allow", allowed.encode()))
         callback = self._callback(scope, await _read_body(receive))
         if not channel.configured.authenticates(callback, database_clock.now()):
             self._count_refusal(channel.name, scope)
@@ -145,7 +145,7 @@ class ProviderCalls:
             if not isinstance(error, UnavailableError) and not is_unavailable(error):
                 raise
             metrics.callback_answered(gateway, "unavailable")
-            raise _RefusedCallError(UNAVAILABLE, RETRY_AFTER) from None
+            raise _RefusedCallError(UNAVAILABLE, CALL_AGAIN_LATER) from None
         metrics.callback_answered(gateway, "stored")
 
 
@@ -159,7 +159,7 @@ async def _read_body(receive: Receive) -> bytes:
                 if message["type"] != "http.request":
                     raise _RefusedCallError(SLOW_BODY)  # the provider has closed the connection
                 body += message.get("body", b"")
-                if len(body) > MAX_BODY_BYTES:
+                if len(body) > MAX_CALLBACK_BYTES:
                     raise _RefusedCallError(LARGE_BODY, (b"connection", b"close"))
                 if not message.get("more_body"):
                     return bytes(body)

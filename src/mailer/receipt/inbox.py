@@ -20,11 +20,8 @@ from mailer.receipt.store import ReceivedReceipt, apply_receipts
 
 MAX_WAITING = 5_000
 """Receipts and replies that wait to be stored. More are refused, and the providers repeat them."""
-MAX_BATCH = 500
+MAX_INBOX_BATCH = 500
 """Most receipts and replies in one transaction."""
-MAX_ATTEMPTS = 3
-"""Attempts to store a batch, for example after a deadlock."""
-
 StoreReplies = Callable[[AsyncConnection, str, Sequence[Reply], datetime], Awaitable[object]]
 
 
@@ -51,7 +48,7 @@ class Inbox:
     `store_replies` stores replies in the transaction of the batch.
     """
 
-    def __init__(self, engine: AsyncEngine, store_replies: StoreReplies) -> None:
+    def __init__(self, engine: AsyncEngine, store_replies: StoreReplies | None = None) -> None:
         self._engine = engine
         self._store_replies = store_replies
         self._waiting: list[_Item] = []
@@ -76,7 +73,7 @@ class Inbox:
     async def _write_all(self) -> None:
         while self._waiting:
             batch, size = [], 0
-            while self._waiting and size < MAX_BATCH:
+            while self._waiting and size < MAX_INBOX_BATCH:
                 item = self._waiting.pop(0)
                 batch.append(item)
                 size += item.size
@@ -110,7 +107,7 @@ class Inbox:
             if received:
                 result = await apply_receipts(connection, received)
             for item in batch:
-                if item.content.replies:
+                if item.content.replies and self._store_replies is not None:
                     await self._store_replies(
                         connection, item.gateway, item.content.replies, item.at
                     )

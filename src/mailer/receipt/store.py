@@ -40,7 +40,7 @@ class ReceivedReceipt(NamedTuple):
 
 
 class AppliedReceipts(msgspec.Struct):
-    """What became of receipts: how many were applied, kept for later, and ignored."""
+    """Numbers of receipts that were applied, kept for later, and ignored."""
 
     applied: int = 0
     early: int = 0
