@@ -214,14 +214,14 @@ SINCH = [
 ]
 
 # from tests/test_request_validator of messagebird/python-rest-api
-MESSAGEBIRD_SECRET = "36efdd1aace2e26cd490f0d951138253bef2f7c6d34d18981da781555cc4cebb"
+MESSAGEBIRD_KEY = "36efdd1aace2e26cd490f0d951138253bef2f7c6d34d18981da781555cc4cebb"
 MESSAGEBIRD_URL = "https://example.com/path?bar=1&foo=2"
 MESSAGEBIRD_TIME = datetime(2021, 7, 5, 10, tzinfo=UTC)
 MESSAGEBIRD = [
     Example(
         "get",
         "messagebird",
-        MESSAGEBIRD_SECRET,
+        MESSAGEBIRD_KEY,
         get(
             MESSAGEBIRD_URL,
             {
@@ -237,7 +237,7 @@ MESSAGEBIRD = [
     Example(
         "post",
         "messagebird",
-        MESSAGEBIRD_SECRET,
+        MESSAGEBIRD_KEY,
         post(
             MESSAGEBIRD_URL,
             "Hello, World!",
