@@ -237,7 +237,7 @@ def smsru_call(entries: list[tuple[str, bytes]], extra: str = "") -> Callback:
 
 
 def test_smsru_signs_the_entries_in_their_order() -> None:
-    entries = [("data[1]", b"sms_status\n1\n103\n9"), ("data[0]", "sms\nнет".encode())]
+    entries = [("data[1]", b"sms_status\n1\n103\n9"), ("data[0]", b"sms\n" + "Привет".encode())]
     assert verify("smsru", smsru_call(entries), ["api-id"], SIGNED_AT)
     body = smsru_call(entries).body.split(b"&")
     swapped = replace(smsru_call(entries), body=b"&".join([body[1], body[0], body[2]]))
