@@ -152,9 +152,16 @@ def test_message_id_is_a_number_that_mailer_could_have_given(
 
 def test_message_id_in_the_url_counts_only_if_mailer_has_put_it_there() -> None:
     of_account = form({"data[0]": "sms_status\n1-1\n103\n1"})  # the URL has message=12
-    assert read("smsru", of_account).receipts == [Receipt("delivered", None, "1-1", "103")]
+    assert read("smsru", of_account).receipts == [Receipt("delivered", None, "1-1")]
     own = form(VONAGE_RECEIPT | {"client-ref": "13"})
     assert read("vonage", own).receipts[0].message_id == 13
+
+
+def test_code_of_a_receipt_is_that_of_an_error() -> None:
+    entry = "sms_status\n1-1\n{}\n1"
+    for status, code in (("103", None), ("102", None), ("105", "105"), ("-1", "-1")):
+        [receipt] = read("smsru", form({"data[]": entry.format(status)})).receipts
+        assert receipt.code == code
 
 
 def test_receipt_is_not_read_from_a_signed_reply() -> None:
