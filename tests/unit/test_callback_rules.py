@@ -164,6 +164,14 @@ def test_code_of_a_receipt_is_that_of_an_error() -> None:
         assert receipt.code == code
 
 
+def test_fields_are_in_the_query_or_in_the_body_but_not_in_both() -> None:
+    signed_reply = "phone=79161234567&mes=hi&to=1&md5=0"
+    call = Callback("POST", f"{URL}&{signed_reply}", {}, b"id=12&status=1")
+    assert reason("smsc", call) == "there are fields in the query and in the body"
+    [receipt] = read("smsc", Callback("POST", f"{URL}&id=12&status=1", {}, b"")).receipts
+    assert receipt == Receipt("delivered", 12, "12")
+
+
 def test_receipt_is_not_read_from_a_signed_reply() -> None:
     fields = {"phone": "79161234567", "mes": "hi", "to": "1", "id": "12", "status": "1"}
     content = read("smsc", form(fields))
