@@ -92,7 +92,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("port", type=int)
     parser.add_argument("path", help="path and query, without the id at its end")
-    parser.add_argument("--connections", type=int, default=50)
+    parser.add_argument("--connections", type=int, default=200)
     parser.add_argument("--rate", type=float, default=0.0)
     args = parser.parse_args()
     uvloop.run(main(args.port, args.path, args.connections, args.rate))
