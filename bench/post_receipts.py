@@ -1,11 +1,12 @@
 """The caller: posts receipts over kept connections and uses as little processor time as possible.
 
 It runs in its own process, so that a benchmark measures the receiver alone. It reads the ids of the
-messages from standard input, one a line, and prints the calls a second.
+messages from standard input, one a line, and prints the receipts a second.
 """
 
 import argparse
 import asyncio
+import json
 import re
 import sys
 import time
@@ -15,11 +16,10 @@ from typing import cast
 import uvloop
 
 REQUEST = (
-    "POST {path}{id} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
-    'Content-Length: {length}\r\n\r\n{{"id": {id}, "status": "delivered"}}'
+    "POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+    "Content-Length: {length}\r\n\r\n{body}"
 )
 LENGTH = re.compile(rb"\r\ncontent-length: *([0-9]+)", re.IGNORECASE)
-EMPTY_BODY = len('{"id": , "status": "delivered"}')
 
 
 class Caller(asyncio.Protocol):
@@ -59,22 +59,30 @@ class Caller(asyncio.Protocol):
             self._transport.write(request)
 
 
-async def main(port: int, path: str, connections: int, rate: float) -> None:
-    """Post a receipt for each id; at most `rate` a second, or as fast as possible if it is 0."""
+def bodies(ids: list[str], in_list: int) -> Iterator[str]:
+    """Yield the bodies of calls: one receipt each of kind `json`, or a list of kind `infobip`."""
+    if not in_list:
+        for id_ in ids:
+            yield f'{{"id": {id_}, "status": "delivered"}}'
+        return
+    for start in range(0, len(ids), in_list):
+        results = [
+            {"callbackData": id_, "messageId": id_, "status": {"groupId": 3, "id": 5}}
+            for id_ in ids[start : start + in_list]
+        ]
+        yield json.dumps({"results": results})
+
+
+async def main(port: int, path: str, connections: int, in_list: int) -> None:
+    """Post a receipt for each id."""
     requests = [
-        REQUEST.format(path=path, id=id_, length=EMPTY_BODY + len(id_)).encode()
-        for id_ in sys.stdin.read().split()
+        REQUEST.format(path=path, length=len(body), body=body).encode()
+        for body in bodies(sys.stdin.read().split(), in_list)
     ]
     loop = asyncio.get_running_loop()
     began = time.monotonic()
-    if rate:
-        for start in range(0, len(requests), connections):
-            delay = began + start / rate - time.monotonic()
-            await asyncio.sleep(max(0.0, delay))
-            await post(loop, port, requests[start : start + connections], connections)
-    else:
-        await post(loop, port, requests, connections)
-    print(len(requests) / (time.monotonic() - began), flush=True)
+    await post(loop, port, requests, connections)
+    print(len(requests) * max(1, in_list) / (time.monotonic() - began), flush=True)
 
 
 async def post(
@@ -91,8 +99,8 @@ async def post(
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("port", type=int)
-    parser.add_argument("path", help="path and query, without the id at its end")
+    parser.add_argument("path", help="path and query")
+    parser.add_argument("--in-list", type=int, default=0, help="receipts in one call")
     parser.add_argument("--connections", type=int, default=200)
-    parser.add_argument("--rate", type=float, default=0.0)
     args = parser.parse_args()
-    uvloop.run(main(args.port, args.path, args.connections, args.rate))
+    uvloop.run(main(args.port, args.path, args.connections, args.in_list))
