@@ -132,12 +132,14 @@ async def _serve(
         )
         channels = _open_channels(settings)
         mail = None if smtp is None else _create_mail(stack, settings, smtp, dispatcher_engine)
+        inbox = Inbox(dispatcher_engine)
         dispatcher = Dispatcher(
             database_url,
             dispatcher_engine,
             channels,
             DispatcherLimits.of(settings),
             report=None if mail is None else mail.run,
+            inbox=inbox,
         )
         live = LiveUpdates()
         startup = Startup(STARTING_DETAIL)
@@ -149,7 +151,6 @@ async def _serve(
             startup=startup,
             why_not_ready=dispatcher.why_not_ready,
         )
-        inbox = Inbox(dispatcher_engine)
         with_calls = ProviderCalls(app, channels, inbox, startup, settings.public_url)
         server = Server(
             wrap_asgi(with_calls, settings.proxies, is_auth_enabled=settings.is_auth_enabled),

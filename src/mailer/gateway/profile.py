@@ -247,7 +247,7 @@ class ReplyPart(_Part, frozen=True, kw_only=True):
 
 
 class PollPart(_ReportPart, frozen=True, kw_only=True):
-    """A request that asks what became of messages, and how to read its response, which is JSON."""
+    """A request that asks for the receipts of messages, and how to read its response in JSON."""
 
     method: Literal["GET", "POST"] = "GET"
     url: str

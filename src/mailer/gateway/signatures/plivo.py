@@ -1,10 +1,12 @@
 """Plivo, version 3: HMAC-SHA256 of the URL, the fields and a nonce, in Base64, without a time.
 
 Source: `signature_v3.py` of plivo 4.63 for Python. The header `...-V3` is made with the token of
-the account or subaccount, `...-Ma-V3` with that of the main account; calls about messages are
-signed in the second one. Each may hold several signatures, while the token is replaced
-(plivo.com/docs/voice/concepts/signature-validation). Version 2 does not cover the fields, so
-anybody who has seen one call could make others: it is not accepted.
+the account or subaccount, `...-Ma-V3` with that of the main account. Each may hold several
+signatures, while the token is replaced (plivo.com/docs/voice/concepts/signature-validation).
+
+Plivo's pages on messages name only version 2. It does not cover the fields: who has seen one call
+could make others, so it is not accepted. Public integrations found version 3 in calls about
+messages, in the header `...-Ma-V3`.
 """
 
 import base64

@@ -1,9 +1,8 @@
 """SMSC.ru: MD5 or SHA-1 of three fields and the secret, joined by colons, without a time.
 
-A receipt is signed by `id`, `phone` and `status`, a reply by `phone`, `mes` and `to`; whoever has
-seen a call can change its other fields, such as the time and the error. Sources: `webhookStatus` of
-C0deWiser/laravel-smscenter-mailer (`src/SmsCenterService.php`) and the integrations of others with
-smsc.ru/api/http/miscellaneous/callback. The CRC-32 that SMSC.ru offers too proves nothing.
+A receipt is signed by `id`, `phone` and `status`, a reply by `phone`, `mes` and `to`; who has seen a
+call can change its other fields, such as the time and the error. Source: `webhookStatus` of
+C0deWiser/laravel-smscenter-mailer (`src/SmsCenterService.php`); SHA-1 by other public integrations.
 """
 
 import hashlib

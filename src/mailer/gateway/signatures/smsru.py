@@ -1,7 +1,7 @@
 """SMS.ru: SHA-256 of the api_id and all entries `data[...]`, in the field `hash`, without a time.
 
-Source: the example for PHP of sms.ru/api/callback, as in many integrations. SMS.ru repeats a call
-for days.
+Source: the PHP code that several public integrations share, by its comments an example of SMS.ru.
+SMS.ru repeats a call for days.
 """
 
 import hashlib

@@ -1,8 +1,8 @@
 """Telnyx: an Ed25519 signature of timestamp and body, which only Telnyx can make.
 
 The secret that verifies it is the public key of the account. Source: `webhook_verification.py` of
-telnyx 4.189 for Python, with its 5 minutes. Telnyx makes three attempts for a URL, each after 2
-seconds without an answer (developers.telnyx.com/docs/messaging/messages/receiving-webhooks).
+telnyx 4.189 for Python, with its 5 minutes. Telnyx waits 2 seconds for an answer and makes up to
+three attempts (developers.telnyx.com/docs/messaging/messages/receiving-webhooks).
 """
 
 import base64
@@ -57,7 +57,7 @@ def _signed(callback: Callback, timestamp: str) -> bytes:
 
 
 def _decode(text: str) -> bytes:
-    """Decode Base64. Raises `ValueError`, also if the same bytes have another, canonical text."""
+    """Decode Base64. Raises `ValueError`, also for another than the usual text of the bytes."""
     decoded = base64.b64decode(encode(text), validate=True)
     if base64.b64encode(decoded) != encode(text):
         raise ValueError("is not canonical Base64")
