@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 from urllib.parse import urlencode
 
@@ -102,7 +102,7 @@ class PollSamples(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     delivered: str
     failed: str
 
-    def fill(self, found: list[tuple[CallContent, Mapping[str, str]]]) -> str:
+    def fill(self, found: Sequence[tuple[CallContent, Mapping[str, str]]]) -> str:
         """Return the body for messages with these statuses and values."""
         entries = [fill_json(getattr(self, status), values) for status, values in found]
         return self.body.replace("{entries}", ",".join(entries))

@@ -45,10 +45,9 @@ class _Delivery(msgspec.Struct, eq=False):
 class SandboxCaller:
     """Makes planned calls to mailer, at most `CONCURRENCY` at once.
 
-    A call without the answer that it needs is repeated after each of `PAUSES`, unless mailer
-    refuses it: with a status of 4xx, or with another body than
-    one of `answers`. `on_call` is called once for each call, when it has
-    ended. A call that has not ended when the sandbox stops counts as unanswered.
+    A call that is not answered with 200 and one of the bodies `answers` is repeated after each of
+    `PAUSES`, unless mailer refuses it with a status of 4xx. `on_call` is called once for each call,
+    when it has ended. A call that has not ended when the sandbox stops counts as unanswered.
     """
 
     def __init__(
@@ -137,7 +136,7 @@ class SandboxCaller:
         status = delivery.status
         is_refused = (
             status is not None
-            and status < HTTPStatus.INTERNAL_SERVER_ERROR
+            and HTTPStatus.BAD_REQUEST <= status < HTTPStatus.INTERNAL_SERVER_ERROR
             and status not in _REPEATED_STATUSES
         )
         if is_taken or is_refused or delivery.attempts > len(PAUSES):

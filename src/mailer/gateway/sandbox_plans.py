@@ -17,7 +17,7 @@ STOP_WORDS = ("STOP", "СТОП", "stop", "Отписаться", "Unsubscribe",
 REPLIES = (
     "Thank you!",
     "Спасибо, приду в субботу 👍",
-    "Is it open on Monday, too? €5 & 100%",
+    "Is it open on Monday, too? 5 + 1 & 100%",
     "Можно прийти вдвоём? Хотим купить ещё один набор, если они не закончатся к вечеру субботы.",
     "Please call me back, I could not find the shop. " * 4,
 )

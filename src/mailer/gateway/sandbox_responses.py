@@ -3,7 +3,7 @@
 import random
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from importlib import resources
 from itertools import count
@@ -249,7 +249,9 @@ class SandboxResponses:
         """Return a new id of the gateway."""
         return next(self._new_ids)
 
-    def answer_poll(self, found: list[tuple[CallContent, Mapping[str, str]]]) -> SandboxResponse:
+    def answer_poll(
+        self, found: Sequence[tuple[CallContent, Mapping[str, str]]]
+    ) -> SandboxResponse:
         """Return the response with the status and the values of each message that is known."""
         if self._poll is None or not found:
             return msgspec.structs.replace(self.create("invalid", None), kind="poll")
