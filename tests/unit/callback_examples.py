@@ -343,7 +343,7 @@ EXAMPLES = [
     Example(
         "sinch",
         json(SINCH_RECEIPT),
-        [Receipt("sent", 12, "01FC66621XXXXX119Z8PMV1QPQ", "401")],
+        [Receipt("sent", 12, "01FC66621XXXXX119Z8PMV1QPQ")],
         [],
     ),
     Example(
@@ -441,7 +441,7 @@ EXAMPLES = [
         "smsru",
         form(SMSRU_ENTRIES),
         [
-            Receipt("delivered", None, "000000-10000000", "103"),
+            Receipt("delivered", None, "000000-10000000"),
             Receipt("expired", None, "000000-10000001", "104"),
         ],
         [],

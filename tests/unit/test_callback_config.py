@@ -13,7 +13,7 @@ from mailer.gateway.config import ConfiguredGateway, configured_gateways, read_g
 from mailer.gateway.config_table import GatewayConfig
 from mailer.gateway.profile_file import load_profile, shipped_kinds
 from mailer.gateway.protocol import ReceiptUse
-from mailer.gateway.signatures import SCHEMES, sign
+from mailer.gateway.signatures import SIGNATURE_SCHEMES, sign
 from mailer.gateway.signatures.telnyx import public_key
 from mailer.gateway.toml_file import ConfigFileError
 from mailer.settings import Settings
@@ -160,7 +160,7 @@ def call_for(scheme: str) -> Callback:
     return post(f"{PUBLIC}/gateways/main/receipts?message=12", bodies.get(scheme, b"a=1"))
 
 
-@pytest.mark.parametrize("scheme", sorted(SCHEMES))
+@pytest.mark.parametrize("scheme", sorted(SIGNATURE_SCHEMES))
 def test_signature_proves_a_call(scheme: str) -> None:
     signing = PRIVATE_KEY if scheme == "telnyx" else SECRET
     verifying = public_key(PRIVATE_KEY) if scheme == "telnyx" else SECRET

@@ -105,7 +105,7 @@ def test_response_about_several_messages_is_read() -> None:
     }
     receipts = rules("smsru").read(msgspec.json.encode(document), [FIRST, SECOND])
     assert receipts == [
-        Receipt("delivered", 12, "000000-10000000", "103"),
+        Receipt("delivered", 12, "000000-10000000"),
         Receipt("failed", 13, "000000-10000001", "105"),
     ]
 

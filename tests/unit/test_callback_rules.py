@@ -152,9 +152,24 @@ def test_message_id_is_a_number_that_mailer_could_have_given(
 
 def test_message_id_in_the_url_counts_only_if_mailer_has_put_it_there() -> None:
     of_account = form({"data[0]": "sms_status\n1-1\n103\n1"})  # the URL has message=12
-    assert read("smsru", of_account).receipts == [Receipt("delivered", None, "1-1", "103")]
+    assert read("smsru", of_account).receipts == [Receipt("delivered", None, "1-1")]
     own = form(VONAGE_RECEIPT | {"client-ref": "13"})
     assert read("vonage", own).receipts[0].message_id == 13
+
+
+def test_code_of_a_receipt_is_that_of_an_error() -> None:
+    entry = "sms_status\n1-1\n{}\n1"
+    for status, code in (("103", None), ("102", None), ("105", "105"), ("-1", "-1")):
+        [receipt] = read("smsru", form({"data[]": entry.format(status)})).receipts
+        assert receipt.code == code
+
+
+def test_fields_are_in_the_query_or_in_the_body_but_not_in_both() -> None:
+    signed_reply = "phone=79161234567&mes=hi&to=1&md5=0"
+    call = Callback("POST", f"{URL}&{signed_reply}", {}, b"id=12&status=1")
+    assert reason("smsc", call) == "there are fields in the query and in the body"
+    [receipt] = read("smsc", Callback("POST", f"{URL}&id=12&status=1", {}, b"")).receipts
+    assert receipt == Receipt("delivered", 12, "12")
 
 
 def test_receipt_is_not_read_from_a_signed_reply() -> None:

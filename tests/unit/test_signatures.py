@@ -25,7 +25,7 @@ from tests.signature_examples import (
 from mailer.gateway.callback import Callback
 from mailer.gateway.config import GatewayConfig
 from mailer.gateway.profile_file import load_profile
-from mailer.gateway.signatures import SCHEMES, sign, telnyx, verify
+from mailer.gateway.signatures import SIGNATURE_SCHEMES, sign, telnyx, verify
 
 PROFILES = Path("src/mailer/gateway/profiles")
 SIGNED_URL = {"twilio", "plivo", "messagebird"}
@@ -51,7 +51,7 @@ MAX_AGES = {
     "vonage": timedelta(hours=24, minutes=5),
 }
 """How long after the signature a call is accepted; the other schemes sign no time."""
-SECRETS = dict.fromkeys(SCHEMES, "a secret of the tests") | {"telnyx": TELNYX_PRIVATE_KEY}
+SECRETS = dict.fromkeys(SIGNATURE_SCHEMES, "a secret of the tests") | {"telnyx": TELNYX_PRIVATE_KEY}
 
 each_example = pytest.mark.parametrize(
     "example", EXAMPLES, ids=[f"{each.scheme}-{each.name}" for each in EXAMPLES]
@@ -148,7 +148,7 @@ def test_while_a_secret_is_replaced_both_are_accepted(example: Example) -> None:
     assert not verify(example.scheme, example.callback, [], example.now)
 
 
-@pytest.mark.parametrize("scheme", sorted(SCHEMES))
+@pytest.mark.parametrize("scheme", sorted(SIGNATURE_SCHEMES))
 def test_an_empty_secret_never_fits(scheme: str) -> None:
     callback = post(URL, urlencode({"id": 1, "phone": 7, "status": 1, "data[0]": "x"}), FORM)
     if scheme != "telnyx":
@@ -156,7 +156,7 @@ def test_an_empty_secret_never_fits(scheme: str) -> None:
     assert not verify(scheme, callback, ["", ""], SIGNED_AT)
 
 
-@pytest.mark.parametrize("scheme", sorted(SCHEMES))
+@pytest.mark.parametrize("scheme", sorted(SIGNATURE_SCHEMES))
 def test_an_old_call_is_refused_if_its_time_is_signed(scheme: str) -> None:
     callback = post(URL, urlencode({"id": 1, "phone": 7, "status": 1, "data[0]": "x"}), FORM)
     signed = sign(scheme, callback, SECRETS[scheme], SIGNED_AT)
@@ -190,7 +190,7 @@ def has_no_field_of_its_own(form: dict[str, str]) -> bool:
     )
 
 
-@pytest.mark.parametrize("scheme", sorted(SCHEMES))
+@pytest.mark.parametrize("scheme", sorted(SIGNATURE_SCHEMES))
 @given(form=forms.filter(has_no_field_of_its_own))
 def test_what_mailer_signs_is_accepted(scheme: str, form: dict[str, str]) -> None:
     secret = verifying_secret(scheme)
@@ -249,7 +249,7 @@ hostile_calls = st.builds(
 )
 
 
-@pytest.mark.parametrize("scheme", sorted(SCHEMES))
+@pytest.mark.parametrize("scheme", sorted(SIGNATURE_SCHEMES))
 @given(callback=hostile_calls, secret=st.sampled_from(["a secret", "Ы", "\udc80", "A6EHv/POEL4="]))
 def test_no_call_raises_an_error(scheme: str, callback: Callback, secret: str) -> None:
     assert verify(scheme, callback, [secret], datetime(2026, 1, 1, tzinfo=UTC)) is False
@@ -258,12 +258,12 @@ def test_no_call_raises_an_error(scheme: str, callback: Callback, secret: str) -
 def test_each_signature_of_a_profile_has_a_scheme() -> None:
     profiles = [load_profile(file.stem) for file in sorted(PROFILES.glob("*.toml"))]
     named = {profile.receipt.signature for profile in profiles if profile.receipt is not None}
-    assert named - {None} == set(SCHEMES)
+    assert named - {None} == set(SIGNATURE_SCHEMES)
 
 
-@pytest.mark.parametrize("scheme", sorted(SCHEMES))
+@pytest.mark.parametrize("scheme", sorted(SIGNATURE_SCHEMES))
 def test_the_key_of_each_secret_exists(scheme: str) -> None:
     keys = set(GatewayConfig.__struct_fields__)
-    assert {SCHEMES[scheme].account_key or "callback_secret", "callback_secret"} <= keys
-    key, profile = SCHEMES[scheme].account_key, (PROFILES / f"{scheme}.toml").read_text()
+    assert {SIGNATURE_SCHEMES[scheme].account_key or "callback_secret", "callback_secret"} <= keys
+    key, profile = SIGNATURE_SCHEMES[scheme].account_key, (PROFILES / f"{scheme}.toml").read_text()
     assert key is None or f"{{{key}}}" in profile

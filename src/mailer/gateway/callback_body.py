@@ -91,10 +91,17 @@ class BodyReader:
         self._encoding = encoding
 
     def read(self, callback: Callback) -> object:
-        """Return the document of a call. Raises `UnreadableCallbackError`."""
+        """Return the document of a call. Raises `UnreadableCallbackError`.
+
+        The fields are either in the query or in the body: a signature could be over those of one,
+        and those of the other be read.
+        """
         body = callback.body
+        in_query = self._query.read(query_of(callback), self._encoding, self._octets)
         if callback.method == "GET" or not body:
-            return self._query.read(query_of(callback), self._encoding, self._octets)
+            return in_query
+        if in_query:
+            raise UnreadableCallbackError("there are fields in the query and in the body")
         if len(body) > MAX_CALL_BYTES:
             raise UnreadableCallbackError("the body is too long")
         content_type = callback.headers.get("content-type", "")

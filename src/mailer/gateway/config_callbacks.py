@@ -13,7 +13,7 @@ from mailer.gateway.callback_body import MESSAGE_FIELD, SECRET_FIELD, FormFields
 from mailer.gateway.json_path import JsonPath
 from mailer.gateway.placeholders import PLACEHOLDER
 from mailer.gateway.profile import GatewayProfile
-from mailer.gateway.signatures import SCHEMES, verify
+from mailer.gateway.signatures import SIGNATURE_SCHEMES, verify
 from mailer.validation import MAX_ID
 
 MIN_SECRET_LENGTH = 16
@@ -45,7 +45,7 @@ class Callbacks(msgspec.Struct, frozen=True, dict=True, kw_only=True):
         receipt = self.profile.receipt
         if receipt is None or receipt.signature is None:
             return ()
-        of_account = self.token if SCHEMES[receipt.signature].account_key else None
+        of_account = self.token if SIGNATURE_SCHEMES[receipt.signature].account_key else None
         secrets = (self.secret or of_account, self.previous_secret)
         return tuple(secret for secret in secrets if secret)
 

@@ -18,16 +18,16 @@ from mailer.gateway.callback import Callback
 from mailer.gateway.signatures.checks import add_headers, fits, nonce
 from mailer.gateway.signatures.fields import Field, encode, form_fields, query_fields
 
-SIGNATURES = ("x-plivo-signature-v3", "x-plivo-signature-ma-v3")
-NONCE = "x-plivo-signature-v3-nonce"
+PLIVO_SIGNATURES = ("x-plivo-signature-v3", "x-plivo-signature-ma-v3")
+PLIVO_NONCE = "x-plivo-signature-v3-nonce"
 
 
 def verify(callback: Callback, secret: str, _now: datetime) -> bool:
     """Return whether the signature fits, however old it is."""
-    expected = _signature(callback, callback.headers.get(NONCE, ""), secret)
+    expected = _signature(callback, callback.headers.get(PLIVO_NONCE, ""), secret)
     return any(
         fits(expected, given.strip())
-        for header in SIGNATURES
+        for header in PLIVO_SIGNATURES
         for given in callback.headers.get(header, "").split(",")
     )
 
@@ -36,7 +36,7 @@ def sign(callback: Callback, secret: str, now: datetime) -> Callback:
     """Add the headers of Plivo, as for a call of a main account."""
     number = nonce(now)
     signature = _signature(callback, number, secret)
-    return add_headers(callback, {NONCE: number} | dict.fromkeys(SIGNATURES, signature))
+    return add_headers(callback, {PLIVO_NONCE: number} | dict.fromkeys(PLIVO_SIGNATURES, signature))
 
 
 def _signature(callback: Callback, nonce: str, secret: str) -> str:
