@@ -278,8 +278,7 @@ async def test_a_claim_that_began_before_the_opt_out_is_stopped(
     await blocker.execute("SELECT FROM mailing_counts FOR UPDATE")
     gateway = SlowGateway()
     async with dispatching(engine, database_url, gateway):
-        waiting = "SELECT count(*) > 0 FROM pg_locks WHERE NOT granted"
-        await until_equal(engine, waiting, True)
+        await until_equal(engine, "SELECT count(*) FROM pg_locks WHERE NOT granted", 1)
         phone = await phone_of(engine, await value(engine, FIRST_CLIENT))
         await do(engine, lambda db: store.add(db, [phone], "api", None))
         await execute(engine, store.NOTIFY_OPT_OUTS)
