@@ -160,7 +160,7 @@ async def test_the_preview_counts_clients_who_have_opted_out(api: httpx.AsyncCli
     form = NEW_FORM | {"text": "a" * 161}
     preview = await preview_form(api, form)
     assert "parts in total 4" in preview
-        assert "1 client of the audience has opted out and will not get it." in preview
+    assert "1 client of the audience has opted out and will not get it." in preview
     assert "2 clients will get it." in preview
     service = await preview_form(api, form | {"purpose": "service"})
     assert "parts in total 6" in service
