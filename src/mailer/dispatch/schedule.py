@@ -23,6 +23,8 @@ from mailer.message import counters, recovery
 from mailer.receipt import store as receipt_store
 from mailer.receipt.inbox import Inbox
 from mailer.receipt.polling import Polling
+from mailer.opt_out import linking
+from mailer.opt_out import store as opt_outs
 from mailer.settings import Settings
 
 log = structlog.get_logger()
@@ -89,6 +91,7 @@ def jobs(
             min(5, limits.lease / 4),  # soon after a lease has expired, also when leases are short
             partial(_rescue, engine, limits.max_attempts),
         ),
+        Job("link_opt_outs", 1, partial(linking.link_all, engine)),
         Job("replan_mailings", 1, lambda: moved_clients.replan_all_moved(engine)),
         Job(
             "purge_mailings",
@@ -151,6 +154,7 @@ async def _merge_deltas(connection: AsyncConnection) -> None:
     """Add the stored changes of counters to the counters."""
     await counters.merge_deltas(connection, DELTA_BATCH)
     await segment_counts.merge_deltas(connection, DELTA_BATCH)
+    await opt_outs.merge_counts(connection)
 
 
 async def _delete_expired_messages(engine: AsyncEngine, retention_days: int) -> None:
