@@ -290,6 +290,10 @@ BEGIN
         USING ERRCODE = 'restrict_violation';
 END $$;
 
+CREATE FUNCTION reply_words(id bigint, phone text, value text) RETURNS tsvector
+    LANGUAGE sql IMMUTABLE STRICT COST 100000 PARALLEL SAFE
+    RETURN array_to_tsvector(ARRAY(SELECT (((reply_words.id / 1000) || ' '::text) || word.word) FROM unnest((words_of(reply_words.value) || ARRAY[reply_words.phone, "right"(reply_words.phone, 10), "right"(reply_words.phone, 4)])) word(word)));
+
 CREATE FUNCTION sending_is_allowed() RETURNS boolean
     LANGUAGE plpgsql STABLE
     AS $$
@@ -523,6 +527,31 @@ UNION ALL
     segment_count_delta.time_zone,
     segment_count_delta.clients
    FROM segment_count_delta;
+
+CREATE TABLE answer (
+    id bigint NOT NULL,
+    reply_id bigint NOT NULL,
+    kind character varying NOT NULL,
+    gateway character varying NOT NULL,
+    phone character varying,
+    text character varying,
+    status character varying DEFAULT 'waiting'::character varying NOT NULL,
+    reason character varying,
+    attempts integer DEFAULT 0 NOT NULL,
+    due_at timestamp with time zone DEFAULT now() NOT NULL,
+    lease_owner uuid,
+    lease_expires_at timestamp with time zone,
+    gateway_message_id character varying,
+    parts smallint,
+    created_by character varying,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT answer_erased_check CHECK (((phone IS NULL) = (text IS NULL))),
+    CONSTRAINT answer_kind_check CHECK (((kind)::text = ANY ((ARRAY['answer'::character varying, 'acknowledgement'::character varying])::text[]))),
+    CONSTRAINT answer_lease_check CHECK (((((status)::text = 'sending'::text) = (lease_owner IS NOT NULL)) AND (((status)::text = 'sending'::text) = (lease_expires_at IS NOT NULL)))),
+    CONSTRAINT answer_status_check CHECK (((status)::text = ANY ((ARRAY['waiting'::character varying, 'sending'::character varying, 'accepted'::character varying, 'failed'::character varying, 'unknown'::character varying])::text[]))),
+    CONSTRAINT answer_text_check CHECK (((char_length((text)::text) >= 1) AND (char_length((text)::text) <= 1600)))
+);
 
 CREATE TABLE api_key (
     id bigint NOT NULL,
@@ -807,6 +836,50 @@ CREATE TABLE origin (
     data_until timestamp with time zone
 );
 
+CREATE TABLE reply (
+    id bigint NOT NULL,
+    gateway character varying NOT NULL,
+    gateway_reply_id character varying,
+    phone character varying,
+    recipient character varying,
+    text character varying,
+    received_at timestamp with time zone NOT NULL,
+    client_id bigint,
+    mailing_id bigint,
+    message_id bigint,
+    action character varying,
+    read_at timestamp with time zone,
+    CONSTRAINT reply_action_check CHECK (((action)::text = ANY ((ARRAY['opted_out'::character varying, 'opted_in'::character varying])::text[]))),
+    CONSTRAINT reply_erased_check CHECK (((phone IS NULL) = (text IS NULL))),
+    CONSTRAINT reply_text_check CHECK ((char_length((text)::text) <= 10000))
+);
+
+ALTER TABLE reply ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME reply_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    MAXVALUE 4503599627370495
+    CACHE 1
+);
+
+CREATE TABLE reply_part (
+    gateway character varying NOT NULL,
+    phone character varying NOT NULL,
+    reference character varying NOT NULL,
+    parts smallint NOT NULL,
+    part smallint NOT NULL,
+    text_digest bytea NOT NULL,
+    text character varying,
+    recipient character varying,
+    gateway_reply_id character varying,
+    received_at timestamp with time zone NOT NULL,
+    joined_at timestamp with time zone,
+    CONSTRAINT reply_part_joined_check CHECK (((joined_at IS NULL) = (text IS NOT NULL))),
+    CONSTRAINT reply_part_part_check CHECK (((part >= 1) AND (part <= parts)))
+)
+WITH (autovacuum_vacuum_scale_factor='0', autovacuum_vacuum_threshold='10000');
+
 CREATE TABLE route (
     id integer NOT NULL,
     gateways character varying[] NOT NULL
@@ -848,6 +921,9 @@ CREATE SEQUENCE stop_number
 
 ALTER TABLE ONLY alembic_version
     ADD CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num);
+
+ALTER TABLE ONLY answer
+    ADD CONSTRAINT answer_pkey PRIMARY KEY (id);
 
 ALTER TABLE ONLY api_key
     ADD CONSTRAINT api_key_digest_key UNIQUE (digest);
@@ -903,6 +979,12 @@ ALTER TABLE ONLY operator_route
 ALTER TABLE ONLY outcome_count
     ADD CONSTRAINT outcome_count_pkey PRIMARY KEY (bucket_start, reason, gateway);
 
+ALTER TABLE ONLY reply_part
+    ADD CONSTRAINT reply_part_pkey PRIMARY KEY (gateway, phone, reference, parts, part, text_digest);
+
+ALTER TABLE ONLY reply
+    ADD CONSTRAINT reply_pkey PRIMARY KEY (id);
+
 ALTER TABLE ONLY route
     ADD CONSTRAINT route_gateways_key UNIQUE (gateways);
 
@@ -911,6 +993,16 @@ ALTER TABLE ONLY route
 
 ALTER TABLE ONLY session
     ADD CONSTRAINT session_pkey PRIMARY KEY (digest);
+
+CREATE UNIQUE INDEX answer_acknowledgement_key ON answer USING btree (reply_id) WHERE ((kind)::text = 'acknowledgement'::text);
+
+CREATE INDEX answer_due_idx ON answer USING btree (gateway, due_at, id) WHERE ((status)::text = 'waiting'::text);
+
+CREATE INDEX answer_lease_idx ON answer USING btree (lease_expires_at) WHERE ((status)::text = 'sending'::text);
+
+CREATE INDEX answer_reply_id_id_idx ON answer USING btree (reply_id, id);
+
+CREATE INDEX answer_waiting_idx ON answer USING btree (created_at) WHERE ((status)::text = 'waiting'::text);
 
 CREATE UNIQUE INDEX api_key_name_key ON api_key USING btree (name) WHERE (revoked_at IS NULL);
 
@@ -990,6 +1082,32 @@ CREATE INDEX message_mailing_id_status_id_idx ON message USING btree (mailing_id
 
 CREATE INDEX message_retry_idx ON message USING btree (retry_at) WHERE (((status)::text = 'scheduled'::text) AND (retry_at IS NOT NULL));
 
+CREATE INDEX reply_client_id_id_idx ON reply USING btree (client_id, id) WHERE (client_id IS NOT NULL);
+
+CREATE UNIQUE INDEX reply_gateway_gateway_reply_id_key ON reply USING btree (gateway, gateway_reply_id);
+
+CREATE INDEX reply_inbox_idx ON reply USING btree (((id +
+CASE
+    WHEN (read_at IS NULL) THEN '4503599627370496'::bigint
+    ELSE (0)::bigint
+END)));
+
+CREATE INDEX reply_mailing_id_id_idx ON reply USING btree (mailing_id, id) WHERE (mailing_id IS NOT NULL);
+
+CREATE INDEX reply_part_joined_idx ON reply_part USING btree (joined_at) WHERE (joined_at IS NOT NULL);
+
+CREATE INDEX reply_part_open_idx ON reply_part USING btree (received_at) WHERE (joined_at IS NULL);
+
+CREATE INDEX reply_part_phone_idx ON reply_part USING btree (phone);
+
+CREATE INDEX reply_phone_id_idx ON reply USING btree (phone, id) WHERE (phone IS NOT NULL);
+
+CREATE INDEX reply_received_at_idx ON reply USING btree (received_at);
+
+CREATE INDEX reply_unread_idx ON reply USING btree (id) WHERE (read_at IS NULL);
+
+CREATE INDEX reply_words_idx ON reply USING gin (reply_words(id, (phone)::text, (text)::text)) WITH (fastupdate=off);
+
 CREATE UNIQUE INDEX segment_count_operator_code_tag_time_zone_key ON segment_count USING btree (operator_code, tag, time_zone) NULLS NOT DISTINCT;
 
 CREATE INDEX segment_count_tag_idx ON segment_count USING btree (tag);
@@ -1023,6 +1141,9 @@ CREATE TRIGGER update_origin_before_insert BEFORE INSERT ON message FOR EACH STA
 CREATE TRIGGER update_settled_totals AFTER UPDATE OF is_settled, deleted_at ON mailing FOR EACH ROW WHEN (((old.is_settled <> new.is_settled) OR ((old.deleted_at IS NULL) <> (new.deleted_at IS NULL)))) EXECUTE FUNCTION update_settled_totals();
 
 CREATE TRIGGER update_settled_totals_of_deleted BEFORE DELETE ON mailing FOR EACH ROW EXECUTE FUNCTION update_settled_totals();
+
+ALTER TABLE ONLY answer
+    ADD CONSTRAINT answer_reply_id_fkey FOREIGN KEY (reply_id) REFERENCES reply(id) ON DELETE CASCADE;
 
 ALTER TABLE ONLY mailing_counts
     ADD CONSTRAINT mailing_counts_mailing_id_fkey FOREIGN KEY (mailing_id) REFERENCES mailing(id) ON DELETE CASCADE;

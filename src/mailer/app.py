@@ -21,6 +21,7 @@ from mailer.idempotency.middleware import Idempotency, claim_of
 from mailer.limits import RateLimiter
 from mailer.mailing.api import MailingController
 from mailer.oidc.provider import create_provider
+from mailer.reply.api import ReplyController
 from mailer.settings import Settings
 from mailer.statistics.api import StatisticsController, show_metrics
 from mailer.web.assets import static_router
@@ -82,6 +83,7 @@ def create_app(  # noqa: PLR0913  # the dependencies of the handlers
             MailingController,
             StatisticsController,
             GatewayController,
+            ReplyController,
             AuditController,
         ],
         opt={AUTH_METHOD: "key"},

@@ -24,6 +24,8 @@ from mailer.admin.mailings.index import MailingList
 from mailer.admin.mailings.messages import MessageList
 from mailer.admin.redirects import own_path, redirect_back_url
 from mailer.admin.render import create_page_context, provide_page_context
+from mailer.admin.replies.detail import ReplyPage
+from mailer.admin.replies.index import ReplyList
 from mailer.admin.system.audit import Audit
 from mailer.admin.system.index import System
 from mailer.admin.system.overview import Overview
@@ -107,6 +109,8 @@ def site_router() -> Router:
             MessageList,
             Clients,
             ClientImport,
+            ReplyList,
+            ReplyPage,
             Audit,
             System,
             GatewayList,

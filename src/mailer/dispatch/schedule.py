@@ -19,6 +19,9 @@ from mailer.gateway.channel import Channels
 from mailer.mailing import downsampling, moved_clients, purging
 from mailer.mailing.restore import OriginCheck
 from mailer.message import counters, recovery
+from mailer.reply import outbox
+from mailer.reply import store as replies
+from mailer.reply.rules import ReplyRules
 from mailer.settings import Settings
 
 log = structlog.get_logger()
@@ -27,6 +30,8 @@ JOB_BATCH = 5_000
 """Most rows that one run of a job changes or deletes."""
 RETENTION_BATCH = 1_000
 """Most messages past their retention that one run deletes. Few, because it is not urgent."""
+REPLY_BATCH = 200
+"""Most replies that one run joins from their parts."""
 DELTA_BATCH = 50_000
 """Most deltas of counters that one run merges: more than a worker writes between two runs."""
 
@@ -48,7 +53,9 @@ class JobLimits(msgspec.Struct, frozen=True, kw_only=True):
     max_attempts: int
     """Most attempts of a message."""
     retention_days: int
-    """Days for which the messages of ended mailings are kept; 0 for no limit."""
+    """Days for which the messages of ended mailings are kept, and replies; 0 for no limit."""
+    reply_rules: ReplyRules
+    """What replies do whose parts are joined."""
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
@@ -57,6 +64,7 @@ class JobLimits(msgspec.Struct, frozen=True, kw_only=True):
             lease=settings.lease,
             max_attempts=settings.retry_attempts,
             retention_days=settings.retention_days,
+            reply_rules=ReplyRules.of(settings),
         )
 
 
@@ -85,6 +93,19 @@ def jobs(
             2,
             _in_transaction(engine, lambda database: purging.purge(database, JOB_BATCH)),
         ),
+        Job(
+            "join_replies",
+            5,
+            _in_transaction(
+                engine,
+                lambda database: replies.join_parts(database, limits.reply_rules, REPLY_BATCH),
+            ),
+        ),
+        Job(
+            "end_answers",
+            5,
+            _in_transaction(engine, lambda database: outbox.end_overdue(database, JOB_BATCH)),
+        ),
         Job("merge_counters", 2, _in_transaction(engine, _merge_deltas)),
         Job("downsample_counters", 60, _in_transaction(engine, downsampling.downsample)),
         Job(
@@ -96,6 +117,10 @@ def jobs(
     if limits.retention_days:
         delete = partial(_delete_expired_messages, engine, limits.retention_days)
         table.append(Job("purge_messages", 1, delete))
+        delete_replies = partial(
+            replies.delete_expired, days=limits.retention_days, limit=RETENTION_BATCH
+        )
+        table.append(Job("purge_replies", 10, _in_transaction(engine, delete_replies)))
     if report is not None:
         table.append(Job("send_report", 20, report))
     return table

@@ -162,7 +162,7 @@ async def build_preview(  # noqa: PLR0913, PLR0917  # the form, and what its for
     now, gateways = database_clock.now(), usable_gateways(channels)
     client_filter = draft.client_filter
     clients_by_zone, sample = dict[str, int](), list[Client]()
-    text_preview = _text_preview(text)
+    text_preview = preview_text(text)
     async with engine.connect() as connection:
         if client_filter is not UNSET:
             clients_by_zone = await audience.count_by_zone(connection, client_filter)
@@ -215,7 +215,8 @@ def _known_moment(moment: Any) -> datetime | None:  # noqa: ANN401  # a field of
     return moment.astimezone(UTC) if isinstance(moment, datetime) else None
 
 
-def _text_preview(text: str) -> TextPreview:
+def preview_text(text: str) -> TextPreview:
+    """Return the size of a text as SMS."""
     size = count_parts(text)
     return TextPreview(size, text.index(size.forced_by) + 1 if size.forced_by else 0)
 
