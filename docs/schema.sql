@@ -115,8 +115,9 @@ CREATE FUNCTION add_segment_deltas_of_delete() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
 BEGIN
-    INSERT INTO segment_count_delta
-    SELECT operator_code, tag, time_zone, -count(*) FROM old_rows WHERE deleted_at IS NULL
+    INSERT INTO segment_count_delta (operator_code, tag, time_zone, clients, opted_out)
+    SELECT operator_code, tag, time_zone, -count(*), -count(opted_out_at)
+    FROM old_rows WHERE deleted_at IS NULL
     GROUP BY operator_code, tag, time_zone;
     RETURN NULL;
 END $$;
@@ -125,8 +126,9 @@ CREATE FUNCTION add_segment_deltas_of_insert() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
 BEGIN
-    INSERT INTO segment_count_delta
-    SELECT operator_code, tag, time_zone, count(*) FROM new_rows WHERE deleted_at IS NULL
+    INSERT INTO segment_count_delta (operator_code, tag, time_zone, clients, opted_out)
+    SELECT operator_code, tag, time_zone, count(*), count(opted_out_at)
+    FROM new_rows WHERE deleted_at IS NULL
     GROUP BY operator_code, tag, time_zone;
     RETURN NULL;
 END $$;
@@ -135,11 +137,21 @@ CREATE FUNCTION add_segment_deltas_of_update() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
 BEGIN
-    INSERT INTO segment_count_delta
-    SELECT operator_code, tag, time_zone, sum(n)
+    INSERT INTO segment_count_delta (operator_code, tag, time_zone, clients, opted_out)
+    SELECT operator_code, tag, time_zone, sum(n),
+        coalesce(sum(n) FILTER (WHERE opted_out_at IS NOT NULL), 0)
     FROM (SELECT *, 1 AS n FROM new_rows UNION ALL SELECT *, -1 FROM old_rows) AS row
     WHERE deleted_at IS NULL
-    GROUP BY operator_code, tag, time_zone HAVING sum(n) <> 0;
+    GROUP BY operator_code, tag, time_zone
+    HAVING sum(n) <> 0 OR sum(n) FILTER (WHERE opted_out_at IS NOT NULL) <> 0;
+    RETURN NULL;
+END $$;
+
+CREATE FUNCTION count_deleted_opt_outs() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    INSERT INTO opt_out_count (opt_outs) SELECT -count(*) FROM old_rows HAVING count(*) > 0;
     RETURN NULL;
 END $$;
 
@@ -181,6 +193,14 @@ BEGIN
     ) AS delta
     WHERE mailing_counts.ctid = ANY (places)
         AND mailing_counts.mailing_id + 0 = delta.mailing_id;
+    RETURN NULL;
+END $$;
+
+CREATE FUNCTION count_inserted_opt_outs() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    INSERT INTO opt_out_count (opt_outs) SELECT count(*) FROM new_rows HAVING count(*) > 0;
     RETURN NULL;
 END $$;
 
@@ -245,6 +265,27 @@ BEGIN
     RETURN found;
 END $$;
 
+CREATE FUNCTION hmac_sha256(inner_key bytea, outer_key bytea, value text) RETURNS bytea
+    LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+    RETURN sha256((outer_key || sha256((inner_key || convert_to(value, 'UTF8'::name)))));
+
+CREATE FUNCTION link_opt_outs() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    IF EXISTS (SELECT FROM opt_out WHERE client_id IS NULL) THEN
+        WITH linked AS (
+            UPDATE opt_out SET client_id = new_rows.id
+            FROM new_rows CROSS JOIN opt_out_key
+            WHERE opt_out.client_id IS NULL
+                AND opt_out.phone_digest = hmac_sha256(inner_key, outer_key, new_rows.phone)
+            RETURNING client_id, opted_out_at)
+        UPDATE client SET opted_out_at = linked.opted_out_at
+        FROM linked WHERE client.id = linked.client_id;
+    END IF;
+    RETURN NULL;
+END $$;
+
 CREATE FUNCTION words_of(value text) RETURNS text[]
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
     RETURN ARRAY(SELECT DISTINCT "left"(word.word, 400) AS "left" FROM regexp_split_to_table(lower(words_of.value), '[^[:alnum:]]+'::text) word(word) WHERE (word.word <> ''::text));
@@ -252,6 +293,34 @@ CREATE FUNCTION words_of(value text) RETURNS text[]
 CREATE FUNCTION mailing_words(id bigint, value text, status text) RETURNS tsvector
     LANGUAGE sql IMMUTABLE STRICT COST 100000 PARALLEL SAFE
     RETURN array_to_tsvector(ARRAY(SELECT (((mailing_words.id / 1000) || ' '::text) || word.word) FROM unnest((words_of(mailing_words.value) || ('='::text || mailing_words.status))) word(word)));
+
+CREATE FUNCTION move_opt_out() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    old_opt_out opt_out;
+    new_digest bytea := (
+        SELECT hmac_sha256(inner_key, outer_key, new.phone) FROM opt_out_key);
+    since timestamptz;
+BEGIN
+    UPDATE opt_out SET client_id = NULL WHERE client_id = new.id RETURNING * INTO old_opt_out;
+    IF new.phone IS NULL THEN
+        RETURN NULL;
+    END IF;
+    IF old_opt_out.id IS NOT NULL THEN
+        INSERT INTO opt_out (phone_digest, client_id, opted_out_at, source, gateway)
+        VALUES (new_digest, new.id, old_opt_out.opted_out_at, old_opt_out.source, old_opt_out.gateway)
+        ON CONFLICT (phone_digest) DO UPDATE SET client_id = excluded.client_id;
+        RETURN NULL;
+    END IF;
+    UPDATE opt_out SET client_id = new.id WHERE phone_digest = new_digest
+        RETURNING opted_out_at INTO since;
+    IF since IS NOT NULL THEN
+        UPDATE client SET opted_out_at = since WHERE id = new.id;
+        PERFORM pg_notify('clients_opted_out', '');
+    END IF;
+    RETURN NULL;
+END $$;
 
 CREATE FUNCTION note_mailing_change() RETURNS trigger
     LANGUAGE plpgsql
@@ -504,14 +573,16 @@ CREATE TABLE segment_count (
     operator_code character varying NOT NULL,
     tag character varying,
     time_zone character varying NOT NULL,
-    clients bigint DEFAULT 0 NOT NULL
+    clients bigint DEFAULT 0 NOT NULL,
+    opted_out bigint DEFAULT 0 NOT NULL
 );
 
 CREATE TABLE segment_count_delta (
     operator_code character varying NOT NULL,
     tag character varying,
     time_zone character varying NOT NULL,
-    clients bigint DEFAULT 0 NOT NULL
+    clients bigint DEFAULT 0 NOT NULL,
+    opted_out bigint DEFAULT 0 NOT NULL
 )
 WITH (autovacuum_vacuum_scale_factor='0', autovacuum_vacuum_threshold='10000');
 
@@ -519,13 +590,15 @@ CREATE VIEW all_segment_counts AS
  SELECT segment_count.operator_code,
     segment_count.tag,
     segment_count.time_zone,
-    segment_count.clients
+    segment_count.clients,
+    segment_count.opted_out
    FROM segment_count
 UNION ALL
  SELECT segment_count_delta.operator_code,
     segment_count_delta.tag,
     segment_count_delta.time_zone,
-    segment_count_delta.clients
+    segment_count_delta.clients,
+    segment_count_delta.opted_out
    FROM segment_count_delta;
 
 CREATE TABLE answer (
@@ -634,6 +707,7 @@ CREATE TABLE client (
     created_by bigint DEFAULT ((pg_current_xact_id())::text)::bigint NOT NULL,
     updated_at timestamp with time zone DEFAULT now() NOT NULL,
     deleted_at timestamp with time zone,
+    opted_out_at timestamp with time zone,
     CONSTRAINT client_erased_check CHECK (
 CASE
     WHEN (deleted_at IS NULL) THEN (phone IS NOT NULL)
@@ -733,11 +807,13 @@ CREATE TABLE mailing (
     sender character varying,
     route integer,
     reroute_cursor bigint,
+    purpose character varying DEFAULT 'marketing'::character varying NOT NULL,
     CONSTRAINT mailing_audience_check CHECK ((audience_cursor <= COALESCE(audience_until, (0)::bigint))),
     CONSTRAINT mailing_clients_count_check CHECK ((clients_count >= 0)),
     CONSTRAINT mailing_closed_has_ended_check CHECK (((NOT is_closed) OR ((status)::text = ANY ((ARRAY['finished'::character varying, 'cancelled'::character varying])::text[])))),
     CONSTRAINT mailing_end_after_start_check CHECK ((datetime_end > datetime_start)),
     CONSTRAINT mailing_on_unknown_check CHECK (((on_unknown)::text = ANY ((ARRAY['retry'::character varying, 'hold'::character varying])::text[]))),
+    CONSTRAINT mailing_purpose_check CHECK (((purpose)::text = ANY ((ARRAY['marketing'::character varying, 'service'::character varying])::text[]))),
     CONSTRAINT mailing_sender_check CHECK (((char_length((sender)::text) >= 1) AND (char_length((sender)::text) <= 20))),
     CONSTRAINT mailing_settled_is_closed_check CHECK (((NOT is_settled) OR is_closed)),
     CONSTRAINT mailing_status_check CHECK (((status)::text = ANY ((ARRAY['scheduled'::character varying, 'running'::character varying, 'paused'::character varying, 'finished'::character varying, 'cancelled'::character varying])::text[]))),
@@ -824,6 +900,43 @@ CREATE TABLE operator_route (
     operator_code character varying NOT NULL,
     route integer NOT NULL
 );
+
+CREATE TABLE opt_out (
+    id bigint NOT NULL,
+    phone_digest bytea NOT NULL,
+    client_id bigint,
+    opted_out_at timestamp with time zone DEFAULT now() NOT NULL,
+    source character varying NOT NULL,
+    gateway character varying,
+    CONSTRAINT opt_out_source_check CHECK (((source)::text = ANY ((ARRAY['reply'::character varying, 'gateway'::character varying, 'page'::character varying, 'api'::character varying, 'import'::character varying])::text[])))
+);
+
+CREATE TABLE opt_out_count (
+    opt_outs bigint DEFAULT 0 NOT NULL
+)
+WITH (autovacuum_vacuum_scale_factor='0', autovacuum_vacuum_threshold='10000');
+
+ALTER TABLE opt_out ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME opt_out_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
+CREATE TABLE opt_out_key (
+    id integer DEFAULT 1 NOT NULL,
+    inner_key bytea NOT NULL,
+    outer_key bytea NOT NULL,
+    CONSTRAINT opt_out_key_single_check CHECK ((id = 1))
+);
+
+CREATE TABLE opt_out_to_link (
+    phone character varying NOT NULL,
+    created_by bigint DEFAULT ((pg_current_xact_id())::text)::bigint NOT NULL
+)
+WITH (autovacuum_vacuum_scale_factor='0', autovacuum_vacuum_threshold='10000');
 
 CREATE TABLE origin (
     server bigint,
@@ -976,6 +1089,18 @@ ALTER TABLE ONLY oidc_sign_in
 ALTER TABLE ONLY operator_route
     ADD CONSTRAINT operator_route_pkey PRIMARY KEY (operator_code);
 
+ALTER TABLE ONLY opt_out
+    ADD CONSTRAINT opt_out_client_id_key UNIQUE (client_id);
+
+ALTER TABLE ONLY opt_out_key
+    ADD CONSTRAINT opt_out_key_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY opt_out
+    ADD CONSTRAINT opt_out_phone_digest_key UNIQUE (phone_digest);
+
+ALTER TABLE ONLY opt_out
+    ADD CONSTRAINT opt_out_pkey PRIMARY KEY (id);
+
 ALTER TABLE ONLY outcome_count
     ADD CONSTRAINT outcome_count_pkey PRIMARY KEY (bucket_start, reason, gateway);
 
@@ -1019,6 +1144,8 @@ CREATE INDEX audit_target_kind_id_idx ON audit USING btree (target_kind, id);
 CREATE INDEX audit_target_kind_target_id_id_idx ON audit USING btree (target_kind, target_id, id);
 
 CREATE INDEX client_operator_code_id_idx ON client USING btree (operator_code, id) INCLUDE (tag, time_zone) WHERE (deleted_at IS NULL);
+
+CREATE INDEX client_opted_out_idx ON client USING btree (id) INCLUDE (operator_code, tag, time_zone) WHERE ((opted_out_at IS NOT NULL) AND (deleted_at IS NULL));
 
 CREATE INDEX client_segment_idx ON client USING btree (operator_code, time_zone, tag) WHERE (deleted_at IS NULL);
 
@@ -1126,9 +1253,17 @@ CREATE TRIGGER add_segment_deltas_of_insert AFTER INSERT ON client REFERENCING N
 
 CREATE TRIGGER add_segment_deltas_of_update AFTER UPDATE ON client REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION add_segment_deltas_of_update();
 
+CREATE TRIGGER count_deleted_opt_outs AFTER DELETE ON opt_out REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION count_deleted_opt_outs();
+
 CREATE TRIGGER count_inserted_messages AFTER INSERT ON message REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION count_inserted_messages();
 
+CREATE TRIGGER count_inserted_opt_outs AFTER INSERT ON opt_out REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION count_inserted_opt_outs();
+
 CREATE TRIGGER count_updated_messages AFTER UPDATE ON message REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION count_updated_messages();
+
+CREATE TRIGGER link_opt_outs AFTER INSERT ON client REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION link_opt_outs();
+
+CREATE TRIGGER move_opt_out AFTER UPDATE OF phone ON client FOR EACH ROW WHEN (((old.phone)::text IS DISTINCT FROM (new.phone)::text)) EXECUTE FUNCTION move_opt_out();
 
 CREATE TRIGGER note_mailing_change BEFORE INSERT OR UPDATE ON mailing FOR EACH ROW EXECUTE FUNCTION note_mailing_change();
 

@@ -27,7 +27,7 @@ async def create(
     """
     async with engine.begin() as connection:
         done = await do_once(
-            connection, claim, lambda: _create(connection, new, actor), creates_client=True
+            connection, claim, lambda: _create(connection, new, actor), client_id_of=int
         )
         return await store.get(connection, done.result["id"])
 

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable
 from datetime import timedelta
 from typing import Self
 
+import asyncpg
 import msgspec
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -27,6 +28,7 @@ from mailer.dispatch.sender import Sender, SenderParts
 from mailer.gateway.channel import Channel, Channels
 from mailer.gateway.router import GatewayTables
 from mailer.message.model import MessageResult
+from mailer.opt_out import store as opt_outs
 from mailer.settings import Settings
 
 DRAIN_TIMEOUT = 15.0
@@ -79,6 +81,7 @@ class Dispatcher:
             on_change=self._on_mailings_changed,
             on_try_now=self._try_now,
             on_gateway_tables=self._on_gateway_tables,
+            on_opt_outs=self._on_opt_outs,
         )
         self._pipeline = self._create_pipeline(url, limits.retry, limits.shutdown_grace)
         self._lifecycle = Lifecycle(
@@ -150,6 +153,15 @@ class Dispatcher:
         """Apply new routes, and pauses of gateways."""
         if self._channels.update(tables):
             self._pipeline.claimer.watch_routes()
+
+    async def _on_opt_outs(self, connection: asyncpg.Connection) -> None:
+        """Stop claimed messages whose clients have opted out since the claim.
+
+        A claim that is running may have begun before the opt-out, so its end is awaited.
+        """
+        async with self._running_mailings.claiming:
+            claimed_ids = list(self._claims.unrecorded)
+        self._claims.stop_opted_out(await opt_outs.find_opted_out(connection, claimed_ids))
 
     def _on_results(self, results: list[MessageResult]) -> None:
         """Plan the next claims after results were recorded, and check for finished mailings."""

@@ -19,6 +19,8 @@ from mailer.gateway.channel import Channels
 from mailer.mailing import downsampling, moved_clients, purging
 from mailer.mailing.restore import OriginCheck
 from mailer.message import counters, recovery
+from mailer.opt_out import linking
+from mailer.opt_out import store as opt_outs
 from mailer.reply import outbox
 from mailer.reply import store as replies
 from mailer.reply.rules import ReplyRules
@@ -87,6 +89,7 @@ def jobs(
             min(5, limits.lease / 4),  # soon after a lease has expired, also when leases are short
             partial(_rescue, engine, limits.max_attempts),
         ),
+        Job("link_opt_outs", 1, partial(linking.link_all, engine)),
         Job("replan_mailings", 1, lambda: moved_clients.replan_all_moved(engine)),
         Job(
             "purge_mailings",
@@ -138,6 +141,7 @@ async def _merge_deltas(connection: AsyncConnection) -> None:
     """Add the stored changes of counters to the counters."""
     await counters.merge_deltas(connection, DELTA_BATCH)
     await segment_counts.merge_deltas(connection, DELTA_BATCH)
+    await opt_outs.merge_counts(connection)
 
 
 async def _delete_expired_messages(engine: AsyncEngine, retention_days: int) -> None:

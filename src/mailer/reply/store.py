@@ -187,7 +187,7 @@ async def _apply_rules(
         else:
             others += of_phone
     opted_out = await _opt_clients_out(connection, to_opt_out)
-    opted_in = []
+    opted_in = list[int]()
     for reply, action in others:
         if await _apply(connection, reply, action):
             (opted_out if action == "opted_out" else opted_in).append(reply.id)
@@ -202,7 +202,7 @@ async def _opt_clients_out(connection: AsyncConnection, replies: Iterable[AddedR
     by_gateway: dict[str, list[AddedReply]] = defaultdict(list)
     for reply in replies:
         by_gateway[reply.gateway].append(reply)
-    changed = []
+    changed = list[int]()
     for gateway, of_gateway in sorted(by_gateway.items()):
         phones = [reply.phone for reply in of_gateway]
         new = await opt_out_phones(connection, phones, "reply", gateway)
