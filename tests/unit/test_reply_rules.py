@@ -19,13 +19,13 @@ RULES = ReplyRules.of(Settings())
         " Stop. ",
         "«СТОП!»",
         "стоп",
-        "\tСтоп\n",
+        "\tСтоп\n",  # noqa: RUF001  # a word of Russian
         "STOP 🙏",
         "s\u200btop",  # with an invisible space
         "\ufeffstop",
-        "ｓｔｏｐ",
-        "CTOП",  # Latin C, T and O
-        "SТОР",  # Cyrillic Т, О and Р
+        "\uff53\uff54\uff4f\uff50",  # full-width letters
+        "CTO\u041f",  # three Latin letters and a Cyrillic one
+        "S\u0422\u041e\u0420",  # a Latin letter and three Cyrillic ones
         "ОТПИСАТЬСЯ",
         "отписаться!!!",
         "stop   all",

@@ -69,8 +69,10 @@ def decide_result(
                 gateway_message_id=gateway_message_id,
                 parts=parts,
             )
-        case Rejected(reason=reason):
-            return AnswerResult(status="failed", attempts=attempts, reason=reason)
+        case Rejected(reason=reason, is_opt_out=is_opt_out):
+            return AnswerResult(
+                status="failed", attempts=attempts, reason=reason, is_opt_out=is_opt_out
+            )
         case Unknown(reason=reason):
             return AnswerResult(status="unknown", attempts=attempts, reason=reason)
         case Aborted():
@@ -277,5 +279,5 @@ class AnswerSender:
                 if elapsed() + DB_RETRY_DELAY >= until:
                     return
                 await asyncio.sleep(DB_RETRY_DELAY)
-        event = "answer_sent" if is_recorded else "answer_lease_lost"
+        event = "answer_recorded" if is_recorded else "answer_lease_lost"
         log.info(event, answer_id=answer.id, status=result.status, reason=result.reason)

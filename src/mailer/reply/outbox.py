@@ -11,6 +11,7 @@ import msgspec
 from sqlalchemy import Interval, Uuid, bindparam, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from mailer.opt_out.service import opt_out_phone
 from mailer.reply.model import AnswerStatus
 
 ANSWER_LIFETIME = timedelta(hours=24)
@@ -48,6 +49,7 @@ class ClaimedAnswer(msgspec.Struct, frozen=True):
 
     id: int
     attempts: int
+    gateway: str
     phone: str
     text: str
     recipient: str | None
@@ -56,18 +58,18 @@ class ClaimedAnswer(msgspec.Struct, frozen=True):
     """The sender of the mailing that the reply answers."""
 
 
+# MATERIALIZED: a plan that ran the SELECT again for each row would claim more than the limit.
 CLAIM = text("""
-    UPDATE answer SET status = 'sending', reason = NULL, attempts = attempts + 1,
-        lease_owner = :owner, lease_expires_at = clock_timestamp() + :lease, updated_at = now()
-    FROM (
+    WITH due AS MATERIALIZED (
         SELECT answer.id, recipient, sender FROM answer
         JOIN reply ON reply.id = reply_id LEFT JOIN mailing ON mailing.id = mailing_id
         WHERE answer.status = 'waiting' AND answer.gateway = :gateway AND due_at <= now()
             AND sending_is_allowed()
-        ORDER BY due_at, answer.id LIMIT :limit FOR UPDATE OF answer SKIP LOCKED
-    ) AS due
-    WHERE answer.id = due.id
-    RETURNING answer.id, attempts, phone, text, recipient, sender""").bindparams(
+        ORDER BY due_at, answer.id LIMIT :limit FOR UPDATE OF answer SKIP LOCKED)
+    UPDATE answer SET status = 'sending', reason = NULL, attempts = attempts + 1,
+        lease_owner = :owner, lease_expires_at = clock_timestamp() + :lease, updated_at = now()
+    FROM due WHERE answer.id = due.id
+    RETURNING answer.id, attempts, gateway, phone, text, recipient, sender""").bindparams(
     bindparam("owner", type_=Uuid), bindparam("lease", type_=Interval)
 )
 
@@ -91,6 +93,8 @@ class AnswerResult(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds until an answer that waits again is due."""
     gateway_message_id: str | None = None
     parts: int | None = None
+    is_opt_out: bool = False
+    """Whether the gateway says that the client has opted out; this is recorded, too."""
 
 
 RECORD = text("""
@@ -112,10 +116,12 @@ async def record(
     """Record the result of a claimed answer; return False if the lease was lost."""
     values = msgspec.structs.asdict(result) | {"id": answer.id, "owner": owner}
     values["pause"] = timedelta(seconds=result.pause)
-    recorded = (await connection.execute(RECORD, values)).rowcount == 1
-    if recorded and result.status == "waiting":
+    is_recorded = (await connection.execute(RECORD, values)).rowcount == 1
+    if is_recorded and result.status == "waiting":
         await connection.execute(FAIL_ERASED, {"id": answer.id})
-    return recorded
+    if is_recorded and result.is_opt_out:
+        await opt_out_phone(connection, answer.phone, "gateway", answer.gateway)
+    return is_recorded
 
 
 EXPIRE = text("""
