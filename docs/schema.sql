@@ -279,7 +279,7 @@ BEGIN
             FROM new_rows CROSS JOIN opt_out_key
             WHERE opt_out.client_id IS NULL
                 AND opt_out.phone_digest = hmac_sha256(inner_key, outer_key, new_rows.phone)
-            RETURNING client_id, opted_out_at)
+            RETURNING opt_out.client_id, opt_out.opted_out_at)
         UPDATE client SET opted_out_at = linked.opted_out_at
         FROM linked WHERE client.id = linked.client_id;
     END IF;

@@ -26,6 +26,7 @@ FORMS = {
         "end": "2040-01-02T09:00",
         "audience": "everybody",
         "on_unknown": "retry",
+        "purpose": "marketing",
         "time_zone": "UTC",
     },
     "/users/new": {
@@ -50,6 +51,11 @@ CREATE_NOTHING = frozenset(
         "/clients/import",  # importing a file twice changes nothing
         "/clients/{client_id:int}",
         "/clients/{client_id:int}/delete",
+        "/clients/{client_id:int}/opt-out",
+        "/clients/{client_id:int}/opt-in",
+        "/opt-outs/new",  # an opt-out that exists stays as it is
+        "/opt-outs/import",
+        "/opt-outs/{opt_out_id:int}/delete",
         "/gateway/try",
         "/gateways/{name:str}/{verb:str}",
         "/keys/{key_id:int}/revoke",

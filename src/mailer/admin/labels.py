@@ -157,8 +157,8 @@ FIELD_LABELS = {
 }
 """Fields in the audit log, in the order in which the page shows them."""
 PURPOSE_LABELS = {
-    "marketing": gettext_noop("marketing"),
-    "service": gettext_noop("service"),
+    "marketing": gettext_noop("Marketing"),
+    "service": gettext_noop("Service"),
 }
 """The choice of a mailing for clients who have opted out."""
 OPT_OUT_SOURCE_LABELS = {

@@ -49,7 +49,7 @@ async def create(connection: AsyncConnection, new: NewClient) -> Client:
     return Client(**await _execute_write(connection, statement))
 
 
-async def change(connection: AsyncConnection, client_id: int, changes: ClientChange) -> Client:
+async def change(connection: AsyncConnection, client_id: int, changes: ClientChange) -> None:
     """Change a client; raises `ClientNotFoundError` and `PhoneTakenError`.
 
     A new phone also sets the operator code to that of the phone, unless `changes` have one.
@@ -65,7 +65,7 @@ async def change(connection: AsyncConnection, client_id: int, changes: ClientCha
         .values(**values, updated_at=func.now())
         .returning(*CLIENT_COLUMNS)
     )
-    return Client(**await _execute_write(connection, statement))
+    await _execute_write(connection, statement)
 
 
 async def _execute_write(connection: AsyncConnection, statement: Any) -> dict[str, Any]:  # noqa: ANN401  # an insert or an update, which have no common type

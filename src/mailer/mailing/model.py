@@ -122,6 +122,14 @@ SenderName = Annotated[
 ]
 
 
+def excluded_opt_outs(purpose: Purpose) -> bool | None:
+    """Return which clients a purpose reaches, as the parameter `opted_out` of counts of clients.
+
+    False: those who have not opted out; None: all.
+    """
+    return False if purpose == "marketing" else None
+
+
 class MailingInput(Input, frozen=True, kw_only=True):
     """The rules that new and changed mailings share."""
 

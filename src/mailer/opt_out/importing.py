@@ -13,7 +13,12 @@ from mailer.access import audit, reauthorize
 from mailer.access.model import Actor
 from mailer.client.csv_reader import CsvReader, Record, UnreadableRecord
 from mailer.client.decoding import Encoding, TextDecoder
-from mailer.client.importing import IMPORT_STATEMENT_TIMEOUT, STAGE_BATCH, decode_parts
+from mailer.client.importing import (
+    IMPORT_STATEMENT_TIMEOUT,
+    LOCK_IMPORT,
+    STAGE_BATCH,
+    decode_parts,
+)
 from mailer.client.phone import ROUNDED_MESSAGE, STORED_FORM, is_rounded, normalize_phone
 from mailer.client.rows import MAX_REPORTED_LINES, RejectedField, excerpt, without_value
 from mailer.clock import database_clock
@@ -23,7 +28,7 @@ from mailer.idempotency.model import IdempotencyClaim
 from mailer.opt_out.store import ADD_OPT_OUTS, DIGEST, stop_messages
 from mailer.time_slices import TimeSlices
 
-CSV_COLUMNS = ("phone", "opted_out_at")
+OPT_OUT_COLUMNS = ("phone", "opted_out_at")
 """The columns that a file may have."""
 CANCEL_BATCH = 1_000
 """Clients whose messages one transaction cancels."""
@@ -97,7 +102,7 @@ async def _import(
 ) -> OptOutImportReport:
     """Read, validate and stage the lines as they arrive; then store them. See `import_opt_outs`."""
     decoder, slices = TextDecoder(), TimeSlices()
-    reader, lines = CsvReader(CSV_COLUMNS, required=["phone"]), _Lines(database_clock.now())
+    reader, lines = CsvReader(OPT_OUT_COLUMNS, required=["phone"]), _Lines(database_clock.now())
     await database.execute(CREATE_STAGING_TABLES)
     async for text in decode_parts(parts, decoder):
         lines.validate(reader.feed(text))
@@ -177,9 +182,7 @@ async def _stage(database: asyncpg.Connection, lines: _Lines) -> None:
     lines.staged += len(rows)
 
 
-# One import at a time: two in different orders could wait for each other in a circle.
-LOCK_IMPORT = "SELECT pg_advisory_xact_lock($1)"
-ANALYZE_STAGED_LINES = "ANALYZE opt_out_import; SET LOCAL work_mem = '64MB'"
+ANALYZE_STAGED_OPT_OUTS = "ANALYZE opt_out_import; SET LOCAL work_mem = '64MB'"
 # Of the lines with the same phone, the earliest time counts. Returns the number of new opt-outs.
 STORE_OPT_OUTS = ADD_OPT_OUTS.format(
     DIGEST=DIGEST,
@@ -196,8 +199,9 @@ async def _store(
 ) -> OptOutImportReport:
     """Store the staged lines and write the audit log; return the report with all counts."""
     timeout = IMPORT_STATEMENT_TIMEOUT
+    # one import at a time: two in different orders could wait for each other in a circle
     await database.execute(LOCK_IMPORT, IMPORT_LOCK, timeout=timeout)
-    await database.execute(ANALYZE_STAGED_LINES, timeout=timeout)
+    await database.execute(ANALYZE_STAGED_OPT_OUTS, timeout=timeout)
     created = await database.fetchval(STORE_OPT_OUTS, timeout=timeout)
     # the right may have been revoked during a long upload
     await reauthorize.ensure_authorized(database, actor, "write")

@@ -34,7 +34,7 @@ LINK_CLIENTS = f"""
     linked AS (
         UPDATE opt_out SET client_id = locked.id FROM locked
         WHERE phone_digest = digest AND client_id IS NULL
-        RETURNING client_id, opted_out_at),
+        RETURNING opt_out.client_id, opt_out.opted_out_at),
     changed AS (
         UPDATE client SET opted_out_at = linked.opted_out_at, updated_at = now()
         FROM linked WHERE client.id = linked.client_id)

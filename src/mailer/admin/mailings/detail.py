@@ -29,7 +29,7 @@ from mailer.mailing import activity, service, store
 from mailer.mailing.actions import allowed_actions
 from mailer.mailing.activity import with_hold
 from mailer.mailing.api import MailingId
-from mailer.mailing.model import Mailing, MailingNotFoundError, StopTimeoutError
+from mailer.mailing.model import Mailing, MailingNotFoundError, StopTimeoutError, excluded_opt_outs
 from mailer.reply.reading import list_recent
 from mailer.statistics import progress
 from mailer.statistics import service as statistics
@@ -115,9 +115,19 @@ async def read_mailing_page(
 async def _expected_cost(
     connection: AsyncConnection, mailing: Mailing, channels: Channels
 ) -> Cost | None:
-    """Return the cost if each client of the audience gets a mailing; None if it is not known."""
+    """Return the cost if each client of the audience gets a mailing; None if it is not known.
+
+    Clients who have opted out of it cost nothing.
+    """
     parts = count_parts(mailing.text).parts
-    return await estimate_cost(connection, mailing.client_filter, mailing.gateway, parts, channels)
+    return await estimate_cost(
+        connection,
+        mailing.client_filter,
+        mailing.gateway,
+        parts,
+        channels,
+        opted_out=excluded_opt_outs(mailing.purpose),
+    )
 
 
 class MailingPage(Controller):
