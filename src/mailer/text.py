@@ -41,8 +41,8 @@ JOINERS = "\u200c\u200d"
 BLANK = _compile_class([*_SHAPING_RANGES, *_BLANK_RANGES])
 """`SHAPING`, and letters and signs that look like blanks."""
 
-_LOOK_ALIKES = str.maketrans("АВЕЁКМНОРСТУХІЅЈ", "ABEEKMHOPCTYXISJ")
-"""Capital Cyrillic letters, to the Latin ones that look the same. Many people write Ё as E."""
+_SIMILAR_LETTERS = str.maketrans("АВЕЁКМНОРСТУХІЅЈ", "ABEEKMHOPCTYXISJ")
+"""Capital Cyrillic letters, to Latin ones of the same shape. Ё is often written as E."""
 _AROUND_WORDS = re.compile(r"^[\W_]+|[\W_]+$")
 """Punctuation, blanks and other signs at the ends of a text."""
 MAX_KEYWORD_LENGTH = 100
@@ -116,11 +116,11 @@ def fold_keyword(text: str) -> str:
     """Return the form in which keywords are compared, such as the stop words of replies.
 
     Keywords are the same that differ only in case, in blanks and punctuation around them, in
-    nothing visible, or in Cyrillic and Latin letters that look alike as capitals: people mix both
-    alphabets. Returns "" for a text that is too long to be a keyword.
+    nothing visible, or in Cyrillic and Latin letters of the same shape as capitals: clients mix
+    both alphabets. Returns "" for a text that is too long to be a keyword.
     """
     if len(text) > MAX_KEYWORD_LENGTH:
         return ""
     plain = unicodedata.normalize("NFKC", SHAPING.sub("", strip_invisible(text)))
     words = " ".join(plain.upper().split())
-    return _AROUND_WORDS.sub("", words).translate(_LOOK_ALIKES)
+    return _AROUND_WORDS.sub("", words).translate(_SIMILAR_LETTERS)

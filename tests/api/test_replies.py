@@ -144,6 +144,7 @@ async def test_an_answer_that_is_sent_twice_with_one_key_is_created_once(
     [
         ({}, "text"),
         ({"text": ""}, "text"),
+        ({"text": " \u200b"}, "text"),
         ({"text": "x" * 1_601}, "text"),
         ({"text": "x\x00"}, "text"),
         ({"text": "x" * 307}, "text"),  # three parts; the gateway takes two

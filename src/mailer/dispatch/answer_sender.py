@@ -43,7 +43,7 @@ MAX_IN_FLIGHT = 8
 """Most answers that a worker sends through one gateway at the same time."""
 MAX_WAIT = 20.0
 """Seconds for which a claimed answer waits for the gateway's rate; then it is released."""
-LEASE_MARGIN = 30.0
+RESULT_MARGIN = 30.0
 """Seconds of a lease after the wait and the timeout of the request, to record the result."""
 
 
@@ -154,17 +154,17 @@ class AnswerSender:
             due = await outbox.find_due(connection)
         for name in due:
             channel = self._channels.get(name)
-            room = 0 if channel is None else self._room(channel)
-            if channel is None or room <= 0:
+            capacity = 0 if channel is None else self._capacity(channel)
+            if channel is None or capacity <= 0:
                 continue
-            lease = timedelta(seconds=MAX_WAIT + channel.limits.timeout + LEASE_MARGIN)
+            lease = timedelta(seconds=MAX_WAIT + channel.limits.timeout + RESULT_MARGIN)
             async with self._engine.begin() as connection:
-                claimed = await outbox.claim(connection, name, self._owner, lease, room)
+                claimed = await outbox.claim(connection, name, self._owner, lease, capacity)
             for answer in claimed:
                 self._claimed[name] += 1
                 tasks.create_task(self._process(channel, answer, elapsed() + MAX_WAIT))
 
-    def _room(self, channel: Channel) -> int:
+    def _capacity(self, channel: Channel) -> int:
         """Return how many answers may be claimed for a channel now: one as a probe."""
         if channel.paused_at is not None:
             return 0
@@ -175,7 +175,7 @@ class AnswerSender:
         """Send a claimed answer and record its result. An error ends no other task."""
         try:
             result = await self._send(channel, answer, start_until)
-            await self._record(answer, result, start_until + channel.limits.timeout + LEASE_MARGIN)
+            await self._record(answer, result, start_until + channel.limits.timeout + RESULT_MARGIN)
         except Exception as error:
             log_task_error(error, at="send_answers")
         finally:

@@ -1,12 +1,14 @@
 """Replies of clients and the answers to them, as the API and the pages show them."""
 
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any, ClassVar, Literal
 
 import msgspec
 
-from mailer.errors import ConflictError, NotFoundError
+from mailer.errors import ConflictError, FieldError, NotFoundError
 from mailer.mailing.model import Text
+from mailer.text import is_blank
 from mailer.validation import Input
 
 ReplyAction = Literal["opted_out", "opted_in"]
@@ -143,4 +145,12 @@ class ReplyDetail(ClientReply, frozen=True, kw_only=True):
 class NewAnswer(Input, frozen=True, kw_only=True):
     """An answer to a reply: one message, through the same gateway and with the same sender."""
 
+    EXAMPLE: ClassVar[dict[str, Any]] = {"text": "At nine."}
+
     text: Text
+
+    @classmethod
+    def broken_rules(cls, values: Mapping[str, Any], at: datetime) -> Iterable[FieldError]:  # noqa: ARG003  # a text does not depend on the moment
+        """Refuse a text without a visible character."""
+        if "text" in values and is_blank(values["text"]):
+            yield FieldError("text", "must contain a visible character")

@@ -17,7 +17,7 @@ from mailer.reply.model import AnswerStatus
 ANSWER_LIFETIME = timedelta(hours=24)
 """How long an answer waits for its gateway at most; then it has failed."""
 
-INSERT = text("""
+INSERT_ANSWER = text("""
     INSERT INTO answer (id, reply_id, kind, gateway, phone, text, created_by)
     SELECT nextval('message_id_seq'), id, 'answer', gateway, phone, :text, :created_by
     FROM reply WHERE id = :reply_id RETURNING id""")
@@ -26,7 +26,7 @@ INSERT = text("""
 async def create(connection: AsyncConnection, reply_id: int, answer: str, created_by: str) -> int:
     """Create an answer to a reply, which must not be erased, and return its id."""
     values = {"reply_id": reply_id, "text": answer, "created_by": created_by}
-    return int((await connection.execute(INSERT, values)).scalar_one())
+    return int((await connection.execute(INSERT_ANSWER, values)).scalar_one())
 
 
 # A restored database sends nothing until a person allows it.

@@ -39,7 +39,7 @@ def is_part(reply: Reply) -> bool:
 
 
 # A part that is stored already, or was joined in the last day, is a repeat.
-INSERT = text("""
+INSERT_PARTS = text("""
     INSERT INTO reply_part (gateway, phone, reference, parts, part, text_digest, text, recipient,
         gateway_reply_id, received_at)
     SELECT :gateway, phone, reference, parts, part, decode(md5(text), 'hex'), text, recipient,
@@ -75,7 +75,7 @@ async def add(
         "recipients": [part.recipient for part in parts],
         "ids": [part.id for part in parts],
     }
-    await connection.execute(INSERT, values)
+    await connection.execute(INSERT_PARTS, values)
 
 
 # Locks the parts of replies that are complete or old, of some phones or of all. Another worker may

@@ -12,11 +12,11 @@ from mailer.text import clean_label
 
 MAX_COUNTED_FOUND = 1_000
 """Replies that a search counts at most. A count of one more means that there are more."""
-MAX_SEARCH_LENGTH = 200
+MAX_WORDS_LENGTH = 200
 """Characters of a search text that are used; the rest is ignored."""
 
 # The parts are those of the same statement for mailings.
-FIND = text("""
+FIND_REPLIES = text("""
     WITH search_word AS MATERIALIZED (
         SELECT word FROM unnest(words_of(:search)) AS word LIMIT 50
     ), block AS (
@@ -61,13 +61,13 @@ async def find(
     phone, regardless of case. The last four digits of a phone are a word, too.
     """
     values = msgspec.structs.asdict(filters) | {
-        "search": clean_label(search)[:MAX_SEARCH_LENGTH],
+        "search": clean_label(search)[:MAX_WORDS_LENGTH],
         "after": position.after or 0,
         "before": position.before or MAX_BIGINT,
         "step": -1 if position.after is None else 1,
         "limit": position.limit + 1,
     }
-    return list((await connection.scalars(FIND, values)).all())
+    return list((await connection.scalars(FIND_REPLIES, values)).all())
 
 
 async def count(connection: AsyncConnection, search: str, filters: SearchFilters) -> int:

@@ -13,7 +13,7 @@ from sqlalchemy import ARRAY, BigInteger, DateTime, String, bindparam, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.db.tables.mailing import RETENTION_START, UNSETTLED_MAILING
-from mailer.db.tables.reply import MAX_REPLY_LENGTH
+from mailer.db.tables.reply import MAX_REPLY_TEXT
 from mailer.gateway.callback import Reply
 from mailer.opt_out.service import opt_in_phone, opt_out_phone, opt_out_phones
 from mailer.reply import parts
@@ -29,7 +29,7 @@ CANDIDATE_DAYS = 30
 UNSTORABLE = dict.fromkeys([0, *range(0xD800, 0xE000)], "\ufffd")
 """Characters that PostgreSQL cannot store, and what replaces them."""
 
-_TEXTS = ARRAY(String)
+_STRINGS = ARRAY(String)
 
 
 class AddedReply(NamedTuple):
@@ -87,11 +87,11 @@ ADD = text(f"""
     ORDER BY new.number
     ON CONFLICT (gateway, gateway_reply_id) DO NOTHING
     RETURNING id, phone, text, gateway, client_id""").bindparams(  # noqa: S608  # no user input
-    bindparam("gateways", type_=_TEXTS),
-    bindparam("ids", type_=_TEXTS),
-    bindparam("phones", type_=_TEXTS),
-    bindparam("recipients", type_=_TEXTS),
-    bindparam("texts", type_=_TEXTS),
+    bindparam("gateways", type_=_STRINGS),
+    bindparam("ids", type_=_STRINGS),
+    bindparam("phones", type_=_STRINGS),
+    bindparam("recipients", type_=_STRINGS),
+    bindparam("texts", type_=_STRINGS),
     bindparam("times", type_=ARRAY(DateTime(timezone=True))),
 )
 MARK = text("UPDATE reply SET action = :action WHERE id = ANY (:ids)").bindparams(
@@ -161,7 +161,7 @@ async def _add_whole(
         "ids": [each.reply.id for each in received],
         "phones": [each.reply.phone for each in received],
         "recipients": [each.reply.recipient for each in received],
-        "texts": [each.reply.text[:MAX_REPLY_LENGTH] for each in received],
+        "texts": [each.reply.text[:MAX_REPLY_TEXT] for each in received],
         "times": [each.received_at for each in received],
         "candidates": MAX_CANDIDATES,
     }

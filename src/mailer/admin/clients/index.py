@@ -39,7 +39,7 @@ from mailer.web.download import csv_answer
 from mailer.web.query import read_unvalidated_query
 
 PATH = "/clients"
-MAX_RECENT_REPLIES = 10
+MAX_CLIENT_REPLIES = 10
 """Replies that the page of a client shows: the newest."""
 
 
@@ -232,7 +232,7 @@ async def _read_client(engine: AsyncEngine, client_id: int) -> dict[str, Any]:
         return {
             "client": await store.get(connection, client_id),
             "recent_replies": await list_recent(
-                connection, MAX_RECENT_REPLIES, client_id=client_id
+                connection, MAX_CLIENT_REPLIES, client_id=client_id
             ),
             "replies_url": f"/replies?client_id={client_id}",
         }

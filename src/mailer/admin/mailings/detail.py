@@ -66,7 +66,7 @@ SECTIONS = (
     "breakdown",
 )
 """The sections that are updated live: the names of their templates, and their ids in the HTML."""
-MAX_RECENT_REPLIES = 5
+MAX_MAILING_REPLIES = 5
 """Replies that the page shows: the newest."""
 
 
@@ -89,7 +89,7 @@ async def read_mailing_page(
         )
         is_upcoming = not background_work.is_started and not mailing.has_ended
         expected_cost = await _expected_cost(connection, mailing, channels) if is_upcoming else None
-        recent_replies = await list_recent(connection, MAX_RECENT_REPLIES, mailing_id=mailing_id)
+        recent_replies = await list_recent(connection, MAX_MAILING_REPLIES, mailing_id=mailing_id)
     now = database_clock.now()
     return {
         "forecast": await forecast.compute(forecast_basis),

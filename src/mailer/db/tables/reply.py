@@ -24,7 +24,7 @@ from sqlalchemy import (
 
 from mailer.db.sql import QUEUE_TABLE_OPTIONS, metadata, one_of, timestamp, timestamp_now
 
-MAX_REPLY_LENGTH = 10_000
+MAX_REPLY_TEXT = 10_000
 """Most characters of a reply that are stored."""
 
 # Spelled exactly as PostgreSQL prints it, so that `alembic check` recognizes the index.
@@ -59,7 +59,7 @@ reply = Table(
     timestamp("read_at", nullable=True),
     CheckConstraint(one_of("action", ("opted_out", "opted_in")), name="action"),
     CheckConstraint("(phone IS NULL) = (text IS NULL)", name="erased"),
-    CheckConstraint(f"char_length(text) <= {MAX_REPLY_LENGTH}", name="text"),
+    CheckConstraint(f"char_length(text) <= {MAX_REPLY_TEXT}", name="text"),
     # a gateway repeats a reply whose receipt it did not see
     Index("reply_gateway_gateway_reply_id_key", "gateway", "gateway_reply_id", unique=True),
     # for the page of all replies, unread first, and for the number of unread ones
