@@ -97,6 +97,7 @@ def _unmarked() -> Iterable[str]:
     for columns in (CSV_COLUMNS, OPT_OUT_COLUMNS):
         yield f"is not one of the columns {', '.join(columns)}"
     yield "has {} fields, but the header has {}"
+    yield "has more than {} parts, the gateway's limit"
     yield from oidc_model.REASON_TEXTS.values()
     yield from (rules.label for rules in STATUSES.values())
     yield from (ROUNDED_MESSAGE, WRONG_TIME)

@@ -22,6 +22,7 @@ from mailer.limits import RateLimiter
 from mailer.mailing.api import MailingController
 from mailer.oidc.provider import create_provider
 from mailer.opt_out.api import OptOutController
+from mailer.reply.api import ReplyController
 from mailer.settings import Settings
 from mailer.statistics.api import StatisticsController, show_metrics
 from mailer.web.assets import static_router
@@ -84,6 +85,7 @@ def create_app(  # noqa: PLR0913  # the dependencies of the handlers
             MailingController,
             StatisticsController,
             GatewayController,
+            ReplyController,
             AuditController,
         ],
         opt={AUTH_METHOD: "key"},

@@ -18,7 +18,7 @@ AuditedFields = Mapping[str, Any]
 are masked."""
 
 TargetKind = Literal[
-    "mailing", "client", "directory", "opt_out", "key", "user", "database", "gateway"
+    "mailing", "client", "directory", "opt_out", "key", "user", "database", "gateway", "reply"
 ]
 
 

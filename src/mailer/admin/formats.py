@@ -148,6 +148,8 @@ FILTERS: Mapping[str, Callable[..., Any]] = {
     "field_name": labels.label_lookup(labels.FIELD_LABELS),
     "purpose": labels.label_lookup(labels.PURPOSE_LABELS),
     "opt_out_source": labels.label_lookup(labels.OPT_OUT_SOURCE_LABELS),
+    "answer_status": labels.label_lookup(labels.ANSWER_STATUS_LABELS),
+    "reply_action": labels.label_lookup(labels.REPLY_ACTION_LABELS),
     "on_unknown": labels.label_lookup(labels.ON_UNKNOWN_LABELS),
     "gateway_state": labels.label_lookup(labels.GATEWAY_STATE_LABELS),
     "breaker": labels.label_lookup(labels.BREAKER_LABELS),

@@ -85,6 +85,7 @@ TARGET_LABELS = {
     "user": gettext_noop("User"),
     "database": gettext_noop("Database"),
     "gateway": gettext_noop("Gateway"),
+    "reply": gettext_noop("Reply"),
 }
 """What was changed in the audit log; `directory` is several clients at once."""
 ACTION_LABELS = {
@@ -117,6 +118,7 @@ ACTION_LABELS = {
     "gateway_resumed": gettext_noop("Gateway resumed"),
     "gateway_tested": gettext_noop("Test message sent"),
     "unknown_released": gettext_noop("Messages with delivery unknown released"),
+    "reply_answered": gettext_noop("Reply answered"),
     "signed_in": gettext_noop("Signed in"),
     "sign_in_failed": gettext_noop("Sign-in failed"),
     "signed_out": gettext_noop("Signed out"),
@@ -167,6 +169,19 @@ OPT_OUT_SOURCE_LABELS = {
     "import": gettext_noop("imported file"),
 }
 """How an opt-out came."""
+ANSWER_STATUS_LABELS = {
+    "waiting": gettext_noop("waiting"),
+    "sending": gettext_noop("being sent"),
+    "accepted": gettext_noop("accepted"),
+    "failed": gettext_noop("not sent"),
+    "unknown": gettext_noop("delivery unknown"),
+}
+"""The status of an answer to a reply."""
+REPLY_ACTION_LABELS = {
+    "opted_out": gettext_noop("opted out"),
+    "opted_in": gettext_noop("opted in"),
+}
+"""What a reply with a stop or start word has done."""
 ON_UNKNOWN_LABELS = {"retry": gettext_noop("send again"), "hold": gettext_noop("do not send again")}
 """The choice of a mailing for messages whose delivery is unknown."""
 ROLE_LABELS = {

@@ -14,6 +14,7 @@ import msgspec
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.clock import database_clock, elapsed
+from mailer.dispatch.answer_sender import AnswerSender
 from mailer.dispatch.claimer import Claimer
 from mailer.dispatch.claims import WorkerClaims
 from mailer.dispatch.lifecycle import Lifecycle
@@ -93,6 +94,9 @@ class Dispatcher:
             is_sending=lambda: self._pipeline.has_prefetched,
         )
         self._jobs = jobs(engine, channels, limits.jobs, report, inbox)
+        self._answers = AnswerSender(
+            engine, channels, self._claims.refunds, limits.retry, limits.shutdown_grace
+        )
         self._stop_timeout = limits.shutdown_grace + DRAIN_TIMEOUT
         self._stopping = asyncio.Event()
 
@@ -130,12 +134,15 @@ class Dispatcher:
                 tasks.create_task(self._lifecycle.run()),
             ]
             sending = tasks.create_task(self._pipeline.run(on_idle=self._lifecycle.wake))
+            answering = tasks.create_task(self._answers.run())
             periodic = tasks.create_task(run_jobs(self._jobs))
             await self._stopping.wait()
             periodic.cancel()
             self._pipeline.stop()
-            await asyncio.wait([sending], timeout=self._stop_timeout)
+            self._answers.stop()
+            await asyncio.wait([sending, answering], timeout=self._stop_timeout)
             sending.cancel()  # no effect if it has ended
+            answering.cancel()
             for task in background:
                 task.cancel()
 

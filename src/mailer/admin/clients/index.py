@@ -34,10 +34,13 @@ from mailer.idempotency.model import IdempotencyClaim
 from mailer.mailing.ending import count_scheduled_of_client
 from mailer.opt_out import service as opt_outs
 from mailer.opt_out.model import OptOutNotFoundError
+from mailer.reply.reading import list_recent
 from mailer.web.download import csv_answer
 from mailer.web.query import read_unvalidated_query
 
 PATH = "/clients"
+MAX_CLIENT_REPLIES = 10
+"""Replies that the page of a client shows: the newest."""
 
 
 class ClientPage(msgspec.Struct, frozen=True):
@@ -127,10 +130,10 @@ class Clients(Controller):
         client_id: ClientId,
     ) -> Response[str]:
         """Show a client in a form that changes the client."""
-        client = await _get_client(engine, client_id)
-        form = Form(form_values(client))
+        variables = await _read_client(engine, client_id)
+        form = Form(form_values(variables["client"]))
         return await context.render_page(
-            "clients/client.html", client=client, form=form, taken_phone=None
+            "clients/client.html", **variables, form=form, taken_phone=None
         )
 
     @post("/clients/{client_id:int}", required_scope="write")
@@ -151,10 +154,8 @@ class Clients(Controller):
             await service.change(engine, client_id, change, by)
         except (InvalidError, PhoneTakenError) as error:
             status, variables = _refused_form(form, error)
-            client = await _get_client(engine, client_id)
-            return await context.render_page(
-                "clients/client.html", status, client=client, **variables
-            )
+            variables |= await _read_client(engine, client_id)
+            return await context.render_page("clients/client.html", status, **variables)
         return redirect_with_flash("client-changed", f"{PATH}/{client_id}")
 
     @get("/clients/{client_id:int}/opt-out", required_scope="write")
@@ -223,6 +224,18 @@ class Clients(Controller):
 async def _get_client(engine: AsyncEngine, client_id: int) -> Client:
     async with engine.connect() as connection:
         return await store.get(connection, client_id)
+
+
+async def _read_client(engine: AsyncEngine, client_id: int) -> dict[str, Any]:
+    """Return the template variables of a client, and of the newest replies of this client."""
+    async with engine.connect() as connection:
+        return {
+            "client": await store.get(connection, client_id),
+            "recent_replies": await list_recent(
+                connection, MAX_CLIENT_REPLIES, client_id=client_id
+            ),
+            "replies_url": f"/replies?client_id={client_id}",
+        }
 
 
 async def _find_clients(engine: AsyncEngine, query: ClientQuery) -> ClientPage:

@@ -172,7 +172,7 @@ async def build_preview(  # noqa: PLR0913, PLR0917  # the form, and what its for
     client_filter, opted_out = draft.client_filter, 0
     purpose = _known_purpose(draft, mailing)
     clients_by_zone, sample = dict[str, int](), list[Client]()
-    text_preview = _text_preview(text)
+    text_preview = preview_text(text)
     async with engine.connect() as connection:
         if client_filter is not UNSET:
             clients_by_zone = await audience.count_by_zone(connection, client_filter)
@@ -242,7 +242,8 @@ def _known_moment(moment: Any) -> datetime | None:  # noqa: ANN401  # a field of
     return moment.astimezone(UTC) if isinstance(moment, datetime) else None
 
 
-def _text_preview(text: str) -> TextPreview:
+def preview_text(text: str) -> TextPreview:
+    """Return the size of a text as SMS."""
     size = count_parts(text)
     return TextPreview(size, text.index(size.forced_by) + 1 if size.forced_by else 0)
 

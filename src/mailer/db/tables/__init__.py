@@ -5,7 +5,7 @@ express in SQLAlchemy (triggers, functions, views) is in the migrations only.
 """
 
 from mailer.db.sql import metadata
-from mailer.db.tables import access, client, gateway, mailing, message, operation, opt_out
+from mailer.db.tables import access, client, gateway, mailing, message, operation, opt_out, reply
 
 __all__ = [
     "access",
@@ -16,4 +16,5 @@ __all__ = [
     "metadata",
     "operation",
     "opt_out",
+    "reply",
 ]
