@@ -28,8 +28,8 @@ from mailer.dispatch.sender import Sender, SenderParts
 from mailer.gateway.channel import Channel, Channels
 from mailer.gateway.router import GatewayTables
 from mailer.message.model import MessageResult
-from mailer.receipt.inbox import Inbox
 from mailer.opt_out import store as opt_outs
+from mailer.receipt.inbox import Inbox
 from mailer.settings import Settings
 
 DRAIN_TIMEOUT = 15.0

@@ -20,11 +20,11 @@ from mailer.gateway.channel import Channels
 from mailer.mailing import downsampling, moved_clients, purging
 from mailer.mailing.restore import OriginCheck
 from mailer.message import counters, recovery
+from mailer.opt_out import linking
+from mailer.opt_out import store as opt_outs
 from mailer.receipt import store as receipt_store
 from mailer.receipt.inbox import Inbox
 from mailer.receipt.polling import Polling
-from mailer.opt_out import linking
-from mailer.opt_out import store as opt_outs
 from mailer.reply import outbox
 from mailer.reply import store as replies
 from mailer.reply.rules import ReplyRules

@@ -28,6 +28,7 @@ GATHER_SECONDS = 0.002
 """How long a batch waits for further calls, so that the calls that follow the answers of the last
 batch share a transaction, and not the first of them has one of its own."""
 
+
 class InboxFullError(UnavailableError):
     """Too many receipts wait to be stored; send them again."""
 
