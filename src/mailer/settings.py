@@ -99,6 +99,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     oidc_roles: Annotated[str, Meta(max_length=10_000)] = ",".join(
         f"{role}={role}" for role in ROLES
     )
+    webhook_private_addresses: bool = False
     retention_days: Annotated[int, Meta(ge=0, le=36_500)] = 0
 
     def redacted(self) -> dict[str, object]:

@@ -64,17 +64,20 @@ def is_public(address: str) -> bool:
         return False
     if isinstance(parsed, ipaddress.IPv4Address):
         return _is_public_ip(parsed)
-    if parsed.scope_id is not None:
-        return False
-    if parsed.ipv4_mapped is not None:
-        return _is_public_ip(parsed.ipv4_mapped)
-    if parsed in NAT64:
-        return _is_public_ip(ipaddress.IPv4Address(int(parsed) & 0xFFFFFFFF))
-    if parsed.sixtofour is not None:
-        return _is_public_ip(parsed.sixtofour)
-    if parsed.teredo is not None:
-        return all(map(_is_public_ip, parsed.teredo))
-    return parsed in IPV6_UNICAST and _is_public_ip(parsed)
+    embedded = _embedded_ipv4(parsed)
+    if embedded:
+        return all(map(_is_public_ip, embedded))
+    return parsed.scope_id is None and parsed in IPV6_UNICAST and _is_public_ip(parsed)
+
+
+def _embedded_ipv4(address: ipaddress.IPv6Address) -> tuple[ipaddress.IPv4Address, ...]:
+    """Return the IPv4 addresses for which an IPv6 address stands; empty if it is none of these."""
+    if address in NAT64:
+        return (ipaddress.IPv4Address(int(address) & 0xFFFFFFFF),)
+    if address.teredo is not None:
+        return address.teredo
+    single = address.ipv4_mapped or address.sixtofour
+    return () if single is None else (single,)
 
 
 def _is_public_ip(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:

@@ -43,9 +43,7 @@ class DeliveryQuery(PageQuery, frozen=True, kw_only=True):
     """Query parameters of the list of deliveries."""
 
     status: (
-        Annotated[
-            DeliveryStatus, Meta(extra={"rule": "must be waiting, delivered or failed"})
-        ]
+        Annotated[DeliveryStatus, Meta(extra={"rule": "must be waiting, delivered or failed"})]
         | UnsetType
     ) = UNSET
 
@@ -138,9 +136,7 @@ class WebhookController(Controller):
         """
         return await service.send_test(engine, webhook_id, by, claim)
 
-    @get(
-        "/{webhook_id:int}/deliveries", required_scope="admin", **accepts_query(DeliveryQuery)
-    )
+    @get("/{webhook_id:int}/deliveries", required_scope="admin", **accepts_query(DeliveryQuery))
     async def list_deliveries(
         self,
         engine: NamedDependency[AsyncEngine],

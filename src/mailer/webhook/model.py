@@ -233,9 +233,7 @@ class WebhookWithSecret(Webhook, frozen=True, kw_only=True):
         "secret": "whsec_AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
     }
 
-    secret: Annotated[
-        str, Meta(description="The key of the signatures. Store it like a password.")
-    ]
+    secret: Annotated[str, Meta(description="The key of the signatures. Store it like a password.")]
 
 
 class Delivery(msgspec.Struct, frozen=True, kw_only=True):
@@ -255,9 +253,7 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True):
     }
 
     id: int
-    event_id: Annotated[
-        UUID, Meta(description="Sent as `webhook-id`; the same for all attempts.")
-    ]
+    event_id: Annotated[UUID, Meta(description="Sent as `webhook-id`; the same for all attempts.")]
     event: Annotated[str, Meta(description="The type of the event.")]
     status: DeliveryStatus
     attempts: int

@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from mailer.webhook.model import EVENT_RETENTION, RETRY_PERIOD
 
 LEASE = 120
-"""Seconds for which a claim is valid: longer than the requests of a claim take one after another."""
+"""Seconds for which a claim is valid: longer than all requests of a worker to an endpoint take."""
 MAX_WAITING = 10_000
 """Most deliveries that wait for one endpoint; the oldest ones beyond are dropped."""
 
@@ -119,7 +119,7 @@ RECORD = text(f"""
         AS result (id, attempts, error, response_status, pause)
     WHERE webhook_delivery.id = result.id AND webhook_delivery.attempts = result.attempts
         AND status = 'waiting'
-    RETURNING webhook_delivery.id, status""").bindparams(  # noqa: S608  # a number
+    RETURNING status""").bindparams(  # noqa: S608  # a number
     bindparam("ids", type_=ARRAY(BigInteger)),
     bindparam("attempts", type_=ARRAY(Integer)),
     bindparam("errors", type_=ARRAY(String)),
@@ -129,8 +129,11 @@ RECORD = text(f"""
 
 async def record_results(
     connection: AsyncConnection, results: Sequence[DeliveryResult]
-) -> dict[int, str]:
-    """Store results; return the new status of each delivery whose claim was still valid."""
+) -> list[str]:
+    """Store results; return the new status of each delivery whose claim was still valid.
+
+    The caller has locked the endpoints.
+    """
     ordered = sorted(results, key=lambda result: result.claim.id)  # one lock order for all workers
     values: dict[str, Any] = {
         "ids": [result.claim.id for result in ordered],
@@ -139,7 +142,7 @@ async def record_results(
         "response_statuses": [result.response_status for result in ordered],
         "pauses": [result.pause for result in ordered],
     }
-    return {row.id: row.status for row in await connection.execute(RECORD, values)}
+    return list(await connection.scalars(RECORD, values))
 
 
 # Undo a claim whose attempt has not started.
@@ -173,8 +176,10 @@ EXPIRE = text(f"""
                 AND created_at < now() - make_interval(secs => {RETRY_PERIOD.total_seconds()})
             LIMIT :limit FOR UPDATE SKIP LOCKED) AS delivery))""")  # noqa: S608  # a number
 DROP = text(f"""
-    WITH beyond AS MATERIALIZED (
-        SELECT delivery.id FROM webhook CROSS JOIN LATERAL (
+    WITH locked AS MATERIALIZED (
+        SELECT id FROM webhook ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
+    ), beyond AS MATERIALIZED (
+        SELECT delivery.id FROM locked AS webhook CROSS JOIN LATERAL (
             SELECT id FROM webhook_delivery
             WHERE webhook_id = webhook.id AND status = 'waiting'
             ORDER BY id DESC OFFSET {MAX_WAITING} LIMIT :limit FOR UPDATE SKIP LOCKED) AS delivery

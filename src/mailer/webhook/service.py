@@ -4,7 +4,6 @@ Each change writes its audit log entry in the transaction that makes the change.
 """
 
 from collections.abc import Awaitable, Callable
-from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -138,15 +137,11 @@ async def change(
     if changes.url is not UNSET:
         await ensure_allowed(policy, changes.url)
     given = {
-        name: value
-        for name, value in msgspec.structs.asdict(changes).items()
-        if value is not UNSET
+        name: value for name, value in msgspec.structs.asdict(changes).items() if value is not UNSET
     }
     async with engine.begin() as connection:
         before = await store.get(connection, webhook_id, lock=True)
-        changed = {
-            name: value for name, value in given.items() if value != getattr(before, name)
-        }
+        changed = {name: value for name, value in given.items() if value != getattr(before, name)}
         if given.get("enabled"):  # also ends the pauses of an endpoint that is enabled already
             await store.retry_waiting_now(connection, webhook_id)
         if changed:
@@ -228,14 +223,15 @@ async def redeliver(
 
     Raises `WebhookNotFoundError`, `WebhookDisabledError` and `DeliveryNotFoundError`.
     """
+    delivery_id, since = redelivery.delivery_id, redelivery.failed_since
 
     async def work(connection: AsyncConnection) -> int:
         await _lock_enabled(connection, webhook_id)
-        if isinstance(redelivery.failed_since, datetime):
-            since = redelivery.failed_since
+        number = 0
+        if delivery_id is not UNSET:
+            number = await store.redeliver_one(connection, webhook_id, delivery_id)
+        elif since is not UNSET:
             number = await store.redeliver_failed(connection, webhook_id, since)
-        else:
-            number = await store.redeliver_one(connection, webhook_id, int(redelivery.delivery_id))
         after = {"deliveries": number}
         await _record(connection, actor, "webhook_redelivered", webhook_id, after=after)
         return number

@@ -4,7 +4,19 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import Row, RowMapping, delete, func, insert, select, text, update
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    Row,
+    RowMapping,
+    bindparam,
+    delete,
+    func,
+    insert,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.db.paging import Cursor, RowPage, fetch_page
@@ -58,6 +70,19 @@ async def get(connection: AsyncConnection, webhook_id: int, *, lock: bool = Fals
     if row is None:
         raise WebhookNotFoundError
     return _webhook_of(row)
+
+
+LOCK = text("SELECT FROM webhook WHERE id = ANY (:ids) ORDER BY id FOR NO KEY UPDATE").bindparams(
+    bindparam("ids", type_=ARRAY(BigInteger))
+)
+
+
+async def lock(connection: AsyncConnection, ids: Sequence[int]) -> None:
+    """Lock endpoints until the end of the transaction.
+
+    Whoever changes both locks an endpoint before its deliveries, to avoid deadlocks.
+    """
+    await connection.execute(LOCK, {"ids": list(ids)})
 
 
 async def get_secret(connection: AsyncConnection, webhook_id: int) -> bytes:
@@ -130,7 +155,7 @@ class Health(NamedTuple):
     """The consecutive failures of an endpoint."""
 
     failures: int
-    failing_since: datetime | None
+    failing_since: datetime
     now: datetime
 
 
@@ -194,7 +219,7 @@ async def page_of_deliveries(
     return await fetch_page(connection, rows, webhook_delivery.c.id, cursor, count=count)
 
 
-def to_delivery(row: Row[Any]) -> Delivery:
+def to_delivery(row: Row[*tuple[Any, ...]]) -> Delivery:
     """Convert a row of `page_of_deliveries`."""
     values = {name: getattr(row, name) for name in Delivery.__struct_fields__ if hasattr(row, name)}
     next_attempt_at = row.attempt_at if row.status == "waiting" else None
@@ -217,9 +242,7 @@ async def add_test(connection: AsyncConnection, webhook_id: int) -> Delivery:
     return await get_delivery(connection, webhook_id, delivery_id)
 
 
-async def get_delivery(
-    connection: AsyncConnection, webhook_id: int, delivery_id: int
-) -> Delivery:
+async def get_delivery(connection: AsyncConnection, webhook_id: int, delivery_id: int) -> Delivery:
     """Return a delivery of an endpoint; raises `DeliveryNotFoundError`."""
     statement = DELIVERIES.where(
         webhook_delivery.c.webhook_id == webhook_id, webhook_delivery.c.id == delivery_id
