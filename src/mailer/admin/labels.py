@@ -177,7 +177,7 @@ EVENT_LABELS = {
 """Events of webhooks."""
 DELIVERY_STATUS_LABELS = {
     "waiting": gettext_noop("waiting"),
-    "delivered": gettext_noop("delivered to the webhook"),
+    "delivered": gettext_noop("received"),
     "failed": gettext_noop("failed"),
 }
 DELIVERY_ERROR_LABELS = {
@@ -191,7 +191,7 @@ DELIVERY_ERROR_LABELS = {
     "unknown_host": gettext_noop("the host has no address"),
     "redirect": gettext_noop("a redirect, which is not followed: change the URL"),
     "expired": gettext_noop("not delivered within three days"),
-    "dropped": gettext_noop("given up: too many were waiting"),
+    "dropped": gettext_noop("dropped: too many were waiting"),
 }
 """Why a delivery to a webhook failed; a status of HTTP is not among them."""
 ANSWERED_WITH = gettext_noop("answered with {}")

@@ -115,15 +115,15 @@ class WebhookDelivery:
         await self._record()
         async with self._engine.begin() as connection:
             endpoints = {each.id: each for each in await queue.read_endpoints(connection)}
-            limits = {each.id: self._room(each) for each in endpoints.values()}
-            limits = {webhook_id: room for webhook_id, room in limits.items() if room > 0}
+            limits = {each.id: self._capacity(each) for each in endpoints.values()}
+            limits = {webhook_id: limit for webhook_id, limit in limits.items() if limit > 0}
             claims = await queue.claim(connection, limits) if limits else []
         for claim in claims:
             self._start(endpoints[claim.webhook_id], claim)
         claimed = Counter(claim.webhook_id for claim in claims)
         return any(claimed[webhook_id] == limit for webhook_id, limit in limits.items())
 
-    def _room(self, endpoint: Endpoint) -> int:
+    def _capacity(self, endpoint: Endpoint) -> int:
         """Return how many more deliveries may be claimed for an endpoint."""
         return (1 if endpoint.is_failing else MAX_CLAIMED) - self._claimed[endpoint.id]
 

@@ -1,5 +1,6 @@
 """Types and pure rules of webhooks: endpoints, events, deliveries."""
 
+import re
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Annotated, Any, ClassVar, Literal, get_args
@@ -8,10 +9,10 @@ from uuid import UUID
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from mailer.access.model import Name
+from mailer.access.model import FORBIDDEN_CHARACTERS, clean_name
 from mailer.errors import ConflictError, FieldError, NotFoundError
 from mailer.urls import split_url
-from mailer.validation import Input
+from mailer.validation import STORABLE, Input
 
 EventType = Literal[
     "mailing.started",
@@ -57,6 +58,17 @@ class WebhookDisabledError(ConflictError):
     """The webhook is disabled; enable it first."""
 
 
+NAME_RULE = "must be 1 to 64 characters on one line"
+Name = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=64,
+        pattern=STORABLE,
+        description="A name, to recognize the webhook.",
+        extra={"rule": NAME_RULE, "normalize": clean_name},
+    ),
+]
 Events = Annotated[
     list[EventType],
     Meta(
@@ -103,7 +115,9 @@ class _Checked(Input, frozen=True, kw_only=True):
 
     @classmethod
     def broken_rules(cls, values: Mapping[str, Any], at: datetime) -> Iterable[FieldError]:  # noqa: ARG003  # they do not depend on the moment
-        """Reject a wrong URL, and repeated events."""
+        """Reject a name with control characters, a wrong URL, and repeated events."""
+        if re.search(f"[{FORBIDDEN_CHARACTERS}]", values.get("name") or ""):
+            yield FieldError("name", NAME_RULE)
         if isinstance(url := values.get("url"), str):
             yield from url_errors(url)
         if isinstance(events := values.get("events"), list):
@@ -216,7 +230,7 @@ class Webhook(msgspec.Struct, frozen=True, kw_only=True):
     waiting: Annotated[int, Meta(description="Deliveries that wait for an attempt.")]
     dropped: Annotated[
         int,
-        Meta(description="Deliveries that were given up because too many were waiting."),
+        Meta(description="Deliveries that were dropped because too many were waiting."),
     ]
     previous_secret_until: Annotated[
         datetime | None,

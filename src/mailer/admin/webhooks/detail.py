@@ -82,7 +82,7 @@ WEBHOOK_ACTIONS: Mapping[str, WebhookAction] = {
     "delete": WebhookAction(_delete, "webhook-deleted"),
 }
 """The actions by their verb in the URL."""
-QUESTIONS = frozenset({"disable", "redeliver", "delete", "rotate-secret"})
+QUESTIONS = frozenset({"disable", "redeliver", "delete"})
 """The actions that ask for confirmation; each has a template with its effects, `{verb}.html`."""
 
 
@@ -183,6 +183,17 @@ class WebhookPage(Controller):
                 events=EVENT_TYPES,
             )
         return redirect_with_flash("webhook-changed", page_of(webhook_id))
+
+    @get(f"{PATH}/{{webhook_id:int}}/rotate-secret", required_scope="admin")
+    async def ask_to_rotate_secret(
+        self,
+        engine: NamedDependency[AsyncEngine],
+        context: NamedDependency[PageContext],
+        webhook_id: WebhookId,
+    ) -> Response[str]:
+        """Ask for confirmation before a new secret is created."""
+        webhook = await service.get(engine, webhook_id)
+        return await context.render_page("webhooks/rotate-secret.html", webhook=webhook)
 
     @post(f"{PATH}/{{webhook_id:int}}/rotate-secret", required_scope="admin")
     async def rotate_secret(
