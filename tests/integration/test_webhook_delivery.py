@@ -3,6 +3,7 @@
 import asyncio
 import socket
 from datetime import timedelta
+from functools import partial
 
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -91,10 +92,11 @@ async def test_two_workers_deliver_each_event_once(engine: AsyncEngine) -> None:
 
 async def test_requests_are_signed_with_both_secrets_after_a_rotation(engine: AsyncEngine) -> None:
     secret = new_secret()
+    rotated = store.rotated(secret)
     async with receiving(secret=SECRET) as old, receiving(secret=secret) as new:
         for receiver in (old, new):
             webhook_id = await add_webhook(engine, receiver.url, secret=SECRET)
-            await do(engine, lambda db, i=webhook_id: store.change(db, i, store.rotated(secret)))
+            await do(engine, partial(store.change, webhook_id=webhook_id, values=rotated))
             await add_tests(engine, webhook_id)
         async with delivering(engine):
             await until_statuses(engine, "delivered", "delivered")

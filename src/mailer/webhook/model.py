@@ -283,7 +283,9 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ]
     attempted_at: datetime | None
-    next_attempt_at: datetime | None
+    next_attempt_at: Annotated[
+        datetime | None, Meta(description="Null while an attempt runs, and when none follows.")
+    ]
     created_at: datetime
 
 

@@ -76,6 +76,7 @@ CLAIM = text(f"""
             ORDER BY attempt_at, id LIMIT wanted.number FOR UPDATE SKIP LOCKED) AS delivery
     ), claimed AS (
         UPDATE webhook_delivery SET attempts = attempts + 1, attempted_at = clock_timestamp(),
+            error = NULL, response_status = NULL,
             attempt_at = clock_timestamp() + make_interval(secs => {LEASE})
         FROM due WHERE webhook_delivery.id = due.id
         RETURNING webhook_delivery.id, webhook_id, attempts, event_id

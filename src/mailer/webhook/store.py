@@ -222,7 +222,8 @@ async def page_of_deliveries(
 def to_delivery(row: Row[*tuple[Any, ...]]) -> Delivery:
     """Convert a row of `page_of_deliveries`."""
     values = {name: getattr(row, name) for name in Delivery.__struct_fields__ if hasattr(row, name)}
-    next_attempt_at = row.attempt_at if row.status == "waiting" else None
+    is_paused = row.status == "waiting" and (row.error is not None or not row.attempts)
+    next_attempt_at = row.attempt_at if is_paused else None
     return Delivery(**values, next_attempt_at=next_attempt_at)
 
 

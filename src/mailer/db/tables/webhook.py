@@ -93,7 +93,7 @@ webhook_delivery = Table(
     Column("attempts", Integer, nullable=False, server_default="0"),
     # when the next attempt is due; during an attempt, when the lease of the worker expires
     timestamp_now("attempt_at"),
-    # start, response status and error of the last attempt
+    # start, response status and error of the last attempt; no error while an attempt runs
     timestamp("attempted_at", nullable=True),
     Column("response_status", SmallInteger),
     Column("error", String),
