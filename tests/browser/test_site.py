@@ -73,6 +73,8 @@ PAGES = (
     "/gateways/default",
     "/gateways/default/pause",
     "/gateways/default/release-unknown",
+    "/webhooks",
+    "/webhooks/new",
     "/audit",
     "/system",
     "/nothing",

@@ -47,15 +47,13 @@ def test_the_library_of_the_specification_accepts_each_signature(body: str, secr
     assert headers["webhook-signature"] == verifier.sign("a-b", at, body)
 
 
-@pytest.mark.parametrize(
-    ("header", "value"),
-    [("webhook-id", "other"), ("webhook-timestamp", str(int(datetime.now(UTC).timestamp()) - 9))],
-)
-def test_a_signature_covers_id_and_time(header: str, value: str) -> None:
-    secret = new_secret()
-    headers = signed_headers("id", datetime.now(UTC), b"{}", [secret]) | {header: value}
+@pytest.mark.parametrize("header", ["webhook-id", "webhook-timestamp"])
+def test_a_signature_covers_id_and_time(header: str) -> None:
+    secret, at = new_secret(), datetime.now(UTC)
+    signed = signed_headers("id", at, b"{}", [secret])
+    other = signed_headers("other", at - timedelta(seconds=9), b"{}", [secret])
     with pytest.raises(WebhookVerificationError):
-        Verifier(show_secret(secret)).verify(b"{}", headers)
+        Verifier(show_secret(secret)).verify(b"{}", signed | {header: other[header]})
 
 
 def test_a_receiver_with_either_secret_accepts_a_request_during_a_rotation() -> None:
