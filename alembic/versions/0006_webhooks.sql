@@ -156,6 +156,40 @@ BEGIN
     RETURN NULL;
 END $$;
 
+CREATE FUNCTION add_event_of_opt_out() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    IF EXISTS (SELECT FROM webhook WHERE is_enabled AND 'client.opted_out' = ANY (events)) THEN
+        PERFORM add_webhook_event('client.opted_out', (
+            SELECT json_build_object('client_id', new.id, 'opted_out_at',
+                to_char(new.opted_out_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
+                'source', source, 'gateway', gateway)
+            FROM (SELECT new.id) AS client LEFT JOIN opt_out ON opt_out.client_id = client.id));
+    END IF;
+    RETURN NULL;
+END $$;
+
+CREATE FUNCTION add_event_of_reply() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    IF EXISTS (SELECT FROM webhook WHERE is_enabled AND 'reply.received' = ANY (events)) THEN
+        PERFORM add_webhook_event('reply.received', json_build_object('id', new.id,
+            'gateway', new.gateway, 'client_id', new.client_id, 'mailing_id', new.mailing_id,
+            'message_id', new.message_id, 'received_at',
+            to_char(new.received_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')));
+    END IF;
+    RETURN NULL;
+END $$;
+
+CREATE TRIGGER add_event_of_opt_out AFTER UPDATE OF opted_out_at ON client
+    FOR EACH ROW WHEN (old.opted_out_at IS NULL AND new.opted_out_at IS NOT NULL)
+    EXECUTE FUNCTION add_event_of_opt_out();
+
+CREATE TRIGGER add_event_of_reply AFTER INSERT ON reply
+    FOR EACH ROW EXECUTE FUNCTION add_event_of_reply();
+
 CREATE TRIGGER add_events_of_inserted_messages AFTER INSERT ON message
     REFERENCING NEW TABLE AS new_rows
     FOR EACH STATEMENT EXECUTE FUNCTION add_events_of_inserted_messages();

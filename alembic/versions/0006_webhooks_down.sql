@@ -6,6 +6,14 @@ DROP TRIGGER add_events_of_updated_messages ON message;
 
 DROP TRIGGER add_events_of_inserted_messages ON message;
 
+DROP TRIGGER add_event_of_reply ON reply;
+
+DROP TRIGGER add_event_of_opt_out ON client;
+
+DROP FUNCTION add_event_of_reply;
+
+DROP FUNCTION add_event_of_opt_out;
+
 DROP FUNCTION add_event_of_mailing;
 
 DROP FUNCTION add_events_of_updated_messages;

@@ -19,6 +19,11 @@ from mailer.gateway.channel import Channels
 from mailer.mailing import downsampling, moved_clients, purging
 from mailer.mailing.restore import OriginCheck
 from mailer.message import counters, recovery
+from mailer.opt_out import linking
+from mailer.opt_out import store as opt_outs
+from mailer.reply import outbox
+from mailer.reply import store as replies
+from mailer.reply.rules import ReplyRules
 from mailer.settings import Settings
 from mailer.webhook import queue
 from mailer.webhook.outages import OutageWatch
@@ -31,6 +36,8 @@ RETENTION_BATCH = 1_000
 """Most messages past their retention that one run deletes. Few, because it is not urgent."""
 EVENT_BATCH = 1_000
 """Most events of webhooks past their retention that one run deletes: an event may be large."""
+REPLY_BATCH = 200
+"""Most replies that one run joins from their parts."""
 DELTA_BATCH = 50_000
 """Most deltas of counters that one run merges: more than a worker writes between two runs."""
 
@@ -52,7 +59,9 @@ class JobLimits(msgspec.Struct, frozen=True, kw_only=True):
     max_attempts: int
     """Most attempts of a message."""
     retention_days: int
-    """Days for which the messages of ended mailings are kept; 0 for no limit."""
+    """Days for which the messages of ended mailings are kept, and replies; 0 for no limit."""
+    reply_rules: ReplyRules
+    """What replies do whose parts are joined."""
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
@@ -61,6 +70,7 @@ class JobLimits(msgspec.Struct, frozen=True, kw_only=True):
             lease=settings.lease,
             max_attempts=settings.retry_attempts,
             retention_days=settings.retention_days,
+            reply_rules=ReplyRules.of(settings),
         )
 
 
@@ -83,11 +93,25 @@ def jobs(
             min(5, limits.lease / 4),  # soon after a lease has expired, also when leases are short
             partial(_rescue, engine, limits.max_attempts),
         ),
+        Job("link_opt_outs", 1, partial(linking.link_all, engine)),
         Job("replan_mailings", 1, lambda: moved_clients.replan_all_moved(engine)),
         Job(
             "purge_mailings",
             2,
             _in_transaction(engine, lambda database: purging.purge(database, JOB_BATCH)),
+        ),
+        Job(
+            "join_replies",
+            5,
+            _in_transaction(
+                engine,
+                lambda database: replies.join_parts(database, limits.reply_rules, REPLY_BATCH),
+            ),
+        ),
+        Job(
+            "end_answers",
+            5,
+            _in_transaction(engine, lambda database: outbox.end_overdue(database, JOB_BATCH)),
         ),
         Job("merge_counters", 2, _in_transaction(engine, _merge_deltas)),
         Job("downsample_counters", 60, _in_transaction(engine, downsampling.downsample)),
@@ -109,6 +133,10 @@ def jobs(
     if limits.retention_days:
         delete = partial(_delete_expired_messages, engine, limits.retention_days)
         table.append(Job("purge_messages", 1, delete))
+        delete_replies = partial(
+            replies.delete_expired, days=limits.retention_days, limit=RETENTION_BATCH
+        )
+        table.append(Job("purge_replies", 10, _in_transaction(engine, delete_replies)))
     if report is not None:
         table.append(Job("send_report", 20, report))
     return table
@@ -140,6 +168,7 @@ async def _merge_deltas(connection: AsyncConnection) -> None:
     """Add the stored changes of counters to the counters."""
     await counters.merge_deltas(connection, DELTA_BATCH)
     await segment_counts.merge_deltas(connection, DELTA_BATCH)
+    await opt_outs.merge_counts(connection)
 
 
 async def _delete_expired_messages(engine: AsyncEngine, retention_days: int) -> None:

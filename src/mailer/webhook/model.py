@@ -19,6 +19,8 @@ EventType = Literal[
     "mailing.finished",
     "mailing.held",
     "messages.finished",
+    "client.opted_out",
+    "reply.received",
     "gateway.down",
     "gateway.up",
 ]

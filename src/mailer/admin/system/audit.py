@@ -27,6 +27,7 @@ DATETIME_FIELDS = frozenset({"datetime_start", "datetime_end", "expires_at", "he
 TARGET_PAGES = {
     "mailing": "/mailings/{}",
     "client": "/clients/{}",
+    "reply": "/replies/{}",
     "webhook": "/webhooks/{}",
 }
 """URL of the page of a target, by the kind of target; `{}` is its id. A deleted target has none."""
