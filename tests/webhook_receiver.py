@@ -16,7 +16,7 @@ from mailer.webhook import store
 from mailer.webhook.addresses import AddressPolicy
 from mailer.webhook.delivery import WebhookDelivery
 from mailer.webhook.model import EVENT_TYPES
-from mailer.webhook.sending import REQUEST_TIMEOUT, WebhookClient
+from mailer.webhook.sending import WEBHOOK_TIMEOUT, WebhookClient
 from mailer.webhook.signature import show_secret
 from tests.event_timeout import EVENT_TIMEOUT
 from tests.factories import do, rows
@@ -102,7 +102,7 @@ async def add_webhook(
 async def delivering(
     engine: AsyncEngine,
     policy: AddressPolicy = LOOPBACK,
-    timeout: float = REQUEST_TIMEOUT,  # noqa: ASYNC109  # of each request
+    timeout: float = WEBHOOK_TIMEOUT,  # noqa: ASYNC109  # of each request
 ) -> AsyncIterator[WebhookDelivery]:
     """Deliver events as a worker does, until the end of the block; an error fails the test."""
     errors: list[Exception] = []

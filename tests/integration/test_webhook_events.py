@@ -1,6 +1,7 @@
 """Events of webhooks: what the database writes, and in which transaction."""
 
 import json
+from functools import partial
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from tests.factories import (
 )
 from tests.webhook_receiver import add_webhook, deliveries
 
+from mailer.opt_out.service import opt_in_phone, opt_out_phone
 from mailer.webhook import store
 
 URL = "https://shop.example/"
@@ -200,3 +202,59 @@ async def test_a_deleted_mailing_does_not_finish(engine: AsyncEngine) -> None:
     await execute(engine, "UPDATE mailing SET deleted_at = now(), status = 'cancelled'")
     await execute(engine, "UPDATE mailing SET is_closed = true")
     assert await events(engine) == []
+
+
+# ---- opt-outs and replies --------------------------------------------------------------------
+
+
+async def test_an_opt_out_is_an_event_once_without_the_phone(engine: AsyncEngine) -> None:
+    await add_webhook(engine, URL, ["client.opted_out"])
+    [client_id] = await add_clients(engine, 1)
+    phone = await value(engine, "SELECT phone FROM client")
+    for source in ("page", "api"):
+        await do(engine, partial(opt_out_phone, phone=phone, source=source))
+    [(kind, data)] = await events(engine)
+    assert kind == "client.opted_out"
+    assert data.pop("opted_out_at").endswith("Z")
+    assert data == {"client_id": client_id, "source": "page", "gateway": None}
+    await do(engine, partial(opt_in_phone, phone=phone, source="page"))
+    await do(engine, partial(opt_out_phone, phone=phone, source="reply", gateway="main"))
+    [_, (_, data)] = await events(engine)
+    assert (data["source"], data["gateway"]) == ("reply", "main")
+
+
+async def test_a_reply_is_an_event_without_phone_and_text(engine: AsyncEngine) -> None:
+    await add_webhook(engine, URL, ["reply.received"])
+    [client_id] = await add_clients(engine, 1)
+    await execute(
+        engine,
+        """INSERT INTO reply (gateway, phone, text, received_at, client_id)
+        SELECT 'main', phone, 'When do you open?', '2030-01-15 08:00Z', id FROM client""",
+    )
+    reply_id = await value(engine, "SELECT id FROM reply")
+    assert await events(engine) == [
+        (
+            "reply.received",
+            {
+                "id": reply_id,
+                "gateway": "main",
+                "client_id": client_id,
+                "mailing_id": None,
+                "message_id": None,
+                "received_at": "2030-01-15T08:00:00.000000Z",
+            },
+        )
+    ]
+
+
+async def test_opt_outs_and_replies_write_nothing_without_a_subscriber(engine: AsyncEngine) -> None:
+    await add_webhook(engine, URL, ["gateway.up"])
+    await add_clients(engine, 1)
+    phone = await value(engine, "SELECT phone FROM client")
+    await do(engine, partial(opt_out_phone, phone=phone, source="page"))
+    await execute(
+        engine,
+        f"""INSERT INTO reply (gateway, phone, text, received_at)
+        VALUES ('main', '{phone}', 'STOP', now())""",  # noqa: S608  # of the test
+    )
+    assert await value(engine, "SELECT count(*) FROM webhook_event") == 0

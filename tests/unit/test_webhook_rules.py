@@ -29,7 +29,7 @@ from mailer.webhook.retry_policy import (
     is_success,
     retry_pause,
 )
-from mailer.webhook.signature import SECRET_BYTES, new_secret, show_secret, signed_headers
+from mailer.webhook.signature import SIGNING_KEY_BYTES, new_secret, show_secret, signed_headers
 
 NOW = datetime(2030, 1, 15, 12, tzinfo=UTC)
 VALID = {"name": "Shop", "url": "https://shop.example/hook?key=1", "events": ["gateway.up"]}
@@ -68,8 +68,8 @@ def test_a_receiver_with_either_secret_accepts_a_request_during_a_rotation() -> 
 def test_a_secret_is_as_long_as_the_specification_requires_and_never_the_same() -> None:
     secrets = {new_secret() for _ in range(100)}
     assert len(secrets) == 100
-    assert {len(secret) for secret in secrets} == {SECRET_BYTES}
-    assert 24 <= SECRET_BYTES <= 64
+    assert {len(secret) for secret in secrets} == {SIGNING_KEY_BYTES}
+    assert 24 <= SIGNING_KEY_BYTES <= 64
     assert show_secret(b"\0" * 24) == "whsec_" + "A" * 32
 
 

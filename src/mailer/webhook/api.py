@@ -30,7 +30,7 @@ from mailer.webhook.model import (
 from mailer.webhook.store import to_delivery
 
 WebhookId = Annotated[int, Parameter(ge=1, le=MAX_ID, description="The webhook's id.")]
-ACTION_OPTIONS: dict[str, Any] = {
+WEBHOOK_ACTION_OPTIONS: dict[str, Any] = {
     "required_scope": "admin",
     "status_code": HTTPStatus.OK,
     "before_request": reject_body,
@@ -108,7 +108,7 @@ class WebhookController(Controller):
         """Delete a webhook. What waits for it is not sent."""
         await service.delete(engine, webhook_id, by)
 
-    @post("/{webhook_id:int}/rotate-secret", **ACTION_OPTIONS)
+    @post("/{webhook_id:int}/rotate-secret", **WEBHOOK_ACTION_OPTIONS)
     async def rotate_secret(
         self,
         engine: NamedDependency[AsyncEngine],
@@ -122,7 +122,7 @@ class WebhookController(Controller):
         """
         return await service.rotate_secret(engine, webhook_id, by, claim)
 
-    @post("/{webhook_id:int}/test", **ACTION_OPTIONS)
+    @post("/{webhook_id:int}/test", **WEBHOOK_ACTION_OPTIONS)
     async def test_webhook(
         self,
         engine: NamedDependency[AsyncEngine],

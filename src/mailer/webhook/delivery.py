@@ -30,7 +30,7 @@ from mailer.webhook.signature import signed_headers
 
 log = structlog.get_logger()
 
-POLL_INTERVAL = 1.0
+DELIVERY_POLL_INTERVAL = 1.0
 """Seconds between two checks for due deliveries."""
 ROUND_INTERVAL = 0.1
 """Least seconds between two rounds: results and claims of many requests share a statement."""
@@ -41,7 +41,7 @@ MAX_REQUESTS = 4
 MAX_CLAIMED = 20
 """Deliveries for one endpoint that are claimed and have no result yet. With `MAX_REQUESTS` and the
 timeout of a request they take less than `queue.LEASE`."""
-STOP_TIMEOUT = 5.0
+DELIVERY_STOP_TIMEOUT = 5.0
 """Seconds after `stop` for which requests in flight may go on."""
 
 
@@ -98,7 +98,7 @@ class WebhookDelivery:
         except Exception as error:  # noqa: BLE001  # the next round must follow any error
             self._on_error(error)
             return ERROR_DELAY
-        return ROUND_INTERVAL if has_more else POLL_INTERVAL
+        return ROUND_INTERVAL if has_more else DELIVERY_POLL_INTERVAL
 
     async def _pause(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
@@ -177,7 +177,7 @@ class WebhookDelivery:
         for task in unsent:
             task.cancel()
         if self._tasks:
-            await asyncio.wait(set(self._tasks), timeout=STOP_TIMEOUT)
+            await asyncio.wait(set(self._tasks), timeout=DELIVERY_STOP_TIMEOUT)
         in_flight = set(self._tasks)
         for task in in_flight:
             task.cancel()

@@ -61,7 +61,7 @@ class WebhookDisabledError(ConflictError):
 
 
 NAME_RULE = "must be 1 to 64 characters on one line"
-Name = Annotated[
+WebhookName = Annotated[
     str,
     Meta(
         min_length=1,
@@ -135,7 +135,7 @@ class NewWebhook(_Checked, frozen=True, kw_only=True):
         "events": ["messages.finished", "mailing.finished"],
     }
 
-    name: Name
+    name: WebhookName
     url: Url
     events: Events
 
@@ -145,7 +145,7 @@ class WebhookChange(_Checked, frozen=True, kw_only=True):
 
     EXAMPLE: ClassVar[dict[str, Any]] = {"enabled": True}
 
-    name: Name | UnsetType = UNSET
+    name: WebhookName | UnsetType = UNSET
     url: Url | UnsetType = UNSET
     events: Events | UnsetType = UNSET
     enabled: (

@@ -19,7 +19,7 @@ FORGET_AFTER = 5
 a second."""
 ALL_GATEWAYS = ""
 """Stands in the table for all gateways of a worker together."""
-NO_GATEWAY = "no_gateway"
+WITHOUT_GATEWAY = "no_gateway"
 """Reason of a worker without any gateway."""
 MAX_HELD = 1_000
 """Most mailings for which one run writes an event; the next run continues."""
@@ -42,7 +42,7 @@ def outages_of(channels: Channels) -> list[OutageReport]:
         if channel.outage is not None
     ]
     if not channels:
-        reports.append(OutageReport(ALL_GATEWAYS, NO_GATEWAY, None))
+        reports.append(OutageReport(ALL_GATEWAYS, WITHOUT_GATEWAY, None))
     elif (outage := channels.outage()) is not None:
         reports.append(OutageReport(ALL_GATEWAYS, outage.reason, outage.since))
     return sorted(reports)

@@ -66,7 +66,7 @@ class ClaimedDelivery(msgspec.Struct, frozen=True):
 
 
 # The subselect calls clock_timestamp() once, so that PostgreSQL uses it as an index condition.
-CLAIM = text(f"""
+CLAIM_DELIVERIES = text(f"""
     WITH due AS MATERIALIZED (
         SELECT delivery.id FROM unnest(:webhook_ids, :limits) AS wanted (webhook_id, number)
         CROSS JOIN LATERAL (
@@ -92,7 +92,7 @@ CLAIM = text(f"""
 async def claim(connection: AsyncConnection, limits: Mapping[int, int]) -> list[ClaimedDelivery]:
     """Claim due deliveries; `limits` is how many at most, by the id of the endpoint."""
     values = {"webhook_ids": list(limits), "limits": list(limits.values())}
-    return [ClaimedDelivery(*row) for row in await connection.execute(CLAIM, values)]
+    return [ClaimedDelivery(*row) for row in await connection.execute(CLAIM_DELIVERIES, values)]
 
 
 class DeliveryResult(msgspec.Struct, frozen=True):
@@ -108,7 +108,7 @@ class DeliveryResult(msgspec.Struct, frozen=True):
 
 # An endpoint may be disabled or enabled again while an attempt runs, which changes nothing here. A
 # delivery whose next attempt would be after `RETRY_PERIOD` ends now.
-RECORD = text(f"""
+RECORD_DELIVERIES = text(f"""
     UPDATE webhook_delivery SET
         status = CASE WHEN result.error IS NULL THEN 'delivered'
             WHEN result.pause IS NULL OR clock_timestamp() + make_interval(secs => result.pause)
@@ -143,11 +143,11 @@ async def record_results(
         "response_statuses": [result.response_status for result in ordered],
         "pauses": [result.pause for result in ordered],
     }
-    return list(await connection.scalars(RECORD, values))
+    return list(await connection.scalars(RECORD_DELIVERIES, values))
 
 
 # Undo a claim whose attempt has not started.
-RELEASE = text("""
+RELEASE_DELIVERIES = text("""
     UPDATE webhook_delivery SET attempts = released.attempts - 1, attempt_at = clock_timestamp()
     FROM unnest(:ids, :attempts) AS released (id, attempts)
     WHERE webhook_delivery.id = released.id AND webhook_delivery.attempts = released.attempts
@@ -163,12 +163,12 @@ async def release(connection: AsyncConnection, claims: Sequence[ClaimedDelivery]
         "ids": [claimed.id for claimed in ordered],
         "attempts": [claimed.attempts for claimed in ordered],
     }
-    await connection.execute(RELEASE, values)
+    await connection.execute(RELEASE_DELIVERIES, values)
 
 
 # ---- bounds and expiry -----------------------------------------------------------------------
 
-EXPIRE = text(f"""
+EXPIRE_DELIVERIES = text(f"""
     UPDATE webhook_delivery SET status = 'failed', error = coalesce(error, 'expired')
     WHERE id = ANY (ARRAY(
         SELECT delivery.id FROM webhook CROSS JOIN LATERAL (
@@ -176,7 +176,7 @@ EXPIRE = text(f"""
             WHERE webhook_id = webhook.id AND status = 'waiting' AND attempt_at < now()
                 AND created_at < now() - make_interval(secs => {RETRY_PERIOD.total_seconds()})
             LIMIT :limit FOR UPDATE SKIP LOCKED) AS delivery))""")  # noqa: S608  # a number
-DROP = text(f"""
+DROP_DELIVERIES = text(f"""
     WITH locked AS MATERIALIZED (
         SELECT id FROM webhook ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
     ), beyond AS MATERIALIZED (
@@ -197,12 +197,14 @@ DROP = text(f"""
 
 async def expire(connection: AsyncConnection, limit: int) -> int:
     """End deliveries of events older than `RETRY_PERIOD`; return how many."""
-    return (await connection.execute(EXPIRE, {"limit": limit})).rowcount
+    return (await connection.execute(EXPIRE_DELIVERIES, {"limit": limit})).rowcount
 
 
 async def drop_beyond_limit(connection: AsyncConnection, limit: int) -> dict[int, int]:
     """End the oldest deliveries beyond `MAX_WAITING`; return how many, by id of the endpoint."""
-    return {row.id: row.number for row in await connection.execute(DROP, {"limit": limit})}
+    return {
+        row.id: row.number for row in await connection.execute(DROP_DELIVERIES, {"limit": limit})
+    }
 
 
 # Ids are assigned in the order of time, so the oldest deliveries have the lowest ids. Those of a

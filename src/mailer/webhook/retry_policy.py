@@ -12,7 +12,7 @@ MAX_RETRY_AFTER = 24 * 3600.0
 """Longest pause, in seconds, that an endpoint can ask for."""
 FAILING_PERIOD = timedelta(days=3)
 """An endpoint is disabled when all attempts have failed for so long,"""
-MAX_FAILURES, MIN_FAILING_PERIOD = 100, timedelta(days=1)
+MAX_CONSECUTIVE_FAILURES, MIN_FAILING_PERIOD = 100, timedelta(days=1)
 """or when so many consecutive attempts have failed and the first of them was so long ago."""
 
 
@@ -31,7 +31,9 @@ def retry_pause(attempts: int, random: float, retry_after: float | None = None) 
 def is_failing_too_long(failures: int, failing_since: datetime, now: datetime) -> bool:
     """Return whether an endpoint is to be disabled after consecutive failures."""
     period = now - failing_since
-    return period >= FAILING_PERIOD or (failures >= MAX_FAILURES and period >= MIN_FAILING_PERIOD)
+    return period >= FAILING_PERIOD or (
+        failures >= MAX_CONSECUTIVE_FAILURES and period >= MIN_FAILING_PERIOD
+    )
 
 
 def is_success(status: int) -> bool:

@@ -19,15 +19,15 @@ from mailer.gateway.response import parse_retry_after
 from mailer.webhook.addresses import AddressPolicy, HostNotFoundError, PrivateAddressError
 from mailer.webhook.retry_policy import failure_of, is_success
 
-REQUEST_TIMEOUT = 15.0
+WEBHOOK_TIMEOUT = 15.0
 """Seconds for an attempt; the specification recommends 15 to 30."""
-MAX_RESPONSE_BYTES = 16 * 1024
+MAX_ANSWER_BYTES = 16 * 1024
 """Bytes of a response that are read. A longer one costs a new connection for the next request."""
 BODY_TIMEOUT = 1.0
 """Seconds for the body of a response, whose status alone counts."""
 MAX_HEADER_BYTES = 8 * 1024
 MAX_CONNECTIONS_PER_HOST = 10
-USER_AGENT = "mailer"
+WEBHOOK_USER_AGENT = "mailer"
 
 
 class Attempt(msgspec.Struct, frozen=True):
@@ -71,7 +71,7 @@ class _CheckedResolver(AbstractResolver):
 class WebhookClient:
     """Sends events; an async context manager, to be entered before `send`."""
 
-    def __init__(self, policy: AddressPolicy, timeout: float = REQUEST_TIMEOUT) -> None:
+    def __init__(self, policy: AddressPolicy, timeout: float = WEBHOOK_TIMEOUT) -> None:
         self._policy = policy
         self._timeout = aiohttp.ClientTimeout(total=timeout)
         self._session: aiohttp.ClientSession | None = None
@@ -112,7 +112,7 @@ class WebhookClient:
                 data=body,
                 headers={
                     "Content-Type": "application/json",
-                    "User-Agent": USER_AGENT,
+                    "User-Agent": WEBHOOK_USER_AGENT,
                     "Accept-Encoding": "identity",
                     **headers,
                 },
@@ -136,7 +136,7 @@ async def _discard_body(response: aiohttp.ClientResponse) -> None:
         async with asyncio.timeout(BODY_TIMEOUT):
             async for piece in response.content.iter_any():
                 received += len(piece)
-                if received > MAX_RESPONSE_BYTES:
+                if received > MAX_ANSWER_BYTES:
                     break
             else:
                 return
@@ -154,7 +154,7 @@ def _attempt_of(response: aiohttp.ClientResponse) -> Attempt:
     return Attempt(failure_of(response.status), response.status, pause)
 
 
-FAILURES: Sequence[tuple[type[BaseException], str]] = (
+FAILURE_NAMES: Sequence[tuple[type[BaseException], str]] = (
     (PrivateAddressError, "private_address"),
     (HostNotFoundError, "unknown_host"),
     (TimeoutError, "timeout"),
@@ -177,7 +177,9 @@ def _failure_name(error: BaseException) -> str:
         if error.os_error.__cause__ is not None:
             causes.insert(0, error.os_error.__cause__)
     for cause in causes:
-        for kind, name in FAILURES[:2]:
+        for kind, name in FAILURE_NAMES[:2]:
             if isinstance(cause, kind):
                 return name
-    return next((name for kind, name in FAILURES if isinstance(error, kind)), "connection_failed")
+    return next(
+        (name for kind, name in FAILURE_NAMES if isinstance(error, kind)), "connection_failed"
+    )

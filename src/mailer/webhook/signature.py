@@ -10,14 +10,14 @@ import secrets
 from collections.abc import Iterable
 from datetime import datetime
 
-SECRET_BYTES = 32
+SIGNING_KEY_BYTES = 32
 """Length of a secret; the specification requires 24 to 64 bytes."""
 SECRET_PREFIX = "whsec_"  # noqa: S105  # marks a secret, and is none itself
 
 
 def new_secret() -> bytes:
     """Return a new random secret."""
-    return secrets.token_bytes(SECRET_BYTES)
+    return secrets.token_bytes(SIGNING_KEY_BYTES)
 
 
 def show_secret(secret: bytes) -> str:

@@ -41,7 +41,7 @@ WAITING = (
 )
 RENAMED = {"enabled": "is_enabled"}
 """Columns whose names differ from the field's."""
-COLUMNS = [
+WEBHOOK_COLUMNS = [
     WAITING if name == "waiting" else webhook.c[RENAMED.get(name, name)].label(name)
     for name in Webhook.__struct_fields__
 ]
@@ -54,7 +54,7 @@ def _webhook_of(row: RowMapping) -> Webhook:
 
 async def list_all(connection: AsyncConnection) -> list[Webhook]:
     """Return all endpoints, newest first."""
-    rows = await connection.execute(select(*COLUMNS).order_by(webhook.c.id.desc()))
+    rows = await connection.execute(select(*WEBHOOK_COLUMNS).order_by(webhook.c.id.desc()))
     return [_webhook_of(row) for row in rows.mappings()]
 
 
@@ -63,7 +63,7 @@ async def get(connection: AsyncConnection, webhook_id: int, *, lock: bool = Fals
 
     Raises `WebhookNotFoundError`.
     """
-    statement = select(*COLUMNS).where(webhook.c.id == webhook_id)
+    statement = select(*WEBHOOK_COLUMNS).where(webhook.c.id == webhook_id)
     if lock:
         statement = statement.with_for_update(of=webhook)
     row = (await connection.execute(statement)).mappings().one_or_none()
@@ -151,7 +151,7 @@ def rotated(secret: bytes) -> dict[str, Any]:
 # ---- health of an endpoint -------------------------------------------------------------------
 
 
-class Health(NamedTuple):
+class EndpointHealth(NamedTuple):
     """The consecutive failures of an endpoint."""
 
     failures: int
@@ -179,11 +179,11 @@ async def record_success(connection: AsyncConnection, webhook_id: int) -> None:
 
 async def record_failures(
     connection: AsyncConnection, webhook_id: int, number: int
-) -> Health | None:
+) -> EndpointHealth | None:
     """Record failed attempts; return the consecutive ones, or None if it is not enabled."""
     values = {"id": webhook_id, "number": number}
     row = (await connection.execute(RECORD_FAILURES, values)).one_or_none()
-    return None if row is None else Health(*row)
+    return None if row is None else EndpointHealth(*row)
 
 
 # ---- deliveries ------------------------------------------------------------------------------

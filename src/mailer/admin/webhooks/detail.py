@@ -26,14 +26,13 @@ from mailer.validation import MAX_ID
 from mailer.web.query import Limit
 from mailer.webhook import service
 from mailer.webhook.addresses import AddressPolicy
-from mailer.webhook.api import DeliveryQuery
+from mailer.webhook.api import DeliveryQuery, WebhookId
 from mailer.webhook.model import EVENT_TYPES, Redelivery, WebhookChange, WebhookNotFoundError
 from mailer.webhook.store import MAX_COUNTED_DELIVERIES, to_delivery
 
 SECTIONS = ("state", "deliveries")
 """The sections that are updated live: the names of their templates, and their ids in the HTML."""
 DELIVERIES_ON_PAGE = 50
-WebhookId = Annotated[int, Parameter(ge=1, le=MAX_ID, description="The webhook's id.")]
 DeliveryId = Annotated[int, Parameter(ge=1, le=MAX_ID, description="The delivery's id.")]
 EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
 """A time before all events."""
