@@ -85,13 +85,13 @@ async def test_an_answer_is_sent_once_and_its_result_appears(page: Page, gateway
     received = len(gateway.received)
     await page.goto("/replies")
     await page.get_by_role("link", name="When do you open?").click()
-    await page.get_by_label("Text").fill("С девяти до пяти. " * 5)
+    await page.get_by_role("textbox", name="Text").fill("Магазин открыт до пяти. " * 5)
     await expect(page.locator("#size")).to_contain_text("2 parts")
     await check_accessibility(page)
     await page.get_by_role("button", name="Send", exact=True).dblclick()
     await expect(page.get_by_text("The answer is sent in a moment.")).to_be_visible()
     await expect(page.locator("#answers")).to_contain_text("accepted")
-    await expect(page.locator("#answers")).to_contain_text("С девяти до пяти.")
+    await expect(page.locator("#answers")).to_contain_text("Магазин открыт до пяти.")
     await check_accessibility(page)
     assert len(gateway.received) == received + 1
 
@@ -100,7 +100,7 @@ async def test_an_answer_without_a_text_is_refused(page: Page, page_errors: Page
     page_errors.expect("status", "400 POST")
     await page.goto("/replies/1")
     await page.get_by_role("button", name="Send", exact=True).click()
-    await expect(page.get_by_label("Text")).to_have_attribute("aria-invalid", "true")
+    await expect(page.get_by_role("textbox", name="Text")).to_have_attribute("aria-invalid", "true")
     await check_accessibility(page)
 
 
@@ -119,10 +119,10 @@ async def test_new_replies_appear_on_the_open_list_and_in_the_badge(
 
 async def test_a_reply_is_found_by_its_words(page: Page) -> None:
     await page.goto("/replies")
-    await page.get_by_label("Text or phone").fill("open when")
+    await page.get_by_role("searchbox", name="Text or phone").fill("open when")
     await page.get_by_role("button", name="Find").click()
     await expect(page.locator("tbody tr")).to_have_count(1)
-    await page.get_by_label("Text or phone").fill("8 916 000-00-01")
+    await page.get_by_role("searchbox", name="Text or phone").fill("8 916 000-00-01")
     await page.get_by_role("button", name="Find").click()
     await expect(page.locator("tbody tr")).to_have_count(2)
 
