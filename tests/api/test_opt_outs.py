@@ -23,7 +23,10 @@ async def create_client(api: httpx.AsyncClient, phone: str = PHONE, **fields: st
 
 
 async def opt_out(
-    api: httpx.AsyncClient, phone: str = PHONE, status: int = 201, **headers: str
+    api: httpx.AsyncClient,
+    phone: str = PHONE,
+    status: int = 201,
+    headers: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     """Opt a phone out; return the opt-out."""
     response = await api.post("/opt-outs", json={"phone": phone}, headers=headers)
@@ -157,9 +160,9 @@ async def test_clients_are_filtered_by_opt_out(api: httpx.AsyncClient) -> None:
 
 async def test_a_repeated_request_opts_out_once(api: httpx.AsyncClient) -> None:
     await create_client(api)
-    first = await opt_out(api, **KEY)
+    first = await opt_out(api, headers=KEY)
     assert await opt_in(api) == 204
-    assert await opt_out(api, **KEY) == first  # the stored response
+    assert await opt_out(api, headers=KEY) == first  # the stored response
     assert (await api.get("/opt-outs")).json()["count"] == 0
 
 
@@ -167,7 +170,7 @@ async def test_deleting_a_client_erases_the_stored_response_with_the_phone(
     api: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
     client_id = await create_client(api)
-    await opt_out(api, **KEY)
+    await opt_out(api, headers=KEY)
     await api.delete(f"/clients/{client_id}")
     [stored] = await rows(engine, "SELECT * FROM idempotency")
     assert (stored["status"], stored["body"]) == (409, None)

@@ -8,11 +8,18 @@ from litestar.status_codes import HTTP_200_OK
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.access.model import Actor
-from mailer.admin.clients.importing import render_refusal
-from mailer.admin.render import PageContext
+from mailer.admin.render import PageContext, create_page_context
 from mailer.client.api import uploaded_csv
 from mailer.opt_out.api import MAX_OPT_OUT_IMPORT_BYTES
 from mailer.opt_out.importing import import_opt_outs
+from mailer.web.problems import problem_of
+
+
+def render_refusal(request: Request[Any, Any, Any], error: Exception) -> Response[str]:
+    """Return the section of the page that says why a whole file was not imported."""
+    response = problem_of(request, error)
+    context = create_page_context(request, request.app.state.channels)
+    return context.render_problem("opt_outs/import_refused.html", response)
 
 
 class OptOutImport(Controller):
