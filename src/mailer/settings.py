@@ -112,6 +112,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     oidc_roles: Annotated[str, Meta(max_length=10_000)] = ",".join(
         f"{role}={role}" for role in ROLES
     )
+    webhook_private_addresses: bool = False
     retention_days: Annotated[int, Meta(ge=0, le=36_500)] = 0
     stop_words: Annotated[str, Meta(max_length=10_000)] = STOP_WORDS
     start_words: Annotated[str, Meta(max_length=10_000)] = START_WORDS

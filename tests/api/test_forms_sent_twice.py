@@ -36,6 +36,11 @@ FORMS = {
         "repeated_password": SECRET,
     },
     "/keys": {"name": "shop", "scope": "write", "expires": "90"},
+    "/webhooks/new": {
+        "name": "shop",
+        "url": "https://93.184.216.34/",  # a public address, so that no host is resolved
+        "event-gateway.up": "on",
+    },
 }
 """Forms that create an object, with the fields to send."""
 COUNTS = {
@@ -43,6 +48,7 @@ COUNTS = {
     "/mailings/new": "SELECT count(*) FROM mailing",
     "/users/new": "SELECT count(*) FROM app_user WHERE name = 'oleg'",
     "/keys": "SELECT count(*) FROM api_key",
+    "/webhooks/new": "SELECT count(*) FROM webhook",
 }
 CREATE_NOTHING = frozenset(
     {
@@ -74,6 +80,10 @@ CREATE_NOTHING = frozenset(
         "/users/{user_id:int}/sign-out",
         "/preferences",
         "/restored",
+        "/webhooks/{webhook_id:int}/edit",
+        "/webhooks/{webhook_id:int}/rotate-secret",
+        "/webhooks/{webhook_id:int}/{verb:str}",
+        "/webhooks/{webhook_id:int}/deliveries/{delivery_id:int}/redeliver",
     }
 )
 """Forms that create nothing: sending them twice has the result of sending them once."""

@@ -15,12 +15,14 @@ from mailer.client.model import ClientChange, NewClient
 from mailer.mailing.model import MailingChange, NewMailing
 from mailer.statuses import MAILING_STATUSES
 from mailer.validation import Input, check
+from mailer.webhook.model import NewWebhook, Redelivery, WebhookChange
 
 LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 """A time before all times in examples, which must be in the future."""
 METHODS = {"get", "post", "patch", "put", "delete"}
 ACTIONS = ("pause", "resume", "cancel", "retry")
 GATEWAY_ACTIONS = ("pause", "resume", "release-unknown")
+WEBHOOK_ACTIONS = ("rotate-secret", "test", "redeliver")
 Call = tuple[str, str]
 """Method and path."""
 CALLS: dict[Call, str] = {
@@ -47,6 +49,13 @@ CALLS: dict[Call, str] = {
     ("post", "/api/v1/replies/{reply_id}/read"): "200",
     ("post", "/api/v1/replies/{reply_id}/answer"): "201",
     ("get", "/api/v1/audit"): "200",
+    ("post", "/api/v1/webhooks"): "201",
+    ("get", "/api/v1/webhooks"): "200",
+    ("get", "/api/v1/webhooks/{webhook_id}"): "200",
+    ("patch", "/api/v1/webhooks/{webhook_id}"): "200",
+    ("delete", "/api/v1/webhooks/{webhook_id}"): "204",
+    ("get", "/api/v1/webhooks/{webhook_id}/deliveries"): "200",
+    **{("post", f"/api/v1/webhooks/{{webhook_id}}/{call}"): "200" for call in WEBHOOK_ACTIONS},
 }
 """Every call of the API, and the status of its successful response."""
 QUERIES = {
@@ -62,6 +71,7 @@ QUERIES = {
         *("actor_kind", "actor_id", "action", "target_kind", "target_id"),
         *("limit", "before", "after"),
     },
+    "/api/v1/webhooks/{webhook_id}/deliveries": {"status", "limit", "before", "after"},
 }
 """The query parameters of each list."""
 BODIES: dict[Call, type[Input]] = {
@@ -69,6 +79,9 @@ BODIES: dict[Call, type[Input]] = {
     ("patch", "/api/v1/clients/{client_id}"): ClientChange,
     ("post", "/api/v1/mailings"): NewMailing,
     ("patch", "/api/v1/mailings/{mailing_id}"): MailingChange,
+    ("post", "/api/v1/webhooks"): NewWebhook,
+    ("patch", "/api/v1/webhooks/{webhook_id}"): WebhookChange,
+    ("post", "/api/v1/webhooks/{webhook_id}/redeliver"): Redelivery,
 }
 """The model of each body in JSON."""
 
@@ -180,6 +193,7 @@ def test_every_route_declares_its_problems(
         ("post", "/api/v1/clients"),
         ("patch", "/api/v1/clients/{client_id}"),
         ("patch", "/api/v1/mailings/{mailing_id}"),
+        ("post", "/api/v1/webhooks"),
         *(("post", f"/api/v1/mailings/{{mailing_id}}/{call}") for call in ACTIONS),
     ],
     ids=" ".join,

@@ -77,6 +77,8 @@ PAGES = (
     "/gateways/default",
     "/gateways/default/pause",
     "/gateways/default/release-unknown",
+    "/webhooks",
+    "/webhooks/new",
     "/audit",
     "/system",
     "/nothing",

@@ -70,6 +70,7 @@ def test_default_of_every_setting() -> None:
         "report_time_zone": "UTC",
         "oidc_role_claim": "roles",
         "oidc_roles": "viewer=viewer,operator=operator,admin=admin",
+        "webhook_private_addresses": False,
         "retention_days": 0,
         "stop_words": STOP_WORDS,
         "start_words": START_WORDS,

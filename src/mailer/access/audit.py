@@ -18,7 +18,16 @@ AuditedFields = Mapping[str, Any]
 are masked."""
 
 TargetKind = Literal[
-    "mailing", "client", "directory", "opt_out", "key", "user", "database", "gateway", "reply"
+    "mailing",
+    "client",
+    "directory",
+    "opt_out",
+    "key",
+    "user",
+    "database",
+    "gateway",
+    "reply",
+    "webhook",
 ]
 
 

@@ -74,6 +74,7 @@ ACTOR_LABELS = {
     "user": gettext_noop("User"),
     "command": gettext_noop("Command line"),
     "anonymous": gettext_noop("Anonymous"),
+    "system": gettext_noop("mailer itself"),
 }
 """Who made a change in the audit log."""
 TARGET_LABELS = {
@@ -85,6 +86,7 @@ TARGET_LABELS = {
     "user": gettext_noop("User"),
     "database": gettext_noop("Database"),
     "gateway": gettext_noop("Gateway"),
+    "webhook": gettext_noop("Webhook"),
     "reply": gettext_noop("Reply"),
 }
 """What was changed in the audit log; `directory` is several clients at once."""
@@ -118,6 +120,13 @@ ACTION_LABELS = {
     "gateway_resumed": gettext_noop("Gateway resumed"),
     "gateway_tested": gettext_noop("Test message sent"),
     "unknown_released": gettext_noop("Messages with delivery unknown released"),
+    "webhook_created": gettext_noop("Webhook created"),
+    "webhook_changed": gettext_noop("Webhook changed"),
+    "webhook_deleted": gettext_noop("Webhook deleted"),
+    "webhook_secret_rotated": gettext_noop("New secret of a webhook"),
+    "webhook_tested": gettext_noop("Test event sent"),
+    "webhook_redelivered": gettext_noop("Events delivered again"),
+    "webhook_disabled": gettext_noop("Webhook disabled because it fails"),
     "reply_answered": gettext_noop("Reply answered"),
     "signed_in": gettext_noop("Signed in"),
     "sign_in_failed": gettext_noop("Sign-in failed"),
@@ -154,8 +163,49 @@ FIELD_LABELS = {
     "rejected": gettext_noop("rejected"),
     "sessions": gettext_noop("Sessions"),
     "held_since": gettext_noop("Held since"),
+    "url": gettext_noop("URL"),
+    "events": gettext_noop("Events"),
+    "enabled": gettext_noop("Enabled"),
+    "disabled_reason": gettext_noop("Disabled because"),
+    "deliveries": gettext_noop("Deliveries"),
 }
 """Fields in the audit log, in the order in which the page shows them."""
+EVENT_LABELS = {
+    "mailing.started": gettext_noop("A mailing has started."),
+    "mailing.finished": gettext_noop(
+        "A mailing has nothing left to send: it is finished or cancelled."
+    ),
+    "mailing.held": gettext_noop("A running mailing waits for its gateways."),
+    "messages.finished": gettext_noop(
+        "Messages have got their final status, up to 500 in one event."
+    ),
+    "client.opted_out": gettext_noop("A client does not want marketing messages any more."),
+    "reply.received": gettext_noop("A client has replied."),
+    "gateway.down": gettext_noop("A gateway is not used any more: it fails or is paused."),
+    "gateway.up": gettext_noop("A gateway is used again."),
+}
+"""Events of webhooks."""
+DELIVERY_STATUS_LABELS = {
+    "waiting": gettext_noop("waiting"),
+    "delivered": gettext_noop("received"),
+    "failed": gettext_noop("failed"),
+}
+DELIVERY_ERROR_LABELS = {
+    "timeout": gettext_noop("no answer in time"),
+    "connection_failed": gettext_noop("could not be reached"),
+    "connection_lost": gettext_noop("the connection was lost before the answer"),
+    "bad_response": gettext_noop("the answer is not valid HTTP"),
+    "bad_certificate": gettext_noop("the certificate is not valid for this host"),
+    "tls_failed": gettext_noop("no secure connection"),
+    "private_address": gettext_noop("the address is not public"),
+    "unknown_host": gettext_noop("the host has no address"),
+    "redirect": gettext_noop("a redirect, which is not followed: change the URL"),
+    "expired": gettext_noop("not delivered within three days"),
+    "dropped": gettext_noop("dropped: too many were waiting"),
+}
+"""Why a delivery to a webhook failed; a status of HTTP is not among them."""
+ANSWERED_WITH = gettext_noop("answered with {}")
+"""A status of HTTP with which an endpoint refused an event. `{}` is its place."""
 PURPOSE_LABELS = {
     "marketing": gettext_noop("Marketing"),
     "service": gettext_noop("Service"),
@@ -218,6 +268,13 @@ def reason_label(reason: str) -> str:
         kind, status = match.groups()
         return gettext(ANSWER_REASON_LABELS[kind]).format(status)
     return gettext(REASON_LABELS[reason]) if reason in REASON_LABELS else reason
+
+
+def delivery_error_label(error: str) -> str:
+    """Return the label of the error of a delivery to a webhook."""
+    if match := re.fullmatch(r"http_(\d+)", error):
+        return gettext(ANSWERED_WITH).format(match[1])
+    return gettext(DELIVERY_ERROR_LABELS[error]) if error in DELIVERY_ERROR_LABELS else error
 
 
 def label_lookup(labels: Mapping[str, str]) -> Callable[[str], str]:

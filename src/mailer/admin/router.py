@@ -38,6 +38,8 @@ from mailer.admin.users.profile import Profile
 from mailer.admin.users.sign_in import SignIn
 from mailer.admin.users.sign_in_oidc import SignInOidc
 from mailer.admin.viewer import LANGUAGE_COOKIE, TIME_ZONE_COOKIE
+from mailer.admin.webhooks.detail import WebhookPage
+from mailer.admin.webhooks.index import WebhookList
 from mailer.client.model import known_zones
 from mailer.web.problems import problem_of
 from mailer.web.request_log import API_PREFIX
@@ -122,6 +124,8 @@ def site_router() -> Router:
             GatewayTest,
             TryNow,
             RestoredDatabase,
+            WebhookList,
+            WebhookPage,
             SignIn,
             SignInOidc,
             save_preferences,

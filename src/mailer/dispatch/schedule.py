@@ -29,6 +29,8 @@ from mailer.reply import outbox
 from mailer.reply import store as replies
 from mailer.reply.rules import ReplyRules
 from mailer.settings import Settings
+from mailer.webhook import queue
+from mailer.webhook.outages import OutageWatch
 
 log = structlog.get_logger()
 
@@ -36,6 +38,8 @@ JOB_BATCH = 5_000
 """Most rows that one run of a job changes or deletes."""
 RETENTION_BATCH = 1_000
 """Most messages past their retention that one run deletes. Few, because it is not urgent."""
+EVENT_BATCH = 1_000
+"""Most events of webhooks past their retention that one run deletes: an event may be large."""
 REPLY_BATCH = 200
 """Most replies that one run joins from their parts."""
 DELTA_BATCH = 50_000
@@ -139,6 +143,15 @@ def jobs(
     ]
     if inbox is not None:
         table.append(Job("poll_receipts", 2, Polling(engine, channels, inbox).run))
+    table += [
+        Job("watch_outages", 1, OutageWatch(engine, channels).run),
+        Job("bound_webhook_deliveries", 5, partial(_bound_webhook_deliveries, engine)),
+        Job(
+            "purge_webhook_events",
+            10,
+            _in_transaction(engine, lambda database: queue.purge(database, EVENT_BATCH)),
+        ),
+    ]
     if limits.retention_days:
         delete = partial(_delete_expired_messages, engine, limits.retention_days)
         table.append(Job("purge_messages", 1, delete))
@@ -172,6 +185,20 @@ async def _rescue(engine: AsyncEngine, max_attempts: int) -> None:
         rescued = await recovery.rescue(connection, max_attempts, JOB_BATCH)
     if rescued:
         log.warning("leases_expired", messages=rescued)
+
+
+async def _bound_webhook_deliveries(engine: AsyncEngine) -> None:
+    """End deliveries to webhooks that are too old, or more than may wait."""
+    async with engine.begin() as connection:
+        expired = await queue.expire(connection, JOB_BATCH)
+    if expired:
+        metrics.webhook_attempted("failed", expired)
+        log.warning("webhook_deliveries_expired", deliveries=expired)
+    async with engine.begin() as connection:
+        dropped = await queue.drop_beyond_limit(connection, JOB_BATCH)
+    for webhook_id, deliveries in dropped.items():
+        metrics.webhook_attempted("dropped", deliveries)
+        log.warning("webhook_deliveries_dropped", webhook_id=webhook_id, deliveries=deliveries)
 
 
 async def _merge_deltas(connection: AsyncConnection) -> None:

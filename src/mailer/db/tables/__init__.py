@@ -5,7 +5,17 @@ express in SQLAlchemy (triggers, functions, views) is in the migrations only.
 """
 
 from mailer.db.sql import metadata
-from mailer.db.tables import access, client, gateway, mailing, message, operation, opt_out, reply
+from mailer.db.tables import (
+    access,
+    client,
+    gateway,
+    mailing,
+    message,
+    operation,
+    opt_out,
+    reply,
+    webhook,
+)
 
 __all__ = [
     "access",
@@ -17,4 +27,5 @@ __all__ = [
     "operation",
     "opt_out",
     "reply",
+    "webhook",
 ]
