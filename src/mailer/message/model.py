@@ -102,6 +102,20 @@ class MessageHistory(Message, frozen=True):
     phone: str | None
     """The client's current phone; None once the client is deleted."""
 
+    @property
+    def is_accepted(self) -> bool:
+        """Whether the gateway has certainly accepted the message.
+
+        An undelivered message that was sent is one whose receipt says so.
+        """
+        was_sent = self.status == "undelivered" and self.sent_at is not None
+        return self.status in {"sent", "delivered"} or was_sent
+
+    @property
+    def is_awaiting_receipt(self) -> bool:
+        """Whether a receipt decides the status, and has not come yet."""
+        return self.status == "sent" and self.reason is None
+
 
 class MessageNotFoundError(NotFoundError):
     """There is no such message."""
