@@ -904,6 +904,14 @@ CREATE TABLE origin (
     data_until timestamp with time zone
 );
 
+CREATE TABLE receipt_poll (
+    gateway character varying NOT NULL,
+    mailing_id bigint DEFAULT 0 NOT NULL,
+    sent_at timestamp with time zone DEFAULT '-infinity'::timestamp with time zone NOT NULL,
+    message_id bigint DEFAULT 0 NOT NULL,
+    round_started_at timestamp with time zone DEFAULT now() NOT NULL
+);
+
 CREATE TABLE route (
     id integer NOT NULL,
     gateways character varying[] NOT NULL
@@ -1006,6 +1014,9 @@ ALTER TABLE ONLY operator_route
 
 ALTER TABLE ONLY outcome_count
     ADD CONSTRAINT outcome_count_pkey PRIMARY KEY (bucket_start, reason, gateway);
+
+ALTER TABLE ONLY receipt_poll
+    ADD CONSTRAINT receipt_poll_pkey PRIMARY KEY (gateway);
 
 ALTER TABLE ONLY route
     ADD CONSTRAINT route_gateways_key UNIQUE (gateways);

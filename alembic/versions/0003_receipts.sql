@@ -26,6 +26,14 @@ CREATE TABLE early_receipt (
     received_at timestamp with time zone NOT NULL
 );
 
+CREATE TABLE receipt_poll (
+    gateway character varying NOT NULL CONSTRAINT receipt_poll_pkey PRIMARY KEY,
+    mailing_id bigint DEFAULT 0 NOT NULL,
+    sent_at timestamp with time zone DEFAULT '-infinity' NOT NULL,
+    message_id bigint DEFAULT 0 NOT NULL,
+    round_started_at timestamp with time zone DEFAULT now() NOT NULL
+);
+
 CREATE INDEX early_receipt_received_at_idx ON early_receipt (received_at);
 
 ALTER TABLE mailing_counts

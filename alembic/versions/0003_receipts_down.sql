@@ -269,6 +269,8 @@ BEGIN
     RETURN coalesce(new, old);
 END $$;
 
+DROP TABLE receipt_poll;
+
 DROP TABLE early_receipt;
 
 DROP INDEX message_awaiting_idx;

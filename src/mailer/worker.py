@@ -42,6 +42,8 @@ from mailer.gateway.channel import Channels
 from mailer.gateway.opening import open_channels
 from mailer.gateway.toml_file import ConfigFileError
 from mailer.loop_monitor import DEBUG_PROBE_INTERVAL, PROBE_INTERVAL, LoopMonitor
+from mailer.receipt.calls import ProviderCalls
+from mailer.receipt.inbox import Inbox
 from mailer.server import act_on_signals, listen, notify_systemd, url_of
 from mailer.settings import Settings
 from mailer.web.asgi_wrappers import wrap_asgi
@@ -130,12 +132,14 @@ async def _serve(
         )
         channels = _open_channels(settings)
         mail = None if smtp is None else _create_mail(stack, settings, smtp, dispatcher_engine)
+        inbox = Inbox(dispatcher_engine)
         dispatcher = Dispatcher(
             database_url,
             dispatcher_engine,
             channels,
             DispatcherLimits.of(settings),
             report=None if mail is None else mail.run,
+            inbox=inbox,
         )
         live = LiveUpdates()
         startup = Startup(STARTING_DETAIL)
@@ -147,8 +151,9 @@ async def _serve(
             startup=startup,
             why_not_ready=dispatcher.why_not_ready,
         )
+        with_calls = ProviderCalls(app, channels, inbox, startup, settings.public_url)
         server = Server(
-            wrap_asgi(app, settings.proxies, is_auth_enabled=settings.is_auth_enabled),
+            wrap_asgi(with_calls, settings.proxies, is_auth_enabled=settings.is_auth_enabled),
             CONNECTION_LIMITS,
             grace=settings.shutdown_grace,
         )

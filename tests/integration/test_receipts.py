@@ -36,8 +36,6 @@ from mailer.receipt.store import (
 )
 from mailer.statistics.verify import find_differences
 
-NOW = datetime(2026, 1, 1, tzinfo=UTC)
-"""When receipts are received; only the history shows it."""
 DAY = timedelta(days=1)
 
 
@@ -88,7 +86,8 @@ async def receive(
     engine: AsyncEngine, *receipts: Receipt, gateway: str = GATEWAY
 ) -> AppliedReceipts:
     """Apply receipts in one transaction."""
-    received = [ReceivedReceipt(gateway, receipt, NOW) for receipt in receipts]
+    now = datetime.now(UTC)
+    received = [ReceivedReceipt(gateway, receipt, now) for receipt in receipts]
     return await do(engine, lambda connection: apply_receipts(connection, received))
 
 

@@ -26,6 +26,7 @@ from mailer.dispatch.sender import Sender, SenderParts
 from mailer.gateway.channel import Channel, Channels
 from mailer.gateway.router import GatewayTables
 from mailer.message.model import MessageResult
+from mailer.receipt.inbox import Inbox
 from mailer.settings import Settings
 
 DRAIN_TIMEOUT = 15.0
@@ -56,10 +57,11 @@ class DispatcherLimits(msgspec.Struct, frozen=True, kw_only=True):
 class Dispatcher:
     """Runs and connects the pipeline, the lifecycle, the running mailings and the periodic jobs.
 
-    Without any channel nothing is sent. `report` sends the daily report if it is due.
+    Without any channel nothing is sent. `report` sends the daily report if it is due. `inbox`
+    stores receipts; None if gateways are not asked for any.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # the parts that it connects
         self,
         url: str,
         engine: AsyncEngine,
@@ -67,6 +69,7 @@ class Dispatcher:
         limits: DispatcherLimits,
         *,
         report: Callable[[], Awaitable[object]] | None = None,
+        inbox: Inbox | None = None,
     ) -> None:
         self._channels = channels
         self._failures = LoopFailures()
@@ -86,7 +89,7 @@ class Dispatcher:
             on_messages=self._pipeline.claimer.add_mailings,
             is_sending=lambda: self._pipeline.has_prefetched,
         )
-        self._jobs = jobs(engine, channels, limits.jobs, report)
+        self._jobs = jobs(engine, channels, limits.jobs, report, inbox)
         self._stop_timeout = limits.shutdown_grace + DRAIN_TIMEOUT
         self._stopping = asyncio.Event()
 

@@ -21,6 +21,8 @@ from mailer.mailing import downsampling, moved_clients, purging
 from mailer.mailing.restore import OriginCheck
 from mailer.message import counters, recovery
 from mailer.receipt import store as receipt_store
+from mailer.receipt.inbox import Inbox
+from mailer.receipt.polling import Polling
 from mailer.settings import Settings
 
 log = structlog.get_logger()
@@ -71,10 +73,12 @@ def jobs(
     channels: Channels,
     limits: JobLimits,
     report: Callable[[], Awaitable[object]] | None,
+    inbox: Inbox | None = None,
 ) -> list[Job]:
     """Return the table of periodic jobs.
 
-    `report` sends the daily report if it is due; None when no report is sent.
+    `report` sends the daily report if it is due; None when no report is sent. `inbox` stores
+    receipts for which gateways are asked; None if none is asked.
     """
     table = [
         Job("update_routes", 1, RouteUpdate(engine, channels).run),
@@ -110,6 +114,8 @@ def jobs(
             _in_transaction(engine, lambda database: expiry.delete_expired(database, JOB_BATCH)),
         ),
     ]
+    if inbox is not None:
+        table.append(Job("poll_receipts", 2, Polling(engine, channels, inbox).run))
     if limits.retention_days:
         delete = partial(_delete_expired_messages, engine, limits.retention_days)
         table.append(Job("purge_messages", 1, delete))

@@ -7,6 +7,23 @@ import msgspec
 
 ReceiptStatus = Literal["delivered", "sent", "failed", "expired", "unknown"]
 """`sent`: on its way. `unknown`: the gateway will not find out. Both decide nothing."""
+SignatureScheme = Literal[
+    "twilio",
+    "vonage",
+    "sinch",
+    "messagebird",
+    "plivo",
+    "telnyx",
+    "smsc",
+    "smsru",
+    "android",
+    "textbee",
+]
+"""How a provider signs its calls; each is named after it."""
+
+
+class UnreadableCallbackError(ValueError):
+    """A call that cannot be read. The reason is fixed text, and contains nothing of the call."""
 
 
 class Callback(msgspec.Struct, frozen=True):
@@ -49,10 +66,6 @@ class Reply(msgspec.Struct, frozen=True):
     part: int = 1
     """Number of the part, from 1 to `parts`."""
     parts: int = 1
-
-
-class UnreadableCallbackError(ValueError):
-    """The call is no receipt or reply of this kind of gateway. The text has no personal data."""
 
 
 class CallbackContent(msgspec.Struct, frozen=True):

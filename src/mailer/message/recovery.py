@@ -63,8 +63,8 @@ async def refund_attempts(connection: asyncpg.Connection, failed: Sequence[Claim
     await connection.execute(REFUND_ATTEMPTS, [claim.id for claim in failed], attempts)
 
 
-# The delivery of a message whose lease has expired is unknown, unless a receipt has come. It ends as
-# unknown if its mailing's `on_unknown` is `hold` or the attempt was the last one; else it is
+# The delivery of a message whose lease has expired is unknown, unless a receipt has come. It ends
+# as unknown if its mailing's `on_unknown` is `hold` or the attempt was the last one; else it is
 # scheduled again.
 # The conditions on `origin` rescue nothing until five seconds after a restart or promotion of the
 # database: in that time the workers can write the results that they could not write before.

@@ -29,7 +29,6 @@ from mailer.web.startup_gate import Startup
 log = structlog.get_logger()
 
 PATH = re.compile(r"/gateways/([^/]+)/(receipts|inbound)/?")
-METHODS = ("GET", "POST")
 MAX_CALLBACK_BYTES = 256 * 1024
 """Enough for 1,000 receipts in one call."""
 BODY_TIMEOUT = 10.0
@@ -40,7 +39,7 @@ More of them are answered 429."""
 
 # the problems with which calls are refused
 UNKNOWN_GATEWAY = problem(HTTPStatus.NOT_FOUND, "No gateway of this name takes calls.")
-WRONG_METHOD = problem(HTTPStatus.METHOD_NOT_ALLOWED, "Use GET or POST.")
+WRONG_METHOD = problem(HTTPStatus.METHOD_NOT_ALLOWED, "Providers of this kind use another method.")
 LARGE_BODY = problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"At most {MAX_CALLBACK_BYTES} bytes.")
 SLOW_BODY = problem(HTTPStatus.REQUEST_TIMEOUT, "The body did not arrive in time.")
 NOT_AUTHENTIC = problem(HTTPStatus.UNAUTHORIZED, "The signature or the secret is wrong.")
@@ -99,10 +98,11 @@ class ProviderCalls:
         self, channel: Channel | None, scope: HTTPScope, receive: Receive
     ) -> tuple[bytes, str]:
         """Store what a call brings. Return the body and the media type of the answer."""
-        if channel is None or channel.callback_rules is None:
+        if channel is None or not channel.callback_rules.methods:
             raise _RefusedCallError(UNKNOWN_GATEWAY)
-        if scope["method"] not in METHODS:
-            raise _RefusedCallError(WRONG_METHOD, (b"allow", ", ".join(METHODS).encode()))
+        if scope["method"] not in channel.callback_rules.methods:
+            allowed = ", ".join(sorted(channel.callback_rules.methods))
+            raise _RefusedCallError(WRONG_METHOD, (b"allow", allowed.encode()))
         callback = self._callback(scope, await _read_body(receive))
         if not channel.configured.authenticates(callback, database_clock.now()):
             self._count_refusal(channel.name, scope)

@@ -26,7 +26,7 @@ NOT_DELIVERED, VALIDITY_EXPIRED = "not_delivered", "validity_expired"
 CODE = re.compile(r"[0-9A-Za-z_.-]{1,40}")
 """Error codes that a reason may contain."""
 
-ProvenStatus = Literal["delivered", "undelivered", "sent"]
+ShownStatus = Literal["delivered", "undelivered", "sent"]
 """What receipts show. `sent`: only that the gateway has accepted the message."""
 
 
@@ -43,7 +43,7 @@ class MessageState(msgspec.Struct, frozen=True):
     gateway_message_id: str | None = None
     parts: int | None = None
     receipts: tuple[StoredReceipt, ...] = ()
-    receipt_status: ProvenStatus | None = None
+    receipt_status: ShownStatus | None = None
     """For a message that is being sent: the status that it gets once its result is recorded."""
     receipt_reason: str | None = None
 
@@ -72,17 +72,17 @@ def apply_receipt(
     stored = StoredReceipt(at, receipt.status, gateway, receipt.code, receipt.part)
     if not _is_repeated(message.receipts, stored):
         message = replace(message, receipts=(*message.receipts, stored)[-MAX_RECEIPTS:])
-    proven = _find_proven_status(message, receipt, gateway)
-    if proven is None:
+    shown = _find_status(message, receipt, gateway)
+    if shown is None:
         return message
-    reason = _find_reason(receipt) if proven == "undelivered" else None
+    reason = _find_reason(receipt) if shown == "undelivered" else None
     if message.status == "sending":
-        if message.receipt_status == "delivered" or (proven == "sent" and message.receipt_status):
+        if message.receipt_status == "delivered" or (shown == "sent" and message.receipt_status):
             return message
-        return replace(message, receipt_status=proven, receipt_reason=reason)
-    if not _is_allowed(message, proven):
+        return replace(message, receipt_status=shown, receipt_reason=reason)
+    if not _is_allowed(message, shown):
         return message
-    return replace(message, status=proven, reason=reason)
+    return replace(message, status=shown, reason=reason)
 
 
 def _is_repeated(receipts: Iterable[StoredReceipt], new: StoredReceipt) -> bool:
@@ -90,9 +90,7 @@ def _is_repeated(receipts: Iterable[StoredReceipt], new: StoredReceipt) -> bool:
     return any(replace(stored, at=new.at) == new for stored in receipts)
 
 
-def _find_proven_status(
-    message: MessageState, receipt: Receipt, gateway: str
-) -> ProvenStatus | None:
+def _find_status(message: MessageState, receipt: Receipt, gateway: str) -> ShownStatus | None:
     """Return what a receipt shows together with those before; None if it does not count.
 
     A failure counts only if it is about the last attempt: after a retry, an older receipt may be
@@ -128,17 +126,17 @@ def _is_about_last_attempt(message: MessageState, receipt: Receipt, gateway: str
     return receipt.gateway_message_id in {ids, *ids.split(",")}
 
 
-def _is_allowed(message: MessageState, proven: ProvenStatus) -> bool:
+def _is_allowed(message: MessageState, shown: ShownStatus) -> bool:
     """Return whether the message gets the status that receipts show."""
     match message.status:
         case "sent":
-            return proven != "sent"
+            return shown != "sent"
         case "unknown":
             return True
         case "scheduled":  # it was accepted already: it is not sent again
-            return proven == "delivered" or message.unknown_reason is not None
+            return shown == "delivered" or message.unknown_reason is not None
         case "undelivered" | "cancelled":
-            return proven == "delivered"
+            return shown == "delivered"
         case _:
             return False
 

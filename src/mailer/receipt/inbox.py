@@ -48,7 +48,7 @@ class Inbox:
     `store_replies` stores replies in the transaction of the batch.
     """
 
-    def __init__(self, engine: AsyncEngine, store_replies: StoreReplies) -> None:
+    def __init__(self, engine: AsyncEngine, store_replies: StoreReplies | None = None) -> None:
         self._engine = engine
         self._store_replies = store_replies
         self._waiting: list[_Item] = []
@@ -107,7 +107,7 @@ class Inbox:
             if received:
                 result = await apply_receipts(connection, received)
             for item in batch:
-                if item.content.replies:
+                if item.content.replies and self._store_replies is not None:
                     await self._store_replies(
                         connection, item.gateway, item.content.replies, item.at
                     )

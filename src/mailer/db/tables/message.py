@@ -128,8 +128,8 @@ message = Table(
     ),
 )
 
-# Receipts that cannot be applied yet: the gateway's message id is not stored, or the message is being
-# sent and the number of its parts is not known. They are tried again for some minutes.
+# Receipts that cannot be applied yet: the gateway's message id is not stored, or the message is
+# being sent and the number of its parts is not known. They are tried again for some minutes.
 early_receipt = Table(
     "early_receipt",
     metadata,
@@ -140,6 +140,18 @@ early_receipt = Table(
     Column("receipt", JSONB, nullable=False),
     timestamp("received_at"),
     Index(None, "received_at"),
+)
+
+# How far a gateway has been asked for receipts, in the order of mailings and times. When
+# all messages have been asked for, a new round starts.
+receipt_poll = Table(
+    "receipt_poll",
+    metadata,
+    Column("gateway", String, primary_key=True),
+    Column("mailing_id", BigInteger, nullable=False, server_default="0"),
+    Column("sent_at", DateTime(timezone=True), nullable=False, server_default=text("'-infinity'")),
+    Column("message_id", BigInteger, nullable=False, server_default="0"),
+    timestamp_now("round_started_at"),
 )
 
 # ---- counters of messages and outcomes -------------------------------------------------------
