@@ -97,8 +97,8 @@ class GatewayDetail(GatewayStatus, frozen=True, kw_only=True):
     delivered: Annotated[
         int,
         Meta(
-            description="Those of `accepted` that are delivered, as receipts say. All of them if the"
-            " gateway sends no receipts."
+            description="Those of `accepted` that are delivered, as receipts say. All of them if"
+            " the gateway sends no receipts."
         ),
     ]
     undelivered: Annotated[

@@ -155,7 +155,7 @@ class MailingPage(Controller):
         return await context.render_page("mailings/mailing.html", **variables)
 
     @get("/live/mailings/{mailing_id:int}", required_scope="read", is_polled=True)
-    async def watch_mailing(
+    async def watch_mailing(  # noqa: PLR0913, PLR0917  # Litestar passes its dependencies so
         self,
         engine: NamedDependency[AsyncEngine],
         channels: NamedDependency[Channels],

@@ -126,7 +126,7 @@ class MessageList(Controller):
         )
 
     @get("/messages/{message_id:int}", required_scope="read")
-    async def show_message(
+    async def show_message(  # noqa: PLR0913, PLR0917  # Litestar passes its dependencies so
         self,
         engine: NamedDependency[AsyncEngine],
         channels: NamedDependency[Channels],
