@@ -42,8 +42,8 @@ EMPTY = (
             tables CONSTANT text[] := '{message, mailing_counts, mailing, client_to_replan, client,
                 daily_report, session, oidc_sign_in, api_key, app_user, login_throttle,
                 known_network, idempotency, origin, audit, message_count, message_count_delta,
-                outcome_count, segment_count, segment_count_delta, operator_route, route,
-                gateway_pause, early_receipt, receipt_poll}';
+                outcome_count, delivery_count, segment_count, segment_count_delta,
+                operator_route, route, gateway_pause, early_receipt, receipt_poll}';
             table_name text;
             has_rows boolean;
         BEGIN

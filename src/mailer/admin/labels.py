@@ -51,7 +51,7 @@ REASON_LABELS = {
 RECEIPT_LABELS = {
     "delivered": gettext_noop("delivered"),
     "sent": gettext_noop("on its way"),
-    "failed": gettext_noop("not delivered"),
+    "failed": gettext_noop("undelivered"),
     "expired": gettext_noop("the phone could not be reached in time"),
     "unknown": gettext_noop("the provider does not know whether it was delivered"),
 }
