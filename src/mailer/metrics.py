@@ -314,12 +314,12 @@ _deliveries = Gauge(
     ["gateway", "period", "result"],
     registry=None,
 )
-Deliveries = Mapping[tuple[str, str, str], int]
+DeliveryNumbers = Mapping[tuple[str, str, str], int]
 """Numbers of messages by gateway, period and result."""
 
 
 def exposition(
-    backlog: Mapping[str, float] | None, deliveries: Deliveries, *, is_up: bool
+    backlog: Mapping[str, float] | None, deliveries: DeliveryNumbers, *, is_up: bool
 ) -> bytes:
     """Return all metrics in Prometheus' text format.
 

@@ -202,9 +202,9 @@ async def test_a_gateway_with_receipts_shows_its_delivery_by_operator_code(
 
     page = as_text(await get_page(api, "/gateways/main"))
     last_day, last_week = page.split("Accepted in the last 7 days")
-    # accepted, delivered, undelivered, awaiting, no receipt, rate
-    assert "All 6 3 1 2 0 75% 916 6 3 1 2 0 75%" in last_day
-    assert "All 10 7 1 2 0 87.5% 916 10 7 1 2 0 87.5%" in last_week
+    # rate, accepted, delivered, undelivered, awaiting, no receipt
+    assert "All 75% 6 3 1 2 0 916 75% 6 3 1 2 0" in last_day
+    assert "All 87.5% 10 7 1 2 0 916 87.5% 10 7 1 2 0" in last_week
     assert "6 100% 3 75%" in as_text(await get_page(api, "/gateways"))
 
 

@@ -307,14 +307,14 @@ async def test_reasons_of_receipts_have_labels_in_both_languages(
     await add_messages(engine, mailing_id, clients[3:], "sent", "no_receipt")
     for language, labels in {
         "en": (
-            "the provider reports that it was not delivered<",
-            "the provider reports that it was not delivered, with the code 30003",
+            "not delivered, according to the receipt",
+            "not delivered, with the code 30003 in the receipt",
             "the phone could not be reached in time",
             "no receipt came in time",
         ),
         "ru": (
-            "провайдер сообщает, что сообщение не доставлено<",
-            "провайдер сообщает, что сообщение не доставлено, с кодом 30003",  # noqa: RUF001
+            "не доставлено, по отчёту о доставке",  # noqa: RUF001
+            "не доставлено, код 30003 в отчёте о доставке",  # noqa: RUF001
             "телефон не был доступен вовремя",
             "отчёт о доставке не пришёл вовремя",  # noqa: RUF001
         ),

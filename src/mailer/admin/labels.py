@@ -44,7 +44,7 @@ REASON_LABELS = {
     "partly_accepted": gettext_noop("the gateway accepted only some parts of the text"),
     "repeated_too_soon": gettext_noop("the gateway calls it a repeat of an earlier request"),
     "no_receipt": gettext_noop("no receipt came in time"),
-    "not_delivered": gettext_noop("the provider reports that it was not delivered"),
+    "not_delivered": gettext_noop("not delivered, according to the receipt"),
     "validity_expired": gettext_noop("the phone could not be reached in time"),
 }
 """Why a message was not delivered, why its last attempt failed, or why a mailing is held."""
@@ -61,9 +61,7 @@ ANSWER_REASON_LABELS = {
     "proxy": gettext_noop("the proxy before the gateway answered {}"),
     "rejected": gettext_noop("the gateway rejected it with {}"),
     "code": gettext_noop("the gateway answered with the code {}"),
-    "not_delivered": gettext_noop(
-        "the provider reports that it was not delivered, with the code {}"
-    ),
+    "not_delivered": gettext_noop("not delivered, with the code {} in the receipt"),
 }
 """Reasons that contain an HTTP status or a code of the gateway or its proxy, such as `http_503`.
 `{}` is its place."""

@@ -58,7 +58,7 @@ async def show_metrics(
 ) -> Response[bytes]:
     """Return metrics in Prometheus' text format, also while the database is unavailable."""
     is_database_up, current_backlog = False, None
-    deliveries: metrics.Deliveries = {}
+    deliveries: metrics.DeliveryNumbers = {}
     try:
         startup.ensure_done()
         async with asyncio.timeout(BACKLOG_TIMEOUT), engine.connect() as connection:
