@@ -151,9 +151,20 @@ async def _serve(
             startup=startup,
             why_not_ready=dispatcher.why_not_ready,
         )
-        with_calls = ProviderCalls(app, channels, inbox, startup, settings.public_url)
+        take_calls = partial(
+            ProviderCalls,
+            channels=channels,
+            inbox=inbox,
+            startup=startup,
+            public_url=settings.public_url,
+        )
         server = Server(
-            wrap_asgi(with_calls, settings.proxies, is_auth_enabled=settings.is_auth_enabled),
+            wrap_asgi(
+                app,
+                settings.proxies,
+                is_auth_enabled=settings.is_auth_enabled,
+                intercept=take_calls,
+            ),
             CONNECTION_LIMITS,
             grace=settings.shutdown_grace,
         )

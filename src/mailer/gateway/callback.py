@@ -7,7 +7,7 @@ import msgspec
 
 ReceiptStatus = Literal["delivered", "sent", "failed", "expired", "unknown"]
 """`sent`: on its way. `unknown`: the gateway will not find out. Both decide nothing."""
-SignatureScheme = Literal[
+SignatureName = Literal[
     "twilio",
     "vonage",
     "sinch",

@@ -24,6 +24,8 @@ MAX_ENTRIES = 1_000
 """Most receipts or replies in one call."""
 MAX_LINES = 10
 """Lines of an entry that are read."""
+GOOD_STATUSES = frozenset({"delivered", "sent"})
+"""Statuses whose code is no error; some providers give the status itself as the code."""
 _LINE_NAMES = tuple(map(str, range(MAX_LINES)))
 
 Entry = Mapping[str, Any]
@@ -143,7 +145,7 @@ class ReceiptReader:
             if own_id is None and gateway_id is None:
                 lacks_id = True
                 continue
-            code = read_code(self._code(entry))
+            code = None if status in GOOD_STATUSES else read_code(self._code(entry))
             part = None if self._part is None else read_id(self._part(entry))
             receipts.append(Receipt(status, own_id, gateway_id, code, part))
         if lacks_id and not receipts:

@@ -17,7 +17,7 @@ from mailer.gateway.callback_values import (
 )
 from mailer.gateway.profile import ReplyPart, TextEncoding
 
-MAX_TEXT_LENGTH = 10_000
+MAX_REPLY_CHARACTERS = 10_000
 """Characters of a reply; the rest is cut. 255 parts, the most that there can be, have 39,015."""
 MAX_PARTS = 255
 """Parts of the longest reply (3GPP TS 23.040, section 9.2.3.24.1)."""
@@ -61,7 +61,7 @@ class ReplyReader:
             replies.append(
                 Reply(
                     phone=phone,
-                    text=read_text(text, MAX_TEXT_LENGTH),
+                    text=read_text(text, MAX_REPLY_CHARACTERS),
                     recipient=read_id(self._recipient(entry)),
                     id=read_id(self._id(entry)),
                     reference=reference,

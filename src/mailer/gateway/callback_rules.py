@@ -3,15 +3,12 @@
 from itertools import chain
 
 from mailer.gateway.callback import Callback, CallbackContent, UnreadableCallbackError
-from mailer.gateway.callback_body import BodyReader, FormFields, query_of
+from mailer.gateway.callback_body import MESSAGE_FIELD, BodyReader, FormFields, query_of
 from mailer.gateway.callback_receipts import ReceiptReader, document_paths
 from mailer.gateway.callback_replies import ReplyReader
 from mailer.gateway.callback_values import read_message_id
 from mailer.gateway.json_path import JsonPath
 from mailer.gateway.profile import ReceiptPart, ReplyPart
-
-MESSAGE_FIELD = "message"
-"""Field of the URL for receipts that has mailer's message id."""
 
 
 class CallbackRules:

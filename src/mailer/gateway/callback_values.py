@@ -11,7 +11,7 @@ from mailer.validation import MAX_ID
 
 MAX_ID_LENGTH = 200
 """Characters of an id of a gateway; a longer one is no id."""
-MAX_CODE_LENGTH = 64
+MAX_ERROR_CODE_LENGTH = 64
 """Characters of an error code; a longer one, such as a sentence, is cut."""
 MAX_INTEGER = 10**40
 """Larger integers are no values: nothing needs them, and their texts take long."""
@@ -111,7 +111,7 @@ def read_id(value: object) -> str | None:
 
 def read_code(value: object) -> str | None:
     """Return an error code; None without one, which several providers write as zeros."""
-    text = _printable(text_of(value)[:MAX_CODE_LENGTH]).strip()
+    text = _printable(text_of(value)[:MAX_ERROR_CODE_LENGTH]).strip()
     return text if text.strip("0") else None
 
 

@@ -59,12 +59,12 @@ class ConfiguredGateway(msgspec.Struct, frozen=True, dict=True):
     def callbacks(self) -> Callbacks:
         """What the file and the profile say about calls of the provider."""
         config = self.config
-        secrets = (config.callback_secret, config.previous_callback_secret)
         return Callbacks(
             gateway=config.name,
             profile=self.profile,
             receipts=config.receipts,
-            secrets=tuple(secret for secret in secrets if secret is not None),
+            secret=config.callback_secret,
+            previous_secret=config.previous_callback_secret,
             token=config.token,
         )
 

@@ -9,15 +9,13 @@ from functools import cached_property
 import msgspec
 
 from mailer.gateway.callback import Callback
-from mailer.gateway.callback_body import FormFields, query_of
-from mailer.gateway.callback_rules import MESSAGE_FIELD
+from mailer.gateway.callback_body import MESSAGE_FIELD, SECRET_FIELD, FormFields, query_of
 from mailer.gateway.json_path import JsonPath
 from mailer.gateway.placeholders import PLACEHOLDER
 from mailer.gateway.profile import GatewayProfile
-from mailer.gateway.signatures import SCHEMES, verify
+from mailer.gateway.signatures import SIGNATURE_SCHEMES, verify
 from mailer.validation import MAX_ID
 
-SECRET_FIELD = "secret"  # noqa: S105  # the name of a field of the URL
 MIN_SECRET_LENGTH = 16
 """Characters of a secret for calls; fewer could be guessed."""
 URL_SECRET = re.compile(r"[A-Za-z0-9._~-]+")
@@ -31,8 +29,9 @@ class Callbacks(msgspec.Struct, frozen=True, dict=True, kw_only=True):
     profile: GatewayProfile
     receipts: bool | None
     """The key `receipts`; None if it is not given."""
-    secrets: tuple[str, ...]
-    """`callback_secret` and `previous_callback_secret`, as far as they are given."""
+    secret: str | None
+    previous_secret: str | None
+    """Accepted too, while `secret` is replaced."""
     token: str | None
 
     def __repr__(self) -> str:
@@ -46,16 +45,18 @@ class Callbacks(msgspec.Struct, frozen=True, dict=True, kw_only=True):
         receipt = self.profile.receipt
         if receipt is None or receipt.signature is None:
             return ()
-        if not self.secrets and SCHEMES[receipt.signature].account_key and self.token:
-            return (self.token,)
-        return self.secrets
+        of_account = self.token if SIGNATURE_SCHEMES[receipt.signature].account_key else None
+        secrets = (self.secret or of_account, self.previous_secret)
+        return tuple(secret for secret in secrets if secret)
 
     @cached_property
     def _url_secrets(self) -> tuple[str, ...]:
         """Secrets in the URL; empty if the provider always signs, or none is given."""
         receipt = self.profile.receipt
         always_signs = receipt is not None and receipt.signature and not receipt.may_be_unsigned
-        return () if always_signs else self.secrets
+        if always_signs or self.secret is None:
+            return ()
+        return tuple(secret for secret in (self.secret, self.previous_secret) if secret)
 
     @cached_property
     def is_given_url(self) -> bool:
@@ -135,17 +136,22 @@ class Callbacks(msgspec.Struct, frozen=True, dict=True, kw_only=True):
     def find_key_mistakes(self) -> Iterator[str]:
         """Yield the mistakes in the keys themselves."""
         profile = self.profile
-        if self.secrets and profile.receipt is None and profile.reply is None:
-            yield "callback_secret: is not used by this kind, which has no receipts and replies"
-            return
-        for secret in self.secrets:
-            if len(secret) < MIN_SECRET_LENGTH:
-                yield f"callback_secret: must have {MIN_SECRET_LENGTH} characters or more"
-            elif self._url_secrets and not URL_SECRET.fullmatch(secret):
+        keys = {"callback_secret": self.secret, "previous_callback_secret": self.previous_secret}
+        for key, secret in keys.items():
+            if secret is None:
+                continue
+            if profile.receipt is None and profile.reply is None:
+                yield f"{key}: is not used by this kind, which has neither receipts nor replies"
+            elif len(secret) < MIN_SECRET_LENGTH:
+                yield f"{key}: must have {MIN_SECRET_LENGTH} characters or more"
+            elif secret in self._url_secrets and not URL_SECRET.fullmatch(secret):
                 yield (
-                    "callback_secret: may only have letters of ASCII, digits and - . _ ~, because"
-                    " it is a part of a URL"
+                    f"{key}: may only have letters of ASCII, digits and - . _ ~, because it is a"
+                    " part of a URL"
                 )
+        is_alone = self.previous_secret is not None and self.secret is None
+        if is_alone and len(self._signature_secrets) < len(keys):  # the token is not the other one
+            yield "previous_callback_secret: needs a callback_secret, which replaces it"
         if self.receipts and profile.receipt is None and profile.poll is None:
             yield "receipts: this kind has none"
 

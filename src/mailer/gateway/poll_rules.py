@@ -1,4 +1,4 @@
-"""Ask a provider what became of messages, for those that call nobody or are not called."""
+"""Ask a provider for the receipts of messages, if it does not call mailer."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -40,7 +40,7 @@ class PollRules:
 
     def request(self, messages: Sequence[PolledMessage]) -> bytes:
         """Return the HTTP request for 1 to `batch` messages, as it is written to the network."""
-        ids = ",".join(message.gateway_message_id for message in messages)
+        ids = ",".join(filter(None, (message.gateway_message_id for message in messages)))
         first = messages[0]
         return self._template.render(OutgoingMessage(id=first.id, phone=first.phone, text=ids))
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from mailer.gateway.callback import ReceiptStatus, SignatureScheme
+from mailer.gateway.callback import ReceiptStatus, SignatureName
 from mailer.gateway.placeholders import SmsText
 from mailer.gateway.protocol import AccountTrouble
 
@@ -207,7 +207,7 @@ class ReceiptPart(_ReportPart, frozen=True, kw_only=True):
     """Body of the response that the provider expects."""
     media_type: str = "text/plain"
     """Media type of that body."""
-    signature: SignatureScheme | None = None
+    signature: SignatureName | None = None
     """How the provider signs its calls; None if it signs nothing."""
     may_be_unsigned: bool = False
     """Whether the provider signs only if the account has asked for it, so that a secret in the URL
@@ -247,7 +247,7 @@ class ReplyPart(_Part, frozen=True, kw_only=True):
 
 
 class PollPart(_ReportPart, frozen=True, kw_only=True):
-    """A request that asks what became of messages, and how to read its response, which is JSON."""
+    """A request that asks for the receipts of messages, and how to read its response in JSON."""
 
     method: Literal["GET", "POST"] = "GET"
     url: str

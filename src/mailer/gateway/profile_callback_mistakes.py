@@ -17,7 +17,7 @@ from mailer.gateway.profile import (
 
 POLL_PLACEHOLDERS = ("ids", "id", "phone.digits", "phone.plus")
 """Placeholders of the request of a poll, besides those of the account."""
-MEDIA_TYPE = re.compile(r"[a-z]+/[a-z0-9.+-]+")
+MEDIA_TYPE_FORM = re.compile(r"[a-z]+/[a-z0-9.+-]+")
 
 
 def find_callback_mistakes(profile: GatewayProfile) -> Iterator[str]:
@@ -118,7 +118,7 @@ def _find_condition_mistakes(name: str, condition: ConditionPart) -> Iterator[st
 
 
 def _find_response_mistakes(part: ReceiptPart | ReplyPart) -> Iterator[str]:
-    if not MEDIA_TYPE.fullmatch(part.media_type):
+    if not MEDIA_TYPE_FORM.fullmatch(part.media_type):
         yield "media_type: must be one such as text/plain"
     if not part.methods:
         yield "methods: must not be empty"

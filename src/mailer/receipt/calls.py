@@ -28,7 +28,7 @@ from mailer.web.startup_gate import Startup
 
 log = structlog.get_logger()
 
-PATH = re.compile(r"/gateways/([^/]+)/(receipts|inbound)/?")
+PATH = re.compile(r"/gateways/([^/]+)/(?:receipts|inbound)/?")
 MAX_CALLBACK_BYTES = 256 * 1024
 """Enough for 1,000 receipts in one call."""
 BODY_TIMEOUT = 10.0
@@ -46,6 +46,7 @@ NOT_AUTHENTIC = problem(HTTPStatus.UNAUTHORIZED, "The signature or the secret is
 TOO_MANY = problem(HTTPStatus.TOO_MANY_REQUESTS, "Too many calls that are not authentic.")
 UNREADABLE = problem(HTTPStatus.BAD_REQUEST, "This is no receipt or reply of this gateway's kind.")
 UNAVAILABLE = problem(HTTPStatus.SERVICE_UNAVAILABLE, "Nothing was stored; call again later.")
+CALL_HEADERS = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store"))
 CALL_AGAIN_LATER = (b"retry-after", b"5")
 
 
@@ -84,10 +85,8 @@ class ProviderCalls:
         if scope["type"] != ScopeType.HTTP or match is None:
             await self._app(scope, receive, send)
             return
-        name, kind = match.groups()
-        scope["path_template"] = f"/gateways/{{name}}/{kind}"  # for metrics and log
         try:
-            body, media_type = await self._answer(self._channels.get(name), scope, receive)
+            body, media_type = await self._answer(self._channels.get(match[1]), scope, receive)
         except _RefusedCallError as error:
             headers, body = to_response(error.refusal)
             await _respond(send, error.refusal.status, [*headers, *error.headers], body)
@@ -171,6 +170,7 @@ async def _respond(
     send: Send, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes
 ) -> None:
     length = (b"content-length", str(len(body)).encode())
-    others = [header for header in headers if header[0].lower() != length[0]]
-    await send({"type": "http.response.start", "status": status, "headers": [*others, length]})
+    others = [header for header in headers if header[0] != length[0]]
+    all_headers = [*others, length, *CALL_HEADERS]
+    await send({"type": "http.response.start", "status": status, "headers": all_headers})
     await send({"type": "http.response.body", "body": body, "more_body": False})

@@ -22,6 +22,10 @@ MAX_WAITING = 5_000
 """Receipts and replies that wait to be stored. More are refused, and the providers repeat them."""
 MAX_INBOX_BATCH = 500
 """Most receipts and replies in one transaction."""
+GATHER_SECONDS = 0.002
+"""How long a batch waits for further calls, so that the calls that follow the answers of the last
+batch share a transaction, and not the first of them has one of its own."""
+
 StoreReplies = Callable[[AsyncConnection, str, Sequence[Reply], datetime], Awaitable[object]]
 
 
@@ -72,6 +76,7 @@ class Inbox:
 
     async def _write_all(self) -> None:
         while self._waiting:
+            await asyncio.sleep(GATHER_SECONDS)
             batch, size = [], 0
             while self._waiting and size < MAX_INBOX_BATCH:
                 item = self._waiting.pop(0)

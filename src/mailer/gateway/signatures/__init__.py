@@ -24,7 +24,7 @@ from mailer.gateway.signatures import (
 )
 
 
-class Scheme(msgspec.Struct, frozen=True):
+class SignatureScheme(msgspec.Struct, frozen=True):
     """How one provider signs, and with which secret."""
 
     verify: Callable[[Callback, str, datetime], bool]
@@ -37,22 +37,22 @@ class Scheme(msgspec.Struct, frozen=True):
     `callback_secret` must be there."""
 
 
-SCHEMES = {
-    "android": Scheme(android.verify, android.sign, "signing key of the app's webhooks"),
-    "messagebird": Scheme(messagebird.verify, messagebird.sign, "signing key"),
-    "plivo": Scheme(plivo.verify, plivo.sign, "auth token", account_key="token"),
-    "sinch": Scheme(sinch.verify, sinch.sign, "secret of the callback"),
-    "smsc": Scheme(smsc.verify, smsc.sign, "secret word of the callback"),
-    "smsru": Scheme(smsru.verify, smsru.sign, "api_id", account_key="token"),
-    "telnyx": Scheme(telnyx.verify, telnyx.sign, "public key"),
-    "textbee": Scheme(textbee.verify, textbee.sign, "signing secret of the webhook"),
-    "twilio": Scheme(
+SIGNATURE_SCHEMES = {
+    "android": SignatureScheme(android.verify, android.sign, "signing key of the app's webhooks"),
+    "messagebird": SignatureScheme(messagebird.verify, messagebird.sign, "signing key"),
+    "plivo": SignatureScheme(plivo.verify, plivo.sign, "auth token", account_key="token"),
+    "sinch": SignatureScheme(sinch.verify, sinch.sign, "secret of the callback"),
+    "smsc": SignatureScheme(smsc.verify, smsc.sign, "secret word of the callback"),
+    "smsru": SignatureScheme(smsru.verify, smsru.sign, "api_id", account_key="token"),
+    "telnyx": SignatureScheme(telnyx.verify, telnyx.sign, "public key"),
+    "textbee": SignatureScheme(textbee.verify, textbee.sign, "signing secret of the webhook"),
+    "twilio": SignatureScheme(
         twilio.verify,
         twilio.sign,
         "auth token, or the secret of the shared key that a webhooks rule names",
         account_key="token",
     ),
-    "vonage": Scheme(vonage.verify, vonage.sign, "signature secret"),
+    "vonage": SignatureScheme(vonage.verify, vonage.sign, "signature secret"),
 }
 
 
@@ -60,9 +60,11 @@ def verify(scheme: str, callback: Callback, secrets: Sequence[str], now: datetim
     """Return whether a provider that has one of `secrets` has made the call, and recently.
 
     While a secret is replaced, there are two. An empty one never fits. `scheme` is one of
-    `SCHEMES`; no content of the call raises an error.
+    `SIGNATURE_SCHEMES`; no content of the call raises an error.
     """
-    return any(secret and _fits(SCHEMES[scheme], callback, secret, now) for secret in secrets)
+    return any(
+        secret and _fits(SIGNATURE_SCHEMES[scheme], callback, secret, now) for secret in secrets
+    )
 
 
 def sign(scheme: str, callback: Callback, secret: str, now: datetime) -> Callback:
@@ -70,10 +72,10 @@ def sign(scheme: str, callback: Callback, secret: str, now: datetime) -> Callbac
 
     For `telnyx`, `secret` is the private key (see `telnyx.public_key`).
     """
-    return SCHEMES[scheme].sign(callback, secret, now)
+    return SIGNATURE_SCHEMES[scheme].sign(callback, secret, now)
 
 
-def _fits(scheme: Scheme, callback: Callback, secret: str, now: datetime) -> bool:
+def _fits(scheme: SignatureScheme, callback: Callback, secret: str, now: datetime) -> bool:
     try:
         return scheme.verify(callback, secret, now)
     except ValueError:

@@ -8,9 +8,9 @@ from msgspec.structs import replace
 from mailer.gateway.callback import Callback
 from mailer.gateway.signatures.fields import encode
 
-MAX_AGE = timedelta(minutes=5)
+MAX_SIGNATURE_AGE = timedelta(minutes=5)
 """Longest time from the signature to the call, unless the provider's retries need more."""
-MAX_AHEAD = timedelta(minutes=1)
+MAX_SIGNATURE_AHEAD = timedelta(minutes=1)
 """Longest time by which a provider's clock may be ahead."""
 MAX_TIMESTAMP_DIGITS = 11
 
@@ -22,7 +22,9 @@ def fits(expected: str, given: str | bytes) -> bool:
     )
 
 
-def is_recent(timestamp: str | bytes, now: datetime, max_age: timedelta = MAX_AGE) -> bool:
+def is_recent(
+    timestamp: str | bytes, now: datetime, max_age: timedelta = MAX_SIGNATURE_AGE
+) -> bool:
     """Return whether a signature's timestamp, in seconds since 1970, is not too old.
 
     `max_age` is as long as the provider repeats a call with the same timestamp.
@@ -31,7 +33,7 @@ def is_recent(timestamp: str | bytes, now: datetime, max_age: timedelta = MAX_AG
     if not digits.isdigit() or len(digits) > MAX_TIMESTAMP_DIGITS:
         return False
     age = now.timestamp() - int(digits)
-    return -MAX_AHEAD.total_seconds() <= age <= max_age.total_seconds()
+    return -MAX_SIGNATURE_AHEAD.total_seconds() <= age <= max_age.total_seconds()
 
 
 def add_headers(callback: Callback, headers: dict[str, str]) -> Callback:

@@ -23,12 +23,12 @@ def encode(text: str) -> bytes:
 
 
 def query_fields(url: str) -> list[Field]:
-    """Return the fields of a URL's query. Raises `ValueError` if it is not ASCII."""
+    """Return the fields of a URL's query. Raises `ValueError` if it is not made of fields."""
     return _split(encode(url.partition("?")[2]))
 
 
 def form_fields(body: bytes) -> list[Field]:
-    """Return the fields of a form. Raises `ValueError` if it is not ASCII."""
+    """Return the fields of a form. Raises `ValueError` for another body."""
     return _split(body)
 
 
@@ -73,8 +73,13 @@ def add_fields(callback: Callback, fields: dict[str, str]) -> Callback:
 
 
 def _split(text: bytes) -> list[Field]:
-    # Latin-1 maps each byte to one character and back
-    pairs = parse_qsl(text.decode("ascii"), keep_blank_values=True, encoding="latin-1")
+    if not text:
+        return []
+    # strict: without its "=", a field would have another name, but some schemes would not see it.
+    # Latin-1 maps each byte to one character and back.
+    pairs = parse_qsl(
+        text.decode("ascii"), keep_blank_values=True, strict_parsing=True, encoding="latin-1"
+    )
     return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in pairs]
 
 

@@ -13,27 +13,27 @@ from typing import TypeVar
 import msgspec
 
 from mailer.gateway.callback import Callback
-from mailer.gateway.signatures.checks import MAX_AHEAD, add_headers, fits, nonce
+from mailer.gateway.signatures.checks import MAX_SIGNATURE_AHEAD, add_headers, fits, nonce
 from mailer.gateway.signatures.fields import encode
 from mailer.json_input import read_json
 
-Part = TypeVar("Part", "Header", "Claims")
+TokenPart = TypeVar("TokenPart", "TokenHeader", "TokenClaims")
 
 ISSUER = "MessageBird"
-HEADER = "messagebird-signature-jwt"
-ALGORITHMS = {"HS256": hashlib.sha256, "HS384": hashlib.sha384, "HS512": hashlib.sha512}
+JWT_HEADER = "messagebird-signature-jwt"
+JWT_ALGORITHMS = {"HS256": hashlib.sha256, "HS384": hashlib.sha384, "HS512": hashlib.sha512}
 MAX_TOKEN_BYTES = 8_192
-LIFETIME = timedelta(minutes=1)
+TOKEN_LIFETIME = timedelta(minutes=1)
 """From `nbf` to `exp` of MessageBird's tokens."""
 
 
-class Header(msgspec.Struct):
+class TokenHeader(msgspec.Struct):
     """Header of a token."""
 
     alg: str
 
 
-class Claims(msgspec.Struct, omit_defaults=True):
+class TokenClaims(msgspec.Struct, omit_defaults=True):
     """What a token says about a call. Times are in seconds since 1970."""
 
     iss: str
@@ -46,7 +46,7 @@ class Claims(msgspec.Struct, omit_defaults=True):
 
     def are_of(self, callback: Callback, now: datetime) -> bool:
         """Return whether they describe this call, at this time."""
-        leeway = MAX_AHEAD.total_seconds()
+        leeway = MAX_SIGNATURE_AHEAD.total_seconds()
         return (
             self.iss == ISSUER
             and self.nbf - leeway <= now.timestamp() <= self.exp + leeway
@@ -57,30 +57,30 @@ class Claims(msgspec.Struct, omit_defaults=True):
 
 def verify(callback: Callback, secret: str, now: datetime) -> bool:
     """Return whether the token is signed, and describes this call at this time."""
-    header, claims, signature = callback.headers.get(HEADER, "").split(".")
-    algorithm = _read(header, Header).alg
-    if algorithm not in ALGORITHMS:
+    header, claims, signature = callback.headers.get(JWT_HEADER, "").split(".")
+    algorithm = _read(header, TokenHeader).alg
+    if algorithm not in JWT_ALGORITHMS:
         return False
     is_signed = fits(_signature(f"{header}.{claims}", algorithm, secret), signature)
-    return is_signed and _read(claims, Claims).are_of(callback, now)
+    return is_signed and _read(claims, TokenClaims).are_of(callback, now)
 
 
 def sign(callback: Callback, secret: str, now: datetime) -> Callback:
     """Add the header of MessageBird."""
-    claims = Claims(
+    claims = TokenClaims(
         iss=ISSUER,
         nbf=int(now.timestamp()),
-        exp=int((now + LIFETIME).timestamp()),
+        exp=int((now + TOKEN_LIFETIME).timestamp()),
         url_hash=_hash(encode(callback.url)),
         payload_hash=_body_hash(callback),
         jti=nonce(now),
     )
-    signed = ".".join(_encode(msgspec.json.encode(part)) for part in (Header("HS256"), claims))
-    return add_headers(callback, {HEADER: f"{signed}.{_signature(signed, 'HS256', secret)}"})
+    signed = ".".join(_encode(msgspec.json.encode(part)) for part in (TokenHeader("HS256"), claims))
+    return add_headers(callback, {JWT_HEADER: f"{signed}.{_signature(signed, 'HS256', secret)}"})
 
 
 def _signature(signed: str, algorithm: str, secret: str) -> str:
-    return _encode(hmac.digest(secret.encode(), encode(signed), ALGORITHMS[algorithm]))
+    return _encode(hmac.digest(secret.encode(), encode(signed), JWT_ALGORITHMS[algorithm]))
 
 
 def _hash(content: bytes) -> str:
@@ -95,6 +95,6 @@ def _encode(part: bytes) -> str:
     return base64.urlsafe_b64encode(part).rstrip(b"=").decode()
 
 
-def _read(part: str, shape: type[Part]) -> Part:
+def _read(part: str, shape: type[TokenPart]) -> TokenPart:
     content = base64.urlsafe_b64decode(encode(part) + b"==")
     return read_json(content, shape, limit=MAX_TOKEN_BYTES)

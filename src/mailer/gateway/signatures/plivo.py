@@ -1,10 +1,12 @@
 """Plivo, version 3: HMAC-SHA256 of the URL, the fields and a nonce, in Base64, without a time.
 
 Source: `signature_v3.py` of plivo 4.63 for Python. The header `...-V3` is made with the token of
-the account or subaccount, `...-Ma-V3` with that of the main account; calls about messages are
-signed in the second one. Each may hold several signatures, while the token is replaced
-(plivo.com/docs/voice/concepts/signature-validation). Version 2 does not cover the fields, so
-anybody who has seen one call could make others: it is not accepted.
+the account or subaccount, `...-Ma-V3` with that of the main account. Each may hold several
+signatures, while the token is replaced (plivo.com/docs/voice/concepts/signature-validation).
+
+Plivo's pages on messages name only version 2. It does not cover the fields: who has seen one call
+could make others, so it is not accepted. Public integrations found version 3 in calls about
+messages, in the header `...-Ma-V3`.
 """
 
 import base64
@@ -16,16 +18,16 @@ from mailer.gateway.callback import Callback
 from mailer.gateway.signatures.checks import add_headers, fits, nonce
 from mailer.gateway.signatures.fields import Field, encode, form_fields, query_fields
 
-SIGNATURES = ("x-plivo-signature-v3", "x-plivo-signature-ma-v3")
-NONCE = "x-plivo-signature-v3-nonce"
+PLIVO_SIGNATURES = ("x-plivo-signature-v3", "x-plivo-signature-ma-v3")
+PLIVO_NONCE = "x-plivo-signature-v3-nonce"
 
 
 def verify(callback: Callback, secret: str, _now: datetime) -> bool:
     """Return whether the signature fits, however old it is."""
-    expected = _signature(callback, callback.headers.get(NONCE, ""), secret)
+    expected = _signature(callback, callback.headers.get(PLIVO_NONCE, ""), secret)
     return any(
         fits(expected, given.strip())
-        for header in SIGNATURES
+        for header in PLIVO_SIGNATURES
         for given in callback.headers.get(header, "").split(",")
     )
 
@@ -34,7 +36,7 @@ def sign(callback: Callback, secret: str, now: datetime) -> Callback:
     """Add the headers of Plivo, as for a call of a main account."""
     number = nonce(now)
     signature = _signature(callback, number, secret)
-    return add_headers(callback, {NONCE: number} | dict.fromkeys(SIGNATURES, signature))
+    return add_headers(callback, {PLIVO_NONCE: number} | dict.fromkeys(PLIVO_SIGNATURES, signature))
 
 
 def _signature(callback: Callback, nonce: str, secret: str) -> str:

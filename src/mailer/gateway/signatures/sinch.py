@@ -14,27 +14,33 @@ from mailer.gateway.callback import Callback
 from mailer.gateway.signatures.checks import add_headers, fits, is_recent, nonce, seconds
 from mailer.gateway.signatures.fields import encode
 
-SIGNATURE = "x-sinch-webhook-signature"
-NONCE = "x-sinch-webhook-signature-nonce"
-TIMESTAMP = "x-sinch-webhook-signature-timestamp"
-ALGORITHM = "x-sinch-webhook-signature-algorithm"
+SINCH_SIGNATURE = "x-sinch-webhook-signature"
+SINCH_NONCE = "x-sinch-webhook-signature-nonce"
+SINCH_TIMESTAMP = "x-sinch-webhook-signature-timestamp"
+SINCH_ALGORITHM = "x-sinch-webhook-signature-algorithm"
 
-MAX_AGE = timedelta(hours=24)
+SINCH_MAX_AGE = timedelta(hours=24)
 
 
 def verify(callback: Callback, secret: str, now: datetime) -> bool:
     """Return whether the signature fits, and is recent."""
-    timestamp = callback.headers.get(TIMESTAMP, "")
-    expected = _signature(callback, callback.headers.get(NONCE, ""), timestamp, secret)
-    return is_recent(timestamp, now, MAX_AGE) and fits(
-        expected, callback.headers.get(SIGNATURE, "")
+    timestamp = callback.headers.get(SINCH_TIMESTAMP, "")
+    expected = _signature(callback, callback.headers.get(SINCH_NONCE, ""), timestamp, secret)
+    return is_recent(timestamp, now, SINCH_MAX_AGE) and fits(
+        expected, callback.headers.get(SINCH_SIGNATURE, "")
     )
 
 
 def sign(callback: Callback, secret: str, now: datetime) -> Callback:
     """Add the headers of Sinch."""
-    headers = {NONCE: nonce(now), TIMESTAMP: seconds(now), ALGORITHM: "HmacSHA256"}
-    headers[SIGNATURE] = _signature(callback, headers[NONCE], headers[TIMESTAMP], secret)
+    headers = {
+        SINCH_NONCE: nonce(now),
+        SINCH_TIMESTAMP: seconds(now),
+        SINCH_ALGORITHM: "HmacSHA256",
+    }
+    headers[SINCH_SIGNATURE] = _signature(
+        callback, headers[SINCH_NONCE], headers[SINCH_TIMESTAMP], secret
+    )
     return add_headers(callback, headers)
 
 

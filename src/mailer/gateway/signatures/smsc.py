@@ -1,9 +1,8 @@
 """SMSC.ru: MD5 or SHA-1 of three fields and the secret, joined by colons, without a time.
 
-A receipt is signed by `id`, `phone` and `status`, a reply by `phone`, `mes` and `to`; whoever has
-seen a call can change its other fields, such as the time and the error. Sources: `webhookStatus` of
-C0deWiser/laravel-smscenter-mailer (`src/SmsCenterService.php`) and the integrations of others with
-smsc.ru/api/http/miscellaneous/callback. The CRC-32 that SMSC.ru offers too proves nothing.
+A receipt is signed by `id`, `phone` and `status`, a reply by `phone`, `mes` and `to`; who has seen
+a call can change its other fields, such as the time and the error. Source: `webhookStatus` of
+C0deWiser/laravel-smscenter-mailer (`src/SmsCenterService.php`); for SHA-1, other public code.
 """
 
 import hashlib
@@ -13,7 +12,7 @@ from mailer.gateway.callback import Callback
 from mailer.gateway.signatures.checks import fits
 from mailer.gateway.signatures.fields import Field, add_fields, all_fields, single_value
 
-ALGORITHMS = {b"md5": hashlib.md5, b"sha1": hashlib.sha1}
+SMSC_ALGORITHMS = {b"md5": hashlib.md5, b"sha1": hashlib.sha1}
 """By the name of the field with the signature."""
 
 
@@ -21,9 +20,9 @@ def verify(callback: Callback, secret: str, _now: datetime) -> bool:
     """Return whether all signatures of the call are right, and there is one."""
     fields = all_fields(callback)
     signed = _signed(fields, secret)
-    given = {name: single_value(fields, name) for name in ALGORITHMS}
+    given = {name: single_value(fields, name) for name in SMSC_ALGORITHMS}
     results = [
-        fits(ALGORITHMS[name](signed).hexdigest(), value)
+        fits(SMSC_ALGORITHMS[name](signed).hexdigest(), value)
         for name, value in given.items()
         if value is not None
     ]
@@ -34,7 +33,7 @@ def sign(callback: Callback, secret: str, _now: datetime) -> Callback:
     """Add both signatures."""
     signed = _signed(all_fields(callback), secret)
     return add_fields(
-        callback, {name.decode(): new(signed).hexdigest() for name, new in ALGORITHMS.items()}
+        callback, {name.decode(): new(signed).hexdigest() for name, new in SMSC_ALGORITHMS.items()}
     )
 
 

@@ -1,7 +1,7 @@
 """SMS.ru: SHA-256 of the api_id and all entries `data[...]`, in the field `hash`, without a time.
 
-Source: the example for PHP of sms.ru/api/callback, as in many integrations. SMS.ru repeats a call
-for days.
+Source: the PHP code that several public integrations share, by its comments an example of SMS.ru.
+SMS.ru repeats a call for days.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ from mailer.gateway.callback import Callback
 from mailer.gateway.signatures.checks import fits
 from mailer.gateway.signatures.fields import Field, add_fields, all_fields, single_value
 
-_ENTRY = re.compile(rb"data\[\d*\]")
+_SMSRU_ENTRY = re.compile(rb"data\[\d*\]")
 
 
 def verify(callback: Callback, secret: str, _now: datetime) -> bool:
@@ -34,7 +34,7 @@ def _signature(fields: list[Field], secret: str) -> str:
     a reader could take it for an entry.
     """
     named_data = [(name, value) for name, value in fields if name.startswith(b"data")]
-    entries = [value for name, value in named_data if _ENTRY.fullmatch(name)]
+    entries = [value for name, value in named_data if _SMSRU_ENTRY.fullmatch(name)]
     if not entries or len(entries) < len(named_data):
         raise ValueError("there is no entry, or a field that looks like one")
     for entry in entries:

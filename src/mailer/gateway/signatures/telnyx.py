@@ -1,8 +1,8 @@
 """Telnyx: an Ed25519 signature of timestamp and body, which only Telnyx can make.
 
 The secret that verifies it is the public key of the account. Source: `webhook_verification.py` of
-telnyx 4.189 for Python, with its 5 minutes. Telnyx makes three attempts for a URL, each after 2
-seconds without an answer (developers.telnyx.com/docs/messaging/messages/receiving-webhooks).
+telnyx 4.189 for Python, with its 5 minutes. Telnyx waits 2 seconds for an answer and makes up to
+three attempts (developers.telnyx.com/docs/messaging/messages/receiving-webhooks).
 """
 
 import base64
@@ -15,16 +15,16 @@ from mailer.gateway.callback import Callback
 from mailer.gateway.signatures.checks import add_headers, is_recent, seconds
 from mailer.gateway.signatures.fields import encode
 
-SIGNATURE = "telnyx-signature-ed25519"
-TIMESTAMP = "telnyx-timestamp"
+TELNYX_SIGNATURE = "telnyx-signature-ed25519"
+TELNYX_TIMESTAMP = "telnyx-timestamp"
 
 
 def verify(callback: Callback, secret: str, now: datetime) -> bool:
     """Return whether the owner of the public key `secret`, in Base64, has made the call."""
-    timestamp = callback.headers.get(TIMESTAMP, "")
+    timestamp = callback.headers.get(TELNYX_TIMESTAMP, "")
     if not is_recent(timestamp, now):
         return False
-    signature = _decode(callback.headers.get(SIGNATURE, ""))
+    signature = _decode(callback.headers.get(TELNYX_SIGNATURE, ""))
     try:
         Ed25519PublicKey.from_public_bytes(_decode(secret)).verify(
             signature, _signed(callback, timestamp)
@@ -39,7 +39,7 @@ def sign(callback: Callback, secret: str, now: datetime) -> Callback:
     timestamp = seconds(now)
     signature = _private_key(secret).sign(_signed(callback, timestamp))
     encoded = base64.b64encode(signature).decode()
-    return add_headers(callback, {TIMESTAMP: timestamp, SIGNATURE: encoded})
+    return add_headers(callback, {TELNYX_TIMESTAMP: timestamp, TELNYX_SIGNATURE: encoded})
 
 
 def public_key(private_key: str) -> str:
@@ -57,7 +57,7 @@ def _signed(callback: Callback, timestamp: str) -> bytes:
 
 
 def _decode(text: str) -> bytes:
-    """Decode Base64. Raises `ValueError`, also if the same bytes have another, canonical text."""
+    """Decode Base64. Raises `ValueError`, also for another than the usual text of the bytes."""
     decoded = base64.b64decode(encode(text), validate=True)
     if base64.b64encode(decoded) != encode(text):
         raise ValueError("is not canonical Base64")

@@ -18,8 +18,7 @@ import msgspec
 from msgspec.structs import replace
 
 from mailer.gateway.callback import Callback
-from mailer.gateway.signatures.checks import MAX_AGE as MAX_DELAY
-from mailer.gateway.signatures.checks import fits, is_recent, seconds
+from mailer.gateway.signatures.checks import MAX_SIGNATURE_AGE, fits, is_recent, seconds
 from mailer.gateway.signatures.fields import (
     MAX_JSON_BYTES,
     Field,
@@ -31,10 +30,10 @@ from mailer.gateway.signatures.fields import (
 )
 from mailer.json_input import read_json
 
-ALGORITHMS = {32: hashlib.md5, 40: hashlib.sha1, 64: hashlib.sha256, 128: hashlib.sha512}
+VONAGE_ALGORITHMS = {32: hashlib.md5, 40: hashlib.sha1, 64: hashlib.sha256, 128: hashlib.sha512}
 """By the digits of the signature in hexadecimal."""
-MAX_AGE = timedelta(hours=24) + MAX_DELAY
-OWN_FIELDS = (b"message", b"secret")
+VONAGE_MAX_AGE = timedelta(hours=24) + MAX_SIGNATURE_AGE
+OWN_QUERY_FIELDS = (b"message", b"secret")
 """Fields that mailer puts into the query of the URL. Vonage does not say whether it signs them."""
 
 
@@ -43,7 +42,7 @@ def verify(callback: Callback, secret: str, now: datetime) -> bool:
     query, body = query_fields(callback.url), body_fields(callback)
     timestamp = single_value(query + body, b"timestamp")
     given = (single_value(query + body, b"sig") or b"").lower()
-    if timestamp is None or not is_recent(timestamp, now, MAX_AGE):
+    if timestamp is None or not is_recent(timestamp, now, VONAGE_MAX_AGE):
         return False
     return any(
         fits(expected, given)
@@ -60,12 +59,12 @@ def sign(callback: Callback, secret: str, now: datetime) -> Callback:
 
 
 def _without_own(fields: list[Field]) -> list[Field]:
-    return [field for field in fields if field[0] not in OWN_FIELDS]
+    return [field for field in fields if field[0] not in OWN_QUERY_FIELDS]
 
 
 def _signatures(fields: list[Field], digits: int, secret: str) -> Iterator[str]:
     """Yield the signatures of this length."""
-    algorithm, signed = ALGORITHMS.get(digits), _join(fields)
+    algorithm, signed = VONAGE_ALGORITHMS.get(digits), _join(fields)
     if algorithm is not None:
         yield hmac.new(secret.encode(), signed, algorithm).hexdigest()
     if algorithm is hashlib.md5:
