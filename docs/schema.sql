@@ -6,9 +6,11 @@ CREATE FUNCTION add_message_deltas_of_insert() RETURNS trigger
     AS $$
 BEGIN
     INSERT INTO message_count_delta (mailing_id, dimension, key, bucket_start,
-        messages, sent, delivered, undelivered, "unknown", cancelled, parts, gateway)
+        messages, sent, delivered, undelivered, "unknown", cancelled, parts, gateway,
+        accepted_quarter, no_receipt)
     SELECT mailing_id, dimension, key, bucket_start,
-        messages, sent, delivered, undelivered, "unknown", cancelled, parts, gateway
+        messages, sent, delivered, undelivered, "unknown", cancelled, parts, gateway,
+        accepted_quarter, no_receipt
     FROM (
         SELECT mailing_id,
             CASE grouping(operator_code, time_zone, reason, attempts, sent_by, second, quarter)
@@ -27,7 +29,11 @@ BEGIN
             count(*) FILTER (WHERE status = 'unknown') AS "unknown",
             count(*) FILTER (WHERE status = 'cancelled') AS cancelled,
             coalesce(sum(parts) FILTER (WHERE ended_at IS NOT NULL), 0) AS parts,
-            coalesce(outcome_gateway, '') AS gateway
+            coalesce(outcome_gateway, accepted_by, '') AS gateway,
+            accepted_quarter,
+            CASE grouping(operator_code) WHEN 0 THEN
+                count(*) FILTER (WHERE status = 'sent' AND reason IS NOT NULL)
+                ELSE 0 END AS no_receipt
         FROM (
             SELECT mailing_id, operator_code, time_zone, status, reason, ended_at,
                 CASE WHEN ended_at IS NOT NULL THEN new_rows.attempts END AS attempts,
@@ -35,16 +41,22 @@ BEGIN
                 date_trunc('second', ended_at) AS second,
                 date_bin('15 minutes', ended_at, '2000-01-01 00:00Z') AS quarter,
                 CASE WHEN ended_at IS NOT NULL THEN coalesce(reason, '') END AS outcome_reason,
-                CASE WHEN ended_at IS NOT NULL THEN coalesce(gateway, '') END AS outcome_gateway
+                CASE WHEN ended_at IS NOT NULL THEN coalesce(gateway, '') END AS outcome_gateway,
+                CASE WHEN is_accepted THEN coalesce(gateway, '') END AS accepted_by,
+                CASE WHEN is_accepted THEN date_bin('15 minutes', sent_at, '2000-01-01 00:00Z')
+                    END AS accepted_quarter
             FROM new_rows CROSS JOIN LATERAL (
                 SELECT CASE WHEN status = 'unknown' THEN updated_at
                     WHEN status NOT IN ('scheduled', 'sending') THEN coalesce(sent_at, updated_at)
-                    END AS ended_at
+                    END AS ended_at,
+                    sent_at IS NOT NULL AND status IN ('sent', 'delivered', 'undelivered')
+                        AS is_accepted
             ) AS ending
         ) AS row
-        GROUP BY GROUPING SETS ((mailing_id, operator_code), (mailing_id, time_zone),
-            (mailing_id, reason), (mailing_id, attempts), (mailing_id, sent_by),
-            (mailing_id, second), (mailing_id, quarter, outcome_reason, outcome_gateway))
+        GROUP BY GROUPING SETS ((mailing_id, operator_code, accepted_quarter, accepted_by),
+            (mailing_id, time_zone), (mailing_id, reason), (mailing_id, attempts),
+            (mailing_id, sent_by), (mailing_id, second),
+            (mailing_id, quarter, outcome_reason, outcome_gateway))
     ) AS delta
     WHERE is_counted;
     RETURN NULL;
@@ -62,9 +74,11 @@ BEGIN
         RETURN NULL;  -- as at a first claim
     END IF;
     INSERT INTO message_count_delta (mailing_id, dimension, key, bucket_start,
-        messages, sent, delivered, undelivered, "unknown", cancelled, parts, gateway)
+        messages, sent, delivered, undelivered, "unknown", cancelled, parts, gateway,
+        accepted_quarter, no_receipt)
     SELECT mailing_id, dimension, key, bucket_start,
-        messages, sent, delivered, undelivered, "unknown", cancelled, parts, gateway
+        messages, sent, delivered, undelivered, "unknown", cancelled, parts, gateway,
+        accepted_quarter, no_receipt
     FROM (
         SELECT mailing_id,
             CASE grouping(operator_code, time_zone, reason, attempts, sent_by, second, quarter)
@@ -83,7 +97,11 @@ BEGIN
             coalesce(sum(n) FILTER (WHERE status = 'unknown'), 0) AS "unknown",
             coalesce(sum(n) FILTER (WHERE status = 'cancelled'), 0) AS cancelled,
             coalesce(sum(n * parts) FILTER (WHERE ended_at IS NOT NULL), 0) AS parts,
-            coalesce(outcome_gateway, '') AS gateway
+            coalesce(outcome_gateway, accepted_by, '') AS gateway,
+            accepted_quarter,
+            CASE grouping(operator_code) WHEN 0 THEN
+                coalesce(sum(n) FILTER (WHERE status = 'sent' AND reason IS NOT NULL), 0)
+                ELSE 0 END AS no_receipt
         FROM (
             SELECT mailing_id, operator_code, time_zone, status, reason, ended_at, n,
                 CASE WHEN ended_at IS NOT NULL THEN changed.attempts END AS attempts,
@@ -91,7 +109,10 @@ BEGIN
                 date_trunc('second', ended_at) AS second,
                 date_bin('15 minutes', ended_at, '2000-01-01 00:00Z') AS quarter,
                 CASE WHEN ended_at IS NOT NULL THEN coalesce(reason, '') END AS outcome_reason,
-                CASE WHEN ended_at IS NOT NULL THEN coalesce(gateway, '') END AS outcome_gateway
+                CASE WHEN ended_at IS NOT NULL THEN coalesce(gateway, '') END AS outcome_gateway,
+                CASE WHEN is_accepted THEN coalesce(gateway, '') END AS accepted_by,
+                CASE WHEN is_accepted THEN date_bin('15 minutes', sent_at, '2000-01-01 00:00Z')
+                    END AS accepted_quarter
             FROM (
                 SELECT mailing_id, operator_code, time_zone, status, reason, attempts, gateway,
                     parts, sent_at, updated_at, 1 AS n
@@ -103,15 +124,18 @@ BEGIN
             ) AS changed CROSS JOIN LATERAL (
                 SELECT CASE WHEN status = 'unknown' THEN updated_at
                     WHEN status NOT IN ('scheduled', 'sending') THEN coalesce(sent_at, updated_at)
-                    END AS ended_at
+                    END AS ended_at,
+                    sent_at IS NOT NULL AND status IN ('sent', 'delivered', 'undelivered')
+                        AS is_accepted
             ) AS ending
         ) AS row
-        GROUP BY GROUPING SETS ((mailing_id, operator_code), (mailing_id, time_zone),
-            (mailing_id, reason), (mailing_id, attempts), (mailing_id, sent_by),
-            (mailing_id, second), (mailing_id, quarter, outcome_reason, outcome_gateway))
+        GROUP BY GROUPING SETS ((mailing_id, operator_code, accepted_quarter, accepted_by),
+            (mailing_id, time_zone), (mailing_id, reason), (mailing_id, attempts),
+            (mailing_id, sent_by), (mailing_id, second),
+            (mailing_id, quarter, outcome_reason, outcome_gateway))
     ) AS delta
-    WHERE is_counted AND (messages, sent, delivered, undelivered, "unknown", cancelled, parts)
-        <> (0, 0, 0, 0, 0, 0, 0);
+    WHERE is_counted AND (messages, sent, delivered, undelivered, "unknown", cancelled, parts,
+        no_receipt) <> (0, 0, 0, 0, 0, 0, 0, 0);
     RETURN NULL;
 END $$;
 
@@ -487,18 +511,14 @@ CREATE TABLE alembic_version (
     version_num character varying(32) NOT NULL
 );
 
-CREATE TABLE message_count (
-    mailing_id bigint NOT NULL,
-    dimension character varying NOT NULL,
-    key character varying DEFAULT ''::character varying NOT NULL,
-    bucket_start timestamp with time zone,
-    messages bigint DEFAULT 0 NOT NULL,
+CREATE TABLE delivery_count (
+    bucket_start timestamp with time zone NOT NULL,
+    gateway character varying NOT NULL,
+    operator_code character varying NOT NULL,
+    sent bigint DEFAULT 0 NOT NULL,
+    no_receipt bigint DEFAULT 0 NOT NULL,
     delivered bigint DEFAULT 0 NOT NULL,
-    undelivered bigint DEFAULT 0 NOT NULL,
-    unknown bigint DEFAULT 0 NOT NULL,
-    cancelled bigint DEFAULT 0 NOT NULL,
-    parts bigint DEFAULT 0 NOT NULL,
-    sent bigint DEFAULT 0 NOT NULL
+    undelivered bigint DEFAULT 0 NOT NULL
 );
 
 CREATE TABLE message_count_delta (
@@ -513,9 +533,45 @@ CREATE TABLE message_count_delta (
     cancelled bigint DEFAULT 0 NOT NULL,
     parts bigint DEFAULT 0 NOT NULL,
     gateway character varying DEFAULT ''::character varying NOT NULL,
-    sent bigint DEFAULT 0 NOT NULL
+    sent bigint DEFAULT 0 NOT NULL,
+    accepted_quarter timestamp with time zone,
+    no_receipt bigint DEFAULT 0 NOT NULL
 )
 WITH (autovacuum_vacuum_scale_factor='0', autovacuum_vacuum_threshold='10000');
+
+CREATE VIEW all_delivery_counts AS
+ SELECT delivery_count.bucket_start,
+    delivery_count.gateway,
+    delivery_count.operator_code,
+    delivery_count.sent,
+    delivery_count.no_receipt,
+    delivery_count.delivered,
+    delivery_count.undelivered
+   FROM delivery_count
+UNION ALL
+ SELECT message_count_delta.accepted_quarter AS bucket_start,
+    message_count_delta.gateway,
+    message_count_delta.key AS operator_code,
+    message_count_delta.sent,
+    message_count_delta.no_receipt,
+    message_count_delta.delivered,
+    message_count_delta.undelivered
+   FROM message_count_delta
+  WHERE (message_count_delta.accepted_quarter IS NOT NULL);
+
+CREATE TABLE message_count (
+    mailing_id bigint NOT NULL,
+    dimension character varying NOT NULL,
+    key character varying DEFAULT ''::character varying NOT NULL,
+    bucket_start timestamp with time zone,
+    messages bigint DEFAULT 0 NOT NULL,
+    delivered bigint DEFAULT 0 NOT NULL,
+    undelivered bigint DEFAULT 0 NOT NULL,
+    unknown bigint DEFAULT 0 NOT NULL,
+    cancelled bigint DEFAULT 0 NOT NULL,
+    parts bigint DEFAULT 0 NOT NULL,
+    sent bigint DEFAULT 0 NOT NULL
+);
 
 CREATE VIEW all_message_counts AS
  SELECT message_count.mailing_id,
@@ -1035,6 +1091,9 @@ ALTER TABLE ONLY client
 
 ALTER TABLE ONLY daily_report
     ADD CONSTRAINT daily_report_pkey PRIMARY KEY (day);
+
+ALTER TABLE ONLY delivery_count
+    ADD CONSTRAINT delivery_count_pkey PRIMARY KEY (bucket_start, gateway, operator_code);
 
 ALTER TABLE ONLY early_receipt
     ADD CONSTRAINT early_receipt_pkey PRIMARY KEY (id);

@@ -288,7 +288,7 @@ def watch_pool(name: str, usage: Callable[[], tuple[int, int]]) -> None:
 
 
 # By the field of `mailer.statistics.backlog.Backlog` that each shows. They are in no registry,
-# because they are exported only when the backlog could be read.
+# because they are exported only when the database could be read.
 _backlog = {
     "waiting": Gauge(
         "mailer_backlog_messages",
@@ -333,11 +333,25 @@ _backlog = {
 }
 
 
-def exposition(backlog: Mapping[str, float] | None, *, is_up: bool) -> bytes:
+_deliveries = Gauge(
+    "mailer_gateway_deliveries",
+    "Messages that the gateway accepted in the last hour (period: hour) or in the 24 hours before"
+    " (day_before), by what receipts say. Only of gateways that send receipts.",
+    ["gateway", "period", "result"],
+    registry=None,
+)
+DeliveryNumbers = Mapping[tuple[str, str, str], int]
+"""Numbers of messages by gateway, period and result."""
+
+
+def exposition(
+    backlog: Mapping[str, float] | None, deliveries: DeliveryNumbers, *, is_up: bool
+) -> bytes:
     """Return all metrics in Prometheus' text format.
 
-    `backlog` has a value for each name in `_backlog`. It is None when the backlog could not be
-    read; then its metrics are left out. `is_up` is whether the database answered.
+    `backlog` has a value for each name in `_backlog`. It is None when the database could not be
+    read; then its metrics and the deliveries are left out. `is_up` is whether the database
+    answered.
     """
     _database_up.set(is_up)
     text = generate_latest(REGISTRY)
@@ -347,4 +361,8 @@ def exposition(backlog: Mapping[str, float] | None, *, is_up: bool) -> bytes:
     for name, gauge in _backlog.items():
         gauge.set(backlog[name])
         backlog_registry.register(gauge)
+    _deliveries.clear()
+    for labels, messages in deliveries.items():
+        _deliveries.labels(*labels).set(messages)
+    backlog_registry.register(_deliveries)
     return text + generate_latest(backlog_registry)

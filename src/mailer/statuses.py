@@ -46,7 +46,7 @@ class StatusRules(msgspec.Struct, frozen=True, kw_only=True):
 STATUSES: dict[MessageStatus, StatusRules] = {
     "scheduled": StatusRules(label="waiting", is_open=True),
     "sending": StatusRules(label="being sent", is_open=True),
-    "sent": StatusRules(label="accepted", is_sent=True, colour="#3b7dd8"),
+    "sent": StatusRules(label="accepted", is_sent=True, colour="#7a52cc"),
     "delivered": StatusRules(label="delivered", is_sent=True, is_final=True, colour="#12806a"),
     "undelivered": StatusRules(
         label="undelivered", is_final=True, is_failure=True, may_be_retried=True, colour="#c2371f"

@@ -141,6 +141,7 @@ FILTERS: Mapping[str, Callable[..., Any]] = {
     "translate": translate_message,
     "terms": split_terms,
     "reason": labels.reason_label,
+    "receipt": labels.label_lookup(labels.RECEIPT_LABELS),
     "scope": labels.label_lookup(labels.SCOPE_LABELS),
     "actor": labels.label_lookup(labels.ACTOR_LABELS),
     "target": labels.label_lookup(labels.TARGET_LABELS),

@@ -43,13 +43,25 @@ REASON_LABELS = {
     "opted_out": gettext_noop("the client has opted out"),
     "partly_accepted": gettext_noop("the gateway accepted only some parts of the text"),
     "repeated_too_soon": gettext_noop("the gateway calls it a repeat of an earlier request"),
+    "no_receipt": gettext_noop("no receipt came in time"),
+    "not_delivered": gettext_noop("not delivered, according to the receipt"),
+    "validity_expired": gettext_noop("the phone could not be reached in time"),
 }
 """Why a message was not delivered, why its last attempt failed, or why a mailing is held."""
+RECEIPT_LABELS = {
+    "delivered": gettext_noop("delivered"),
+    "sent": gettext_noop("on its way"),
+    "failed": gettext_noop("undelivered"),
+    "expired": gettext_noop("the phone could not be reached in time"),
+    "unknown": gettext_noop("the provider does not know whether it was delivered"),
+}
+"""What a receipt says."""
 ANSWER_REASON_LABELS = {
     "http": gettext_noop("the gateway answered {}"),
     "proxy": gettext_noop("the proxy before the gateway answered {}"),
     "rejected": gettext_noop("the gateway rejected it with {}"),
     "code": gettext_noop("the gateway answered with the code {}"),
+    "not_delivered": gettext_noop("not delivered, with the code {} in the receipt"),
 }
 """Reasons that contain an HTTP status or a code of the gateway or its proxy, such as `http_503`.
 `{}` is its place."""
@@ -259,7 +271,7 @@ OPERATING_SYSTEMS = {
     "Linux": "Linux",
 }
 """Operating systems by a part of the User-Agent; the first match counts."""
-_ANSWER_REASON = re.compile(r"(http|proxy|rejected|code)_([0-9A-Za-z_.-]+)")
+_ANSWER_REASON = re.compile(r"(http|proxy|rejected|code|not_delivered)_([0-9A-Za-z_.-]+)")
 
 
 def reason_label(reason: str) -> str:

@@ -280,7 +280,13 @@ class Mailing(msgspec.Struct, frozen=True, kw_only=True):
     """Messages that exist: 0 before the start, and after the retention period."""
     scheduled_messages: int
     sending_messages: int
-    sent_messages: int
+    sent_messages: Annotated[
+        int,
+        Meta(
+            description="Accepted by a gateway. Their receipt is awaited, or did not come in time;"
+            " it moves these counts also when the mailing is finished."
+        ),
+    ]
     delivered_messages: int
     undelivered_messages: int
     unknown_messages: int

@@ -1,9 +1,10 @@
 """A message: one mailing's text for one client, and a row of the job table."""
 
 from datetime import UTC, datetime
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import msgspec
+from msgspec import Meta
 
 from mailer.errors import NotFoundError
 from mailer.gateway.callback import ReceiptStatus
@@ -32,9 +33,24 @@ class Message(msgspec.Struct, frozen=True):
     id: int
     mailing_id: int
     client_id: int
-    status: MessageStatus
-    reason: str | None
-    """Why the message has this status, such as `expired`; None if there is nothing to explain."""
+    status: Annotated[
+        MessageStatus,
+        Meta(
+            description="`sent`: the gateway has accepted the message, and its receipt is awaited;"
+            " with the reason `no_receipt`, none came in time. `delivered`: the receipt says so; if"
+            " the gateway sends no receipts, it has accepted the message. `undelivered`: failed"
+            " permanently, or the receipt says so. `unknown`: it may have been accepted. A receipt"
+            " may change the status of a message whose mailing is finished."
+        ),
+    ]
+    reason: Annotated[
+        str | None,
+        Meta(
+            description="Why the message has this status, such as `expired`. That of a receipt is"
+            " `not_delivered`, the same with the provider's code, as in `not_delivered_30003`, or"
+            " `validity_expired`. Null if there is nothing to explain."
+        ),
+    ]
     last_failure: str | None
     """Why the last failed attempt failed, such as `http_503`; None when none has failed."""
     attempts: int
@@ -101,6 +117,20 @@ class MessageHistory(Message, frozen=True):
     """The client's time zone when the message was created."""
     phone: str | None
     """The client's current phone; None once the client is deleted."""
+
+    @property
+    def is_accepted(self) -> bool:
+        """Whether the gateway has certainly accepted the message.
+
+        An undelivered message that was sent is one whose receipt says so.
+        """
+        was_sent = self.status == "undelivered" and self.sent_at is not None
+        return self.status in {"sent", "delivered"} or was_sent
+
+    @property
+    def is_awaiting_receipt(self) -> bool:
+        """Whether a receipt decides the status, and has not come yet."""
+        return self.status == "sent" and self.reason is None
 
 
 class MessageNotFoundError(NotFoundError):

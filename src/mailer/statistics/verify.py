@@ -60,7 +60,7 @@ async def find_differences(engine: AsyncEngine, chunk: int = MAILINGS_BATCH) -> 
             after = upper
         for comparison in (
             *(DANGLING_MESSAGES, COMPARE_SETTLED, COMPARE_OUTCOMES, COMPARE_GATEWAYS),
-            *(COMPARE_SEGMENTS, COMPARE_OPT_OUTS),
+            *(COMPARE_DELIVERIES, COMPARE_SEGMENTS, COMPARE_OPT_OUTS),
         ):
             differences += await _fetch(connection, comparison)
     return differences
@@ -208,6 +208,32 @@ COMPARE_GATEWAYS = text(f"""
         SELECT coalesce(stored_count, 0)::bigint AS found, CASE WHEN is_complete
             THEN coalesce(actual_count, 0) ELSE greatest(stored_count, actual_count)
             END::bigint AS expected
+    ) AS compared
+    WHERE found <> expected ORDER BY gateway, quantity""")  # noqa: S608  # likewise
+
+# The messages accepted in the last days by gateway, of all operator codes (`delivery_count` and its
+# deltas), against the outcomes. The first hour is left out: while mailer is updated, processes of a
+# version without these counts may merge deltas.
+COMPARE_DELIVERIES = text(f"""
+    WITH first_bucket AS (
+        SELECT greatest(min(bucket_start) + interval '1 hour', now() - interval '7 days') AS at
+        FROM delivery_count HAVING count(*) > 0
+    ), stored AS (
+        SELECT gateway, {sums(("sent", "no_receipt", "delivered"))}
+        FROM all_delivery_counts JOIN first_bucket ON bucket_start >= at GROUP BY gateway
+    ), outcomes AS (
+        SELECT gateway, {sums(("sent", "delivered"))},
+            coalesce(sum(sent) FILTER (WHERE reason <> ''), 0)::bigint AS no_receipt
+        FROM all_outcome_counts JOIN first_bucket ON bucket_start >= at GROUP BY gateway
+    )
+    SELECT NULL, format('sum of %s messages through %s by operator code', quantity, gateway),
+        found, expected
+    FROM stored FULL JOIN outcomes USING (gateway) CROSS JOIN LATERAL (VALUES
+        ('sent', stored.sent, outcomes.sent),
+        ('sent, without a receipt in time,', stored.no_receipt, outcomes.no_receipt),
+        ('delivered', stored.delivered, outcomes.delivered)
+    ) AS pair (quantity, stored_count, actual_count), LATERAL (
+        SELECT coalesce(stored_count, 0) AS found, coalesce(actual_count, 0) AS expected
     ) AS compared
     WHERE found <> expected ORDER BY gateway, quantity""")  # noqa: S608  # likewise
 

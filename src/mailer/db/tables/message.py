@@ -195,8 +195,12 @@ message_count_delta = Table(
     "message_count_delta",
     metadata,
     *_message_count_columns(),
-    # of the dimension `outcome` only
+    # of the dimensions `outcome` and `operator_code` only
     Column("gateway", String, nullable=False, server_default=""),
+    # Of the dimension `operator_code` only: when the gateway accepted the messages, and how many of
+    # those that are `sent` do not await a receipt any more. These are for `delivery_count` below.
+    timestamp("accepted_quarter", nullable=True),
+    *count_columns(("no_receipt",)),
     postgresql_with=QUEUE_TABLE_OPTIONS,
 )
 
@@ -212,4 +216,20 @@ outcome_count = Table(
     Column("gateway", String, nullable=False, server_default=""),
     *count_columns((*OUTCOMES, "parts")),
     PrimaryKeyConstraint("bucket_start", "reason", "gateway"),
+)
+
+DELIVERY_COUNTS = ("sent", "no_receipt", "delivered", "undelivered")
+"""The counts in a row of `delivery_count`: messages that the gateway has accepted, by status.
+`no_receipt` are those of `sent` whose receipt is not awaited any more."""
+
+# Counts of the messages that gateways have accepted in the last days, by the quarter of an hour in
+# which they did, gateway and operator code, over all mailings.
+delivery_count = Table(
+    "delivery_count",
+    metadata,
+    timestamp("bucket_start"),
+    Column("gateway", String, nullable=False),
+    Column("operator_code", String, nullable=False),
+    *count_columns(DELIVERY_COUNTS),
+    PrimaryKeyConstraint("bucket_start", "gateway", "operator_code"),
 )
