@@ -349,7 +349,7 @@ async def test_call_that_cannot_be_stored_affects_no_other(engine: AsyncEngine) 
 async def test_full_inbox_refuses_calls(
     engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inbox_module, "MAX_WAITING", 2)
+    monkeypatch.setattr(inbox_module, "MAX_INBOX_ITEMS", 2)
     inbox = Inbox(engine, store_no_replies)
     receipt = content(Receipt("delivered", 1))
     results = await asyncio.gather(

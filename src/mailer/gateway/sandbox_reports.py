@@ -65,7 +65,9 @@ class Signer:
         receipt = profile.receipt
         self._scheme = None if receipt is None else receipt.signature
         if secret is None and receipt is not None and not receipt.may_be_unsigned:
-            is_token = self._scheme is not None and SIGNATURE_SCHEMES[self._scheme].account_key == "token"
+            is_token = (
+                self._scheme is not None and SIGNATURE_SCHEMES[self._scheme].account_key == "token"
+            )
             secret = token if is_token and token is not None else "sandbox"
         self._secret = secret
         self._given = secret

@@ -20,7 +20,7 @@ from mailer.receipt.store import ReceivedReceipt, apply_receipts
 from mailer.reply.rules import ReplyRules
 from mailer.reply.store import add_replies
 
-MAX_WAITING = 5_000
+MAX_INBOX_ITEMS = 5_000
 """Receipts and replies that wait to be stored. More are refused, and the providers repeat them."""
 MAX_INBOX_BATCH = 500
 """Most receipts and replies in one transaction."""
@@ -64,7 +64,7 @@ class Inbox:
 
         Raises `InboxFullError`, and the error of the database if the transaction has failed.
         """
-        if self._size >= MAX_WAITING:
+        if self._size >= MAX_INBOX_ITEMS:
             raise InboxFullError
         stored = asyncio.get_running_loop().create_future()
         item = _Item(gateway, content, database_clock.now(), stored)
