@@ -108,9 +108,10 @@ CREATE FUNCTION add_message_deltas_of_insert() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
 BEGIN
-    INSERT INTO message_count_delta
+    INSERT INTO message_count_delta (mailing_id, dimension, key, bucket_start,
+        messages, sent, delivered, undelivered, "unknown", cancelled, parts, gateway)
     SELECT mailing_id, dimension, key, bucket_start,
-        messages, delivered, undelivered, "unknown", cancelled, parts, gateway
+        messages, sent, delivered, undelivered, "unknown", cancelled, parts, gateway
     FROM (
         SELECT mailing_id,
             CASE grouping(operator_code, time_zone, reason, attempts, sent_by, second, quarter)
@@ -123,14 +124,15 @@ BEGIN
             coalesce(operator_code, time_zone, reason, attempts::text, sent_by, second::text,
                 quarter::text) IS NOT NULL AS is_counted,
             count(*) AS messages,
+            count(*) FILTER (WHERE status = 'sent') AS sent,
             count(*) FILTER (WHERE status = 'delivered') AS delivered,
             count(*) FILTER (WHERE status = 'undelivered') AS undelivered,
             count(*) FILTER (WHERE status = 'unknown') AS "unknown",
             count(*) FILTER (WHERE status = 'cancelled') AS cancelled,
-            coalesce(sum(parts) FILTER (WHERE status = 'delivered'), 0) AS parts,
+            coalesce(sum(parts) FILTER (WHERE ended_at IS NOT NULL), 0) AS parts,
             coalesce(outcome_gateway, '') AS gateway
         FROM (
-            SELECT mailing_id, operator_code, time_zone, status, reason,
+            SELECT mailing_id, operator_code, time_zone, status, reason, ended_at,
                 CASE WHEN ended_at IS NOT NULL THEN new_rows.attempts END AS attempts,
                 CASE WHEN ended_at IS NOT NULL THEN gateway END AS sent_by, parts,
                 date_trunc('second', ended_at) AS second,
@@ -162,9 +164,10 @@ BEGIN
     ) THEN
         RETURN NULL;  -- as at a first claim
     END IF;
-    INSERT INTO message_count_delta
+    INSERT INTO message_count_delta (mailing_id, dimension, key, bucket_start,
+        messages, sent, delivered, undelivered, "unknown", cancelled, parts, gateway)
     SELECT mailing_id, dimension, key, bucket_start,
-        messages, delivered, undelivered, "unknown", cancelled, parts, gateway
+        messages, sent, delivered, undelivered, "unknown", cancelled, parts, gateway
     FROM (
         SELECT mailing_id,
             CASE grouping(operator_code, time_zone, reason, attempts, sent_by, second, quarter)
@@ -177,14 +180,15 @@ BEGIN
             coalesce(operator_code, time_zone, reason, attempts::text, sent_by, second::text,
                 quarter::text) IS NOT NULL AS is_counted,
             CASE WHEN grouping(operator_code, time_zone) < 3 THEN 0 ELSE sum(n) END AS messages,
+            coalesce(sum(n) FILTER (WHERE status = 'sent'), 0) AS sent,
             coalesce(sum(n) FILTER (WHERE status = 'delivered'), 0) AS delivered,
             coalesce(sum(n) FILTER (WHERE status = 'undelivered'), 0) AS undelivered,
             coalesce(sum(n) FILTER (WHERE status = 'unknown'), 0) AS "unknown",
             coalesce(sum(n) FILTER (WHERE status = 'cancelled'), 0) AS cancelled,
-            coalesce(sum(n * parts) FILTER (WHERE status = 'delivered'), 0) AS parts,
+            coalesce(sum(n * parts) FILTER (WHERE ended_at IS NOT NULL), 0) AS parts,
             coalesce(outcome_gateway, '') AS gateway
         FROM (
-            SELECT mailing_id, operator_code, time_zone, status, reason, n,
+            SELECT mailing_id, operator_code, time_zone, status, reason, ended_at, n,
                 CASE WHEN ended_at IS NOT NULL THEN changed.attempts END AS attempts,
                 CASE WHEN ended_at IS NOT NULL THEN gateway END AS sent_by, parts,
                 date_trunc('second', ended_at) AS second,
@@ -209,8 +213,8 @@ BEGIN
             (mailing_id, reason), (mailing_id, attempts), (mailing_id, sent_by),
             (mailing_id, second), (mailing_id, quarter, outcome_reason, outcome_gateway))
     ) AS delta
-    WHERE is_counted AND (messages, delivered, undelivered, "unknown", cancelled, parts)
-        <> (0, 0, 0, 0, 0, 0);
+    WHERE is_counted AND (messages, sent, delivered, undelivered, "unknown", cancelled, parts)
+        <> (0, 0, 0, 0, 0, 0, 0);
     RETURN NULL;
 END $$;
 
@@ -291,6 +295,7 @@ BEGIN
     UPDATE mailing_counts SET
         scheduled = mailing_counts.scheduled + delta.scheduled,
         sending = mailing_counts.sending + delta.sending,
+        sent = mailing_counts.sent + delta.sent,
         delivered = mailing_counts.delivered + delta.delivered,
         undelivered = mailing_counts.undelivered + delta.undelivered,
         "unknown" = mailing_counts."unknown" + delta."unknown",
@@ -301,6 +306,7 @@ BEGIN
         SELECT mailing_id,
             count(*) FILTER (WHERE status = 'scheduled') AS scheduled,
             count(*) FILTER (WHERE status = 'sending') AS sending,
+            count(*) FILTER (WHERE status = 'sent') AS sent,
             count(*) FILTER (WHERE status = 'delivered') AS delivered,
             count(*) FILTER (WHERE status = 'undelivered') AS undelivered,
             count(*) FILTER (WHERE status = 'unknown') AS "unknown",
@@ -340,6 +346,7 @@ BEGIN
     UPDATE mailing_counts SET
         scheduled = mailing_counts.scheduled + delta.scheduled,
         sending = mailing_counts.sending + delta.sending,
+        sent = mailing_counts.sent + delta.sent,
         delivered = mailing_counts.delivered + delta.delivered,
         undelivered = mailing_counts.undelivered + delta.undelivered,
         "unknown" = mailing_counts."unknown" + delta."unknown",
@@ -350,6 +357,7 @@ BEGIN
         SELECT mailing_id,
             coalesce(sum(n) FILTER (WHERE status = 'scheduled'), 0) AS scheduled,
             coalesce(sum(n) FILTER (WHERE status = 'sending'), 0) AS sending,
+            coalesce(sum(n) FILTER (WHERE status = 'sent'), 0) AS sent,
             coalesce(sum(n) FILTER (WHERE status = 'delivered'), 0) AS delivered,
             coalesce(sum(n) FILTER (WHERE status = 'undelivered'), 0) AS undelivered,
             coalesce(sum(n) FILTER (WHERE status = 'unknown'), 0) AS "unknown",
@@ -579,6 +587,7 @@ BEGIN
         finished = settled_totals.finished + CASE ended_as WHEN 'finished' THEN listed ELSE 0 END,
         cancelled_mailings = settled_totals.cancelled_mailings
             + CASE ended_as WHEN 'cancelled' THEN listed ELSE 0 END,
+        sent = settled_totals.sent + counted * counts.sent,
         delivered = settled_totals.delivered + counted * counts.delivered,
         undelivered = settled_totals.undelivered + counted * counts.undelivered,
         "unknown" = settled_totals."unknown" + counted * counts."unknown",
@@ -616,7 +625,8 @@ CREATE TABLE message_count (
     undelivered bigint DEFAULT 0 NOT NULL,
     unknown bigint DEFAULT 0 NOT NULL,
     cancelled bigint DEFAULT 0 NOT NULL,
-    parts bigint DEFAULT 0 NOT NULL
+    parts bigint DEFAULT 0 NOT NULL,
+    sent bigint DEFAULT 0 NOT NULL
 );
 
 CREATE TABLE message_count_delta (
@@ -630,7 +640,8 @@ CREATE TABLE message_count_delta (
     unknown bigint DEFAULT 0 NOT NULL,
     cancelled bigint DEFAULT 0 NOT NULL,
     parts bigint DEFAULT 0 NOT NULL,
-    gateway character varying DEFAULT ''::character varying NOT NULL
+    gateway character varying DEFAULT ''::character varying NOT NULL,
+    sent bigint DEFAULT 0 NOT NULL
 )
 WITH (autovacuum_vacuum_scale_factor='0', autovacuum_vacuum_threshold='10000');
 
@@ -640,6 +651,7 @@ CREATE VIEW all_message_counts AS
     message_count.key,
     message_count.bucket_start,
     message_count.messages,
+    message_count.sent,
     message_count.delivered,
     message_count.undelivered,
     message_count.unknown,
@@ -652,6 +664,7 @@ UNION ALL
     message_count_delta.key,
     message_count_delta.bucket_start,
     message_count_delta.messages,
+    message_count_delta.sent,
     message_count_delta.delivered,
     message_count_delta.undelivered,
     message_count_delta.unknown,
@@ -668,12 +681,14 @@ CREATE TABLE outcome_count (
     unknown bigint DEFAULT 0 NOT NULL,
     cancelled bigint DEFAULT 0 NOT NULL,
     parts bigint DEFAULT 0 NOT NULL,
-    gateway character varying DEFAULT ''::character varying NOT NULL
+    gateway character varying DEFAULT ''::character varying NOT NULL,
+    sent bigint DEFAULT 0 NOT NULL
 );
 
 CREATE VIEW all_outcome_counts AS
  SELECT outcome_count.bucket_start,
     outcome_count.reason,
+    outcome_count.sent,
     outcome_count.delivered,
     outcome_count.undelivered,
     outcome_count.unknown,
@@ -684,6 +699,7 @@ CREATE VIEW all_outcome_counts AS
 UNION ALL
  SELECT message_count_delta.bucket_start,
     message_count_delta.key AS reason,
+    message_count_delta.sent,
     message_count_delta.delivered,
     message_count_delta.undelivered,
     message_count_delta.unknown,
@@ -867,6 +883,24 @@ CREATE TABLE daily_report (
     settled_recipients bytea[] DEFAULT '{}'::bytea[] NOT NULL
 );
 
+CREATE TABLE early_receipt (
+    id bigint NOT NULL,
+    gateway character varying NOT NULL,
+    gateway_message_id character varying,
+    message_id bigint,
+    receipt jsonb NOT NULL,
+    received_at timestamp with time zone NOT NULL
+);
+
+ALTER TABLE early_receipt ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME early_receipt_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
 CREATE TABLE gateway_outage (
     gateway character varying NOT NULL,
     reason character varying NOT NULL,
@@ -962,10 +996,12 @@ CREATE TABLE mailing_counts (
     cancelled bigint DEFAULT 0 NOT NULL,
     first_sent_at timestamp with time zone,
     last_sent_at timestamp with time zone,
+    sent bigint DEFAULT 0 NOT NULL,
     CONSTRAINT mailing_counts_cancelled_check CHECK ((cancelled >= 0)),
     CONSTRAINT mailing_counts_delivered_check CHECK ((delivered >= 0)),
     CONSTRAINT mailing_counts_scheduled_check CHECK ((scheduled >= 0)),
     CONSTRAINT mailing_counts_sending_check CHECK ((sending >= 0)),
+    CONSTRAINT mailing_counts_sent_check CHECK ((sent >= 0)),
     CONSTRAINT mailing_counts_undelivered_check CHECK ((undelivered >= 0)),
     CONSTRAINT mailing_counts_unknown_check CHECK ((unknown >= 0))
 )
@@ -1008,9 +1044,14 @@ CREATE TABLE message (
     gateway character varying,
     gateway_message_id character varying,
     parts smallint,
+    receipts jsonb,
+    receipt_status character varying,
+    receipt_reason character varying,
+    uses_gateway_id boolean DEFAULT false NOT NULL,
     CONSTRAINT message_attempts_check CHECK ((attempts >= 0)),
     CONSTRAINT message_lease_check CHECK (((((status)::text = 'sending'::text) = (lease_owner IS NOT NULL)) AND (((status)::text = 'sending'::text) = (lease_expires_at IS NOT NULL)))),
-    CONSTRAINT message_status_check CHECK (((status)::text = ANY ((ARRAY['scheduled'::character varying, 'sending'::character varying, 'delivered'::character varying, 'undelivered'::character varying, 'unknown'::character varying, 'cancelled'::character varying])::text[]))),
+    CONSTRAINT message_receipt_check CHECK (((receipt_status IS NULL) OR ((status)::text = 'sending'::text))),
+    CONSTRAINT message_status_check CHECK (((status)::text = ANY ((ARRAY['scheduled'::character varying, 'sending'::character varying, 'sent'::character varying, 'delivered'::character varying, 'undelivered'::character varying, 'unknown'::character varying, 'cancelled'::character varying])::text[]))),
     CONSTRAINT message_unknown_check CHECK (((unknown_reason IS NULL) OR ((status)::text = ANY ((ARRAY['scheduled'::character varying, 'sending'::character varying, 'unknown'::character varying])::text[]))))
 );
 
@@ -1082,6 +1123,14 @@ CREATE TABLE origin (
     moved_at timestamp with time zone NOT NULL,
     held_since timestamp with time zone,
     data_until timestamp with time zone
+);
+
+CREATE TABLE receipt_poll (
+    gateway character varying NOT NULL,
+    mailing_id bigint DEFAULT 0 NOT NULL,
+    sent_at timestamp with time zone DEFAULT '-infinity'::timestamp with time zone NOT NULL,
+    message_id bigint DEFAULT 0 NOT NULL,
+    round_started_at timestamp with time zone DEFAULT now() NOT NULL
 );
 
 CREATE TABLE reply (
@@ -1157,7 +1206,8 @@ CREATE TABLE settled_totals (
     delivered bigint DEFAULT 0 NOT NULL,
     undelivered bigint DEFAULT 0 NOT NULL,
     unknown bigint DEFAULT 0 NOT NULL,
-    cancelled bigint DEFAULT 0 NOT NULL
+    cancelled bigint DEFAULT 0 NOT NULL,
+    sent bigint DEFAULT 0 NOT NULL
 );
 
 CREATE SEQUENCE stop_number
@@ -1267,6 +1317,9 @@ ALTER TABLE ONLY client
 ALTER TABLE ONLY daily_report
     ADD CONSTRAINT daily_report_pkey PRIMARY KEY (day);
 
+ALTER TABLE ONLY early_receipt
+    ADD CONSTRAINT early_receipt_pkey PRIMARY KEY (id);
+
 ALTER TABLE ONLY gateway_outage
     ADD CONSTRAINT gateway_outage_pkey PRIMARY KEY (gateway);
 
@@ -1314,6 +1367,9 @@ ALTER TABLE ONLY opt_out
 
 ALTER TABLE ONLY outcome_count
     ADD CONSTRAINT outcome_count_pkey PRIMARY KEY (bucket_start, reason, gateway);
+
+ALTER TABLE ONLY receipt_poll
+    ADD CONSTRAINT receipt_poll_pkey PRIMARY KEY (gateway);
 
 ALTER TABLE ONLY reply_part
     ADD CONSTRAINT reply_part_pkey PRIMARY KEY (gateway, phone, reference, parts, part, text_digest);
@@ -1373,6 +1429,8 @@ CREATE INDEX client_tag_id_idx ON client USING btree (tag, id) INCLUDE (operator
 
 CREATE INDEX client_time_zone_id_idx ON client USING btree (time_zone, id) INCLUDE (operator_code, tag) WHERE (deleted_at IS NULL);
 
+CREATE INDEX early_receipt_received_at_idx ON early_receipt USING btree (received_at);
+
 CREATE INDEX idempotency_client_id_idx ON idempotency USING btree (client_id) WHERE (client_id IS NOT NULL);
 
 CREATE INDEX idempotency_created_at_idx ON idempotency USING btree (created_at);
@@ -1415,9 +1473,13 @@ CREATE INDEX mailing_unsettled_idx ON mailing USING btree (id) WHERE ((NOT is_se
 
 CREATE INDEX mailing_words_idx ON mailing USING gin (mailing_words(id, (text)::text, (status)::text)) WITH (fastupdate=off);
 
+CREATE INDEX message_awaiting_idx ON message USING btree (mailing_id, sent_at) WHERE (((status)::text = 'sent'::text) AND (reason IS NULL));
+
 CREATE UNIQUE INDEX message_count_key ON message_count USING btree (mailing_id, dimension, key, bucket_start) NULLS NOT DISTINCT;
 
 CREATE INDEX message_due_idx ON message USING btree (mailing_id, route, due_at, id) WHERE ((status)::text = 'scheduled'::text);
+
+CREATE INDEX message_gateway_message_id_idx ON message USING btree (gateway_message_id) WHERE uses_gateway_id;
 
 CREATE INDEX message_lease_idx ON message USING btree (lease_expires_at) WHERE ((status)::text = 'sending'::text);
 

@@ -174,7 +174,7 @@ def check_gateways(phone: str | None) -> None:
             "mailer: set MAILER_GATEWAYS to the path of a file, see docs/gateways.md", err=True
         )
         sys.exit(EXIT_CANNOT_START)
-    if not run(check.check_gateways(configured, phone, click.echo)):
+    if not run(check.check_gateways(configured, phone, click.echo, settings.public_url)):
         sys.exit(1)
 
 

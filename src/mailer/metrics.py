@@ -36,6 +36,19 @@ _results = BoundedCounter(
         registry=REGISTRY,
     )
 )
+_callbacks = Counter(
+    "mailer_callbacks",
+    "Calls of gateways that bring receipts and replies, by result: stored, empty, not_authentic,"
+    " unreadable, unavailable.",
+    ["gateway", "result"],
+    registry=REGISTRY,
+)
+_receipts = Counter(
+    "mailer_receipts",
+    "Receipts by result: applied, early (kept until their message is known), ignored.",
+    ["result"],
+    registry=REGISTRY,
+)
 _discarded_results = Counter(
     "mailer_results_discarded",
     "Results that came after the lease was lost; they were not stored.",
@@ -230,6 +243,18 @@ def results_recorded(
             _attempts.series().observe(attempts, messages)
     if discarded:
         _discarded_results.inc(discarded)
+
+
+def callback_answered(gateway: str, result: str) -> None:
+    """Count a call of a gateway that brings receipts or replies."""
+    _callbacks.labels(gateway, result).inc()
+
+
+def receipts_stored(applied: int, early: int, ignored: int) -> None:
+    """Count receipts of one transaction by their result."""
+    for result, receipts in (("applied", applied), ("early", early), ("ignored", ignored)):
+        if receipts:
+            _receipts.labels(result).inc(receipts)
 
 
 def gateway_latency(gateway: str) -> HistogramSeries:

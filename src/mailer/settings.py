@@ -96,6 +96,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     key_rate: Annotated[float, Meta(ge=0, le=1_000_000)] = 100
     monitoring_token: HeaderToken | None = None
     trusted_proxies: str | None = None
+    public_url: str | None = None
+    receipt_wait: Annotated[float, Meta(gt=0, le=30 * 86_400)] = 3 * 86_400
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["console", "json"] | None = None
     smtp_url: str | None = None
@@ -210,7 +212,7 @@ def _find_errors(settings: Settings) -> list[str]:
 
 
 def _find_url_errors(settings: Settings) -> list[str]:
-    """Return the errors in the URLs of the gateway and of the mail server."""
+    """Return the errors in the URLs of the gateway, of mailer and of the mail server."""
     errors = []
     if settings.gateways is not None and settings.gateway_url is not None:
         errors.append(f"{PREFIX}GATEWAYS and {PREFIX}GATEWAY_URL: set only one")
@@ -223,12 +225,23 @@ def _find_url_errors(settings: Settings) -> list[str]:
             if settings.gateway_token and user is not None:
                 conflict = f"a user in it cannot be combined with {PREFIX}GATEWAY_TOKEN"
                 errors.append(f"{PREFIX}GATEWAY_URL: {conflict}")
+    if settings.public_url is not None and (reason := _find_url_mistake(settings.public_url)):
+        errors.append(f"{PREFIX}PUBLIC_URL: {reason}")
     if settings.smtp_url is not None:
         try:
             split_url(settings.smtp_url, ("smtp", "smtps"))
         except ValueError as error:
             errors.append(f"{PREFIX}SMTP_URL: {error}")
     return errors
+
+
+def _find_url_mistake(value: str) -> str | None:
+    """Return why `value` cannot be the start of mailer's own URLs; None if it can."""
+    try:
+        split_url(value, ("http", "https"))
+    except ValueError as error:
+        return str(error)
+    return "must have no user, query or fragment" if set("?#@") & set(value) else None
 
 
 def _find_oidc_errors(settings: Settings) -> list[str]:

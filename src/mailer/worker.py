@@ -43,6 +43,10 @@ from mailer.gateway.channel import Channels
 from mailer.gateway.opening import open_channels
 from mailer.gateway.toml_file import ConfigFileError
 from mailer.loop_monitor import DEBUG_PROBE_INTERVAL, PROBE_INTERVAL, LoopMonitor
+from mailer.receipt.calls import ProviderCalls
+from mailer.receipt.inbox import Inbox
+from mailer.reply.rules import ReplyRules
+from mailer.reply.store import add_replies
 from mailer.server import act_on_signals, listen, notify_systemd, url_of
 from mailer.settings import Settings
 from mailer.web.asgi_wrappers import wrap_asgi
@@ -136,12 +140,15 @@ async def _serve(
         )
         channels = _open_channels(settings)
         mail = None if smtp is None else _create_mail(stack, settings, smtp, dispatcher_engine)
+        store_replies = partial(add_replies, rules=ReplyRules.of(settings))
+        inbox = Inbox(dispatcher_engine, store_replies)
         dispatcher = Dispatcher(
             database_url,
             dispatcher_engine,
             channels,
             DispatcherLimits.of(settings),
             report=None if mail is None else mail.run,
+            inbox=inbox,
         )
         webhook_addresses = AddressPolicy(allows_private=settings.webhook_private_addresses)
         webhooks = _create_webhook_delivery(stack, database_url, webhook_addresses)
@@ -156,8 +163,20 @@ async def _serve(
             why_not_ready=dispatcher.why_not_ready,
             webhook_addresses=webhook_addresses,
         )
+        take_calls = partial(
+            ProviderCalls,
+            channels=channels,
+            inbox=inbox,
+            startup=startup,
+            public_url=settings.public_url,
+        )
         server = Server(
-            wrap_asgi(app, settings.proxies, is_auth_enabled=settings.is_auth_enabled),
+            wrap_asgi(
+                app,
+                settings.proxies,
+                is_auth_enabled=settings.is_auth_enabled,
+                intercept=take_calls,
+            ),
             CONNECTION_LIMITS,
             grace=settings.shutdown_grace,
         )

@@ -100,6 +100,7 @@ def create_mailing(status: MailingStatus, **counts: int) -> Mailing:
         created_messages=messages.total,
         scheduled_messages=messages.scheduled,
         sending_messages=messages.sending,
+        sent_messages=messages.sent,
         delivered_messages=messages.delivered,
         undelivered_messages=messages.undelivered,
         unknown_messages=messages.unknown,

@@ -45,7 +45,9 @@ def test_default_of_every_setting() -> None:
     assert settings.pop("data_dir")
     assert settings == {
         **dict.fromkeys(("database_url", "gateways", "gateway_url", "gateway_token", "log_format")),
-        **dict.fromkeys(("smtp_url", "smtp_from", "report_recipients", "trusted_proxies")),
+        **dict.fromkeys(("smtp_url", "smtp_from", "report_recipients")),
+        **dict.fromkeys(("trusted_proxies", "public_url")),
+        "receipt_wait": 3 * 86_400,
         **dict.fromkeys(("oidc_issuer", "oidc_client_id", "oidc_client_secret")),
         "key_rate": 100,
         "monitoring_token": None,
@@ -164,6 +166,11 @@ def test_other_empty_secret_counts_as_not_set() -> None:
         *(("shutdown_grace", wrong) for wrong in ("-1", "3601", "nan", "x")),
         *(("auth", wrong) for wrong in ("off", "NONE", "false")),
         *(("trusted_proxies", wrong) for wrong in ("proxy.example", "*", "10.0.0.1/8", "1, 2")),
+        *(
+            ("public_url", wrong)
+            for wrong in ("x.example", "ftp://x", "https://x/?a", "https://u@x")
+        ),
+        *(("receipt_wait", wrong) for wrong in ("0", "2592001", "x")),
         *(("log_level", wrong) for wrong in ("trace", "INFO")),
         *(("log_format", wrong) for wrong in ("xml", "text")),
         *(("database_url", wrong) for wrong in ("mysql://x", "x", "postgresql+asyncpg://x")),

@@ -29,6 +29,7 @@ from mailer.gateway.channel import Channel, Channels
 from mailer.gateway.router import GatewayTables
 from mailer.message.model import MessageResult
 from mailer.opt_out import store as opt_outs
+from mailer.receipt.inbox import Inbox
 from mailer.settings import Settings
 
 DRAIN_TIMEOUT = 15.0
@@ -59,10 +60,11 @@ class DispatcherLimits(msgspec.Struct, frozen=True, kw_only=True):
 class Dispatcher:
     """Runs and connects the pipeline, the lifecycle, the running mailings and the periodic jobs.
 
-    Without any channel nothing is sent. `report` sends the daily report if it is due.
+    Without any channel nothing is sent. `report` sends the daily report if it is due. `inbox`
+    stores receipts; None if gateways are not asked for any.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # the parts that it connects
         self,
         url: str,
         engine: AsyncEngine,
@@ -70,6 +72,7 @@ class Dispatcher:
         limits: DispatcherLimits,
         *,
         report: Callable[[], Awaitable[object]] | None = None,
+        inbox: Inbox | None = None,
     ) -> None:
         self._channels = channels
         self._failures = LoopFailures()
@@ -90,7 +93,7 @@ class Dispatcher:
             on_messages=self._pipeline.claimer.add_mailings,
             is_sending=lambda: self._pipeline.has_prefetched,
         )
-        self._jobs = jobs(engine, channels, limits.jobs, report)
+        self._jobs = jobs(engine, channels, limits.jobs, report, inbox)
         self._answers = AnswerSender(
             engine, channels, self._claims.refunds, limits.retry, limits.shutdown_grace
         )

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 from functools import partial
 from typing import Self
 
@@ -21,6 +22,9 @@ from mailer.mailing.restore import OriginCheck
 from mailer.message import counters, recovery
 from mailer.opt_out import linking
 from mailer.opt_out import store as opt_outs
+from mailer.receipt import store as receipt_store
+from mailer.receipt.inbox import Inbox
+from mailer.receipt.polling import Polling
 from mailer.reply import outbox
 from mailer.reply import store as replies
 from mailer.reply.rules import ReplyRules
@@ -63,6 +67,9 @@ class JobLimits(msgspec.Struct, frozen=True, kw_only=True):
     reply_rules: ReplyRules
     """What replies do whose parts are joined."""
 
+    receipt_wait: float
+    """Seconds for which a receipt is awaited."""
+
     @classmethod
     def of(cls, settings: Settings) -> Self:
         """Return the limits that the settings define."""
@@ -70,6 +77,7 @@ class JobLimits(msgspec.Struct, frozen=True, kw_only=True):
             lease=settings.lease,
             max_attempts=settings.retry_attempts,
             retention_days=settings.retention_days,
+            receipt_wait=settings.receipt_wait,
             reply_rules=ReplyRules.of(settings),
         )
 
@@ -79,10 +87,12 @@ def jobs(
     channels: Channels,
     limits: JobLimits,
     report: Callable[[], Awaitable[object]] | None,
+    inbox: Inbox | None = None,
 ) -> list[Job]:
     """Return the table of periodic jobs.
 
-    `report` sends the daily report if it is due; None when no report is sent.
+    `report` sends the daily report if it is due; None when no report is sent. `inbox` stores
+    receipts for which gateways are asked; None if none is asked.
     """
     table = [
         Job("update_routes", 1, RouteUpdate(engine, channels).run),
@@ -99,6 +109,17 @@ def jobs(
             "purge_mailings",
             2,
             _in_transaction(engine, lambda database: purging.purge(database, JOB_BATCH)),
+        ),
+        Job("apply_early_receipts", 1, _EarlyReceipts(engine).run),
+        Job(
+            "give_up_waiting",
+            min(10, limits.receipt_wait / 4),
+            _in_transaction(
+                engine,
+                lambda database: receipt_store.give_up_waiting(
+                    database, timedelta(seconds=limits.receipt_wait), JOB_BATCH
+                ),
+            ),
         ),
         Job(
             "join_replies",
@@ -130,6 +151,8 @@ def jobs(
             _in_transaction(engine, lambda database: queue.purge(database, EVENT_BATCH)),
         ),
     ]
+    if inbox is not None:
+        table.append(Job("poll_receipts", 2, Polling(engine, channels, inbox).run))
     if limits.retention_days:
         delete = partial(_delete_expired_messages, engine, limits.retention_days)
         table.append(Job("purge_messages", 1, delete))
@@ -140,6 +163,21 @@ def jobs(
     if report is not None:
         table.append(Job("send_report", 20, report))
     return table
+
+
+class _EarlyReceipts:
+    """Tries again the receipts that came before their message had a result."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+        self._runs = 0
+
+    async def run(self) -> None:
+        """Apply the receipts whose messages have a result now."""
+        self._runs += 1
+        async with self._engine.begin() as connection:
+            result = await receipt_store.apply_early_receipts(connection, self._runs)
+        metrics.receipts_stored(result.applied, 0, result.ignored)
 
 
 async def _rescue(engine: AsyncEngine, max_attempts: int) -> None:

@@ -8,7 +8,16 @@ from typing import assert_never
 import msgspec
 from msgspec.structs import replace
 
-from mailer.gateway.protocol import Aborted, Accepted, Outcome, Rejected, TemporaryFailure, Unknown
+from mailer.gateway.protocol import (
+    NO_RECEIPTS,
+    Aborted,
+    Accepted,
+    Outcome,
+    ReceiptUse,
+    Rejected,
+    TemporaryFailure,
+    Unknown,
+)
 from mailer.mailing.model import RunningMailing
 from mailer.message.model import ClaimedMessage, MessageResult
 from mailer.statuses import MessageStatus
@@ -156,13 +165,15 @@ def decide_after_send(  # noqa: PLR0911, PLR0913  # one return for each kind of 
     now: datetime,
     policy: RetryPolicy,
     *,
+    receipts: ReceiptUse = NO_RECEIPTS,
     is_gateway_failure: bool = False,
     has_other_gateway: bool = False,
 ) -> MessageResult:
     """Return the result of a message whose request ended at `now` with `outcome`.
 
     With `is_gateway_failure` a failure belongs to a gateway outage and costs no attempt. If it was
-    the first attempt, the pause is as after a first attempt that counts. `has_other_gateway` is
+    the first attempt, the pause is as after a first attempt that counts. With `receipts` that are
+    awaited, an accepted message is not delivered yet. `has_other_gateway` is
     whether the message may also be sent through another gateway.
     """
     counted_attempts = claim.attempts - 1 if is_gateway_failure else claim.attempts
@@ -171,11 +182,12 @@ def decide_after_send(  # noqa: PLR0911, PLR0913  # one return for each kind of 
         case Accepted(gateway_message_id=gateway_message_id):
             return MessageResult(
                 claim,
-                "delivered",
+                "sent" if receipts.is_awaited else "delivered",
                 claim.attempts,
                 sent_at=now,
                 gateway_message_id=gateway_message_id,
                 parts=mailing.parts,
+                uses_gateway_id=receipts.is_awaited and receipts.name_gateway_id,
             )
         case Rejected(reason=reason, other_gateways=True) if (
             has_other_gateway and not is_last_attempt and claim.unknown_reason is None

@@ -195,6 +195,7 @@ class Sender:
             mailing.sender or self.channel.config.sender or "",
             self._validity.limit(int(send.seconds_left)),
             ready.at,
+            f"{self.channel.receipts.url}{claim.id}" if self.channel.receipts.url else "",
         )
         request = Request(message, started_at + send.timeout, self._create_write_check(ready))
         outcome = await self._request(claim.mailing_id, request)
@@ -218,6 +219,7 @@ class Sender:
             outcome,
             now,
             self._retry,
+            receipts=self.channel.receipts,
             is_gateway_failure=is_gateway_failure,
             has_other_gateway=isinstance(outcome, Rejected)
             and self._has_other_gateway(claim.route, self.channel.name),

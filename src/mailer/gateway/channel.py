@@ -9,9 +9,10 @@ import structlog
 
 from mailer import metrics
 from mailer.gateway.breaker import BREAKER_STATES, Breaker, Outage
-from mailer.gateway.config import ConfiguredGateway, GatewayConfig
+from mailer.gateway.config import ConfiguredGateway
+from mailer.gateway.config_table import GatewayConfig
 from mailer.gateway.profile import ValidityRange
-from mailer.gateway.protocol import Gateway
+from mailer.gateway.protocol import NO_RECEIPTS, Gateway
 from mailer.gateway.router import GatewayTables
 from mailer.gateway.throughput import ThroughputEstimate
 from mailer.limits import Pacer
@@ -69,6 +70,10 @@ class Channel:
         self.configured = configured
         """A reload may replace it by one that `connects_like` it."""
         self.limits = limits
+        self.receipts = NO_RECEIPTS
+        """Whether and how the gateway reports the delivery of messages."""
+        self.callback_rules = configured.callback_rules()
+        """How to read the gateway's calls."""
         self.breaker = Breaker(max_failures=limits.breaker_failures, reset=limits.breaker_reset)
         self.throughput = ThroughputEstimate(limits.concurrency, limit=limits.rate)
         self.pacer = Pacer(limits.rate) if limits.rate else None

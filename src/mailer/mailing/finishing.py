@@ -71,7 +71,10 @@ NO_WORK_IS_PENDING = (
 )
 HAS_NO_OPEN_MESSAGE = f"{add_up(OPEN)} = 0"
 """Condition on a row of `mailing_counts`."""
-ALL_ARE_FINAL = f"{add_up(NOT_FINAL)} = 0"
+# Of the messages that are `sent`, those whose receipt is not awaited any more are final.
+ALL_ARE_FINAL = f"""(({add_up(NOT_FINAL)}) = sent AND (sent = 0 OR NOT EXISTS (
+    SELECT FROM message WHERE message.mailing_id = mailing_counts.mailing_id
+        AND message.status = 'sent' AND message.reason IS NULL)))"""
 """Condition on a row of `mailing_counts`."""
 
 # Two common table expressions for a WITH clause.

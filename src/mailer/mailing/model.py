@@ -280,6 +280,7 @@ class Mailing(msgspec.Struct, frozen=True, kw_only=True):
     """Messages that exist: 0 before the start, and after the retention period."""
     scheduled_messages: int
     sending_messages: int
+    sent_messages: int
     delivered_messages: int
     undelivered_messages: int
     unknown_messages: int

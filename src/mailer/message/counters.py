@@ -29,7 +29,7 @@ class Counters(msgspec.Struct, frozen=True):
     messages: int = 0
     outcomes: OutcomeCounts = OutcomeCounts.of()
     parts: int = 0
-    """Number of SMS of the delivered messages."""
+    """Number of SMS of the messages that gateways have accepted."""
 
     @classmethod
     def of_columns(cls, messages: int, *counts: int) -> Self:

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import msgspec
 
 from mailer.errors import NotFoundError
+from mailer.gateway.callback import ReceiptStatus
 from mailer.statuses import MessageStatus
 
 
@@ -63,6 +64,19 @@ class FailedAttempt(msgspec.Struct, frozen=True):
     """The gateway of the attempt; None for attempts before gateways had names."""
 
 
+class StoredReceipt(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A receipt in the history of a message."""
+
+    at: datetime
+    """When mailer received it."""
+    status: ReceiptStatus
+    gateway: str
+    code: str | None = None
+    """Error code of the provider; None without one."""
+    part: str | None = None
+    """Id of the part, if the gateway sends a receipt for each part."""
+
+
 class MessageHistory(Message, frozen=True):
     """A message with its failed attempts, its times and the client's phone."""
 
@@ -79,6 +93,8 @@ class MessageHistory(Message, frozen=True):
     """When another worker may rescue the message; None unless it is being sent."""
     failures: tuple[FailedAttempt, ...]
     """The newest failed attempts, at most 20, oldest first."""
+    receipts: tuple[StoredReceipt, ...]
+    """The newest receipts, at most 20, oldest first."""
     operator_code: str
     """The client's operator code when the message was created."""
     time_zone: str
@@ -156,6 +172,8 @@ class MessageResult(msgspec.Struct, frozen=True, gc=False):
     """The id that the gateway gave to the message when it accepted it, if any."""
     parts: int | None = None
     """Number of SMS that the text takes; None if the gateway did not accept the message."""
+    uses_gateway_id: bool = False
+    """Whether the receipts of this message name it by `gateway_message_id` only."""
     excludes_gateway: bool = False
     """Whether the message is sent through other gateways from now on."""
     is_opt_out: bool = False

@@ -118,7 +118,7 @@ COMPARE_COUNTERS = text(f"""
     ), counted AS (
         SELECT mailing_id, dimension, key, count(*) AS messages,
             {count_by_status(OUTCOMES)},
-            coalesce(sum(parts) FILTER (WHERE status = 'delivered'), 0)::bigint AS parts
+            coalesce(sum(parts) FILTER (WHERE second IS NOT NULL), 0)::bigint AS parts
         FROM counted_message CROSS JOIN LATERAL (VALUES
             ('operator_code', operator_code), ('time_zone', time_zone), ('reason', reason),
             ('attempts', CASE WHEN second IS NOT NULL THEN attempts::text END),

@@ -1,0 +1,120 @@
+"""The inbox: stores what providers report, many calls in one transaction.
+
+A call is answered after its receipts and replies are stored. While one transaction is running, the
+next calls gather, and are then stored together. So a burst of calls costs few transactions.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime
+
+import msgspec
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from mailer import metrics
+from mailer.clock import database_clock
+from mailer.db.engine import is_unavailable
+from mailer.errors import UnavailableError
+from mailer.gateway.callback import CallbackContent, Reply
+from mailer.receipt.store import ReceivedReceipt, apply_receipts
+
+MAX_WAITING = 5_000
+"""Receipts and replies that wait to be stored. More are refused, and the providers repeat them."""
+MAX_INBOX_BATCH = 500
+"""Most receipts and replies in one transaction."""
+GATHER_SECONDS = 0.002
+"""How long a batch waits for further calls, so that the calls that follow the answers of the last
+batch share a transaction, and not the first of them has one of its own."""
+
+StoreReplies = Callable[[AsyncConnection, str, Sequence[Reply], datetime], Awaitable[object]]
+
+
+class InboxFullError(UnavailableError):
+    """Too many receipts wait to be stored; send them again."""
+
+
+class _Item(msgspec.Struct):
+    """What one call has brought, and the future that ends when it is stored."""
+
+    gateway: str
+    content: CallbackContent
+    at: datetime
+    stored: asyncio.Future[None]
+
+    @property
+    def size(self) -> int:
+        return len(self.content.receipts) + len(self.content.replies)
+
+
+class Inbox:
+    """A bounded queue of what providers report, and the task that stores it.
+
+    `store_replies` stores replies in the transaction of the batch.
+    """
+
+    def __init__(self, engine: AsyncEngine, store_replies: StoreReplies | None = None) -> None:
+        self._engine = engine
+        self._store_replies = store_replies
+        self._waiting: list[_Item] = []
+        self._size = 0
+        self._writing: asyncio.Task[None] | None = None
+
+    async def store(self, gateway: str, content: CallbackContent) -> None:
+        """Store what a call of `gateway` has brought; return when it is committed.
+
+        Raises `InboxFullError`, and the error of the database if the transaction has failed.
+        """
+        if self._size >= MAX_WAITING:
+            raise InboxFullError
+        stored = asyncio.get_running_loop().create_future()
+        item = _Item(gateway, content, database_clock.now(), stored)
+        self._waiting.append(item)
+        self._size += item.size
+        if self._writing is None or self._writing.done():
+            self._writing = asyncio.create_task(self._write_all())
+        await stored
+
+    async def _write_all(self) -> None:
+        while self._waiting:
+            await asyncio.sleep(GATHER_SECONDS)
+            batch, size = [], 0
+            while self._waiting and size < MAX_INBOX_BATCH:
+                item = self._waiting.pop(0)
+                batch.append(item)
+                size += item.size
+            self._size -= size
+            await self._write(batch)
+
+    async def _write(self, batch: list[_Item]) -> None:
+        """Store a batch; if that fails, each call apart, so that one affects no other."""
+        try:
+            await self._store(batch)
+        except Exception as error:  # noqa: BLE001  # it is raised in the calls
+            if len(batch) > 1 and not is_unavailable(error):
+                for item in batch:
+                    await self._write([item])
+                return
+            for item in batch:
+                if not item.stored.done():
+                    item.stored.set_exception(error)
+        else:
+            for item in batch:
+                if not item.stored.done():
+                    item.stored.set_result(None)
+
+    async def _store(self, batch: Sequence[_Item]) -> None:
+        received = [
+            ReceivedReceipt(item.gateway, receipt, item.at)
+            for item in batch
+            for receipt in item.content.receipts
+        ]
+        async with self._engine.begin() as connection:
+            if received:
+                result = await apply_receipts(connection, received)
+            for item in batch:
+                if item.content.replies and self._store_replies is not None:
+                    await self._store_replies(
+                        connection, item.gateway, item.content.replies, item.at
+                    )
+        if received:
+            metrics.receipts_stored(result.applied, result.early, result.ignored)
