@@ -64,9 +64,11 @@ async def test_a_webhook_is_created_and_its_secret_is_shown_once(
     [webhook] = await stored(engine)
     assert webhook["events"] == ["messages.finished", "gateway.up"]
     again = await site.post(action, data=FORM)
-    assert (again.status_code, again.headers["Location"]) == (303, f"/webhooks/{webhook['id']}")
+    location = f"/webhooks?created={webhook['id']}"
+    assert (again.status_code, again.headers["Location"]) == (303, location)
+    assert "its secret was shown then" in (await site.get(location)).text
     assert len(await stored(engine)) == 1
-    for path in ("/webhooks", again.headers["Location"], f"/webhooks/{webhook['id']}/edit"):
+    for path in ("/webhooks", f"/webhooks/{webhook['id']}", f"/webhooks/{webhook['id']}/edit"):
         page = await site.get(path)
         assert page.status_code == 200
         assert "Shop" in page.text

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import random
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlsplit
@@ -32,13 +32,13 @@ log = structlog.get_logger()
 
 DELIVERY_POLL_INTERVAL = 1.0
 """Seconds between two checks for due deliveries."""
-ROUND_INTERVAL = 0.1
-"""Least seconds between two rounds: results and claims of many requests share a statement."""
+ROUND_INTERVAL = 0.5
+"""Least seconds between two rounds: results and claims of many requests share a transaction."""
 ERROR_DELAY = 2.0
 """Seconds after an error until the next round."""
 MAX_REQUESTS = 4
 """Requests to one endpoint at the same time."""
-MAX_CLAIMED = 20
+MAX_CLAIMED = 50
 """Deliveries for one endpoint that are claimed and have no result yet. With `MAX_REQUESTS` and the
 timeout of a request they take less than `queue.LEASE`."""
 DELIVERY_STOP_TIMEOUT = 5.0
@@ -112,8 +112,7 @@ class WebhookDelivery:
 
         Return whether an endpoint got as many as it may get, so that more may be due.
         """
-        await self._record()
-        async with self._engine.begin() as connection:
+        async with self._recording() as connection:
             endpoints = {each.id: each for each in await queue.read_endpoints(connection)}
             limits = {each.id: self._capacity(each) for each in endpoints.values()}
             limits = {webhook_id: limit for webhook_id, limit in limits.items() if limit > 0}
@@ -135,7 +134,7 @@ class WebhookDelivery:
         task.add_done_callback(self._tasks.discard)
 
     async def _deliver(self, endpoint: Endpoint, claim: ClaimedDelivery) -> None:
-        """Send one event when the endpoint has a free slot, and keep the result for `_record`."""
+        """Send one event when the endpoint has a free slot; keep the result for the next round."""
         task = asyncio.current_task()
         try:
             async with self._slots[endpoint.id]:
@@ -152,15 +151,21 @@ class WebhookDelivery:
             self._claimed[endpoint.id] -= 1
             self._has_results.set()
 
-    async def _record(self) -> None:
-        """Store the results so far; if that fails, they are kept for the next call."""
+    @contextlib.asynccontextmanager
+    async def _recording(self) -> AsyncIterator[AsyncConnection]:
+        """Store the results so far in a transaction, and yield it for more statements.
+
+        If it fails, the results are kept for the next one.
+        """
         results, self._results = self._results, []
-        if not results:
-            return
+        statuses: list[str] = []
+        disabled: dict[int, DisabledReason] = {}
         try:
             async with self._engine.begin() as connection:
-                statuses, disabled = await _store_results(connection, results)
-        except Exception:
+                if results:
+                    statuses, disabled = await _store_results(connection, results)
+                yield connection
+        except BaseException:
             self._results = results + self._results
             raise
         for status in statuses:
@@ -184,10 +189,8 @@ class WebhookDelivery:
         if in_flight:
             await asyncio.wait(in_flight)
         try:
-            await self._record()
-            if unsent:
-                async with self._engine.begin() as connection:
-                    await queue.release(connection, list(unsent.values()))
+            async with self._recording() as connection:
+                await queue.release(connection, list(unsent.values()))
         except Exception as error:  # noqa: BLE001  # the leases expire anyway
             self._on_error(error)
 

@@ -189,7 +189,7 @@ class Redelivery(Input, frozen=True, kw_only=True):
     def broken_rules(cls, values: Mapping[str, Any], at: datetime) -> Iterable[FieldError]:  # noqa: ARG003  # likewise
         """Require exactly one of the two fields."""
         if len(values.keys() & {"delivery_id", "failed_since"}) != 1:
-            yield FieldError("", "give either delivery_id or failed_since")
+            yield FieldError("failed_since", "give either delivery_id or failed_since")
 
 
 class Webhook(msgspec.Struct, frozen=True, kw_only=True):

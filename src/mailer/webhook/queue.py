@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.webhook.model import EVENT_RETENTION, RETRY_PERIOD
 
-LEASE = 120
+LEASE = 240
 """Seconds for which a claim is valid: longer than all requests of a worker to an endpoint take."""
 MAX_WAITING = 10_000
 """Most deliveries that wait for one endpoint; the oldest ones beyond are dropped."""

@@ -1,20 +1,27 @@
 """Pages of webhooks: the list, and the form of a new one."""
 
-from typing import Any
+from typing import Annotated, Any
 
 from litestar import Controller, Request, Response, get, post
 from litestar.di import NamedDependency
+from litestar.params import QueryParameter
 from litestar.response import Redirect
-from litestar.status_codes import HTTP_201_CREATED, HTTP_400_BAD_REQUEST, HTTP_409_CONFLICT
+from litestar.status_codes import (
+    HTTP_201_CREATED,
+    HTTP_303_SEE_OTHER,
+    HTTP_400_BAD_REQUEST,
+    HTTP_409_CONFLICT,
+)
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.access.model import Actor
 from mailer.admin.form import Form, validate
-from mailer.admin.render import PageContext, redirect_with_flash
+from mailer.admin.render import PageContext
 from mailer.admin.webhooks.fields import BLANK_FORM, read_webhook_form, values_of
 from mailer.clock import database_clock
 from mailer.errors import FieldError, InvalidError
 from mailer.idempotency.model import IdempotencyClaim
+from mailer.validation import MAX_ID
 from mailer.webhook import service
 from mailer.webhook.addresses import AddressPolicy
 from mailer.webhook.model import (
@@ -26,6 +33,8 @@ from mailer.webhook.model import (
 )
 
 PATH = "/webhooks"
+CreatedWebhookId = Annotated[int | None, QueryParameter(name="created", ge=1, le=MAX_ID)]
+"""Id of the webhook that a form created when it was sent for the first time."""
 
 
 def page_of(webhook_id: int) -> str:
@@ -34,8 +43,15 @@ def page_of(webhook_id: int) -> str:
 
 
 def redirect_to_created(webhook_id: int) -> Redirect:
-    """Return the redirect to a webhook for a form that is sent again."""
-    return redirect_with_flash("webhook-created", page_of(webhook_id))
+    """Return the redirect to the list of webhooks for a form that is sent again.
+
+    The list has a notice that the webhook was created when the form was sent for the first time.
+    """
+    return Redirect(_created_url(webhook_id), status_code=HTTP_303_SEE_OTHER)
+
+
+def _created_url(webhook_id: int) -> str:
+    return f"{PATH}?created={webhook_id}"
 
 
 async def secret_page(
@@ -47,7 +63,7 @@ async def secret_page(
     )
     response.headers |= {"Cache-Control": "no-store"}
     if is_new:
-        response.headers["Location"] = page_of(webhook.id)
+        response.headers["Location"] = _created_url(webhook.id)
     return response
 
 
@@ -58,12 +74,18 @@ class WebhookList(Controller):
 
     @get(required_scope="admin")
     async def list_webhooks(
-        self, engine: NamedDependency[AsyncEngine], context: NamedDependency[PageContext]
+        self,
+        engine: NamedDependency[AsyncEngine],
+        context: NamedDependency[PageContext],
+        created_id: CreatedWebhookId = None,
     ) -> Response[str]:
         """List all webhooks, the newest first."""
         webhooks = await service.list_webhooks(engine)
         return await context.render_page(
-            "webhooks/list.html", webhooks=webhooks, max_webhooks=MAX_WEBHOOKS
+            "webhooks/list.html",
+            webhooks=webhooks,
+            created=next((each for each in webhooks if each.id == created_id), None),
+            max_webhooks=MAX_WEBHOOKS,
         )
 
     @get("/new", required_scope="admin")
