@@ -14,7 +14,7 @@ from mailer.gateway.sandbox_options import CallContent
 from mailer.gateway.sandbox_plans import CallPlan, CallPlanner, message_values
 from mailer.gateway.sandbox_records import PollRequest, SandboxMessage
 from mailer.gateway.sandbox_responses import SandboxResponse, SandboxResponses
-from mailer.gateway.signatures import SCHEMES, sign, telnyx
+from mailer.gateway.signatures import SIGNATURE_SCHEMES, sign, telnyx
 
 MAX_STATUSES = 100_000
 """Messages whose status the sandbox remembers, for a kind that is asked for it."""
@@ -65,7 +65,7 @@ class Signer:
         receipt = profile.receipt
         self._scheme = None if receipt is None else receipt.signature
         if secret is None and receipt is not None and not receipt.may_be_unsigned:
-            is_token = self._scheme is not None and SCHEMES[self._scheme].account_key == "token"
+            is_token = self._scheme is not None and SIGNATURE_SCHEMES[self._scheme].account_key == "token"
             secret = token if is_token and token is not None else "sandbox"
         self._secret = secret
         self._given = secret
