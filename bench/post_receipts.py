@@ -11,6 +11,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import cast
 
 import uvloop
@@ -92,7 +93,7 @@ async def post(
     remaining = iter(requests)
     ended = [loop.create_future() for _ in range(connections)]
     for each in ended:
-        await loop.create_connection(lambda each=each: Caller(remaining, each), "127.0.0.1", port)
+        await loop.create_connection(partial(Caller, remaining, each), "127.0.0.1", port)
     await asyncio.gather(*ended)
 
 

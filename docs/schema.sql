@@ -119,8 +119,9 @@ CREATE FUNCTION add_segment_deltas_of_delete() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
 BEGIN
-    INSERT INTO segment_count_delta
-    SELECT operator_code, tag, time_zone, -count(*) FROM old_rows WHERE deleted_at IS NULL
+    INSERT INTO segment_count_delta (operator_code, tag, time_zone, clients, opted_out)
+    SELECT operator_code, tag, time_zone, -count(*), -count(opted_out_at)
+    FROM old_rows WHERE deleted_at IS NULL
     GROUP BY operator_code, tag, time_zone;
     RETURN NULL;
 END $$;
@@ -129,8 +130,9 @@ CREATE FUNCTION add_segment_deltas_of_insert() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
 BEGIN
-    INSERT INTO segment_count_delta
-    SELECT operator_code, tag, time_zone, count(*) FROM new_rows WHERE deleted_at IS NULL
+    INSERT INTO segment_count_delta (operator_code, tag, time_zone, clients, opted_out)
+    SELECT operator_code, tag, time_zone, count(*), count(opted_out_at)
+    FROM new_rows WHERE deleted_at IS NULL
     GROUP BY operator_code, tag, time_zone;
     RETURN NULL;
 END $$;
@@ -139,11 +141,21 @@ CREATE FUNCTION add_segment_deltas_of_update() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
 BEGIN
-    INSERT INTO segment_count_delta
-    SELECT operator_code, tag, time_zone, sum(n)
+    INSERT INTO segment_count_delta (operator_code, tag, time_zone, clients, opted_out)
+    SELECT operator_code, tag, time_zone, sum(n),
+        coalesce(sum(n) FILTER (WHERE opted_out_at IS NOT NULL), 0)
     FROM (SELECT *, 1 AS n FROM new_rows UNION ALL SELECT *, -1 FROM old_rows) AS row
     WHERE deleted_at IS NULL
-    GROUP BY operator_code, tag, time_zone HAVING sum(n) <> 0;
+    GROUP BY operator_code, tag, time_zone
+    HAVING sum(n) <> 0 OR sum(n) FILTER (WHERE opted_out_at IS NOT NULL) <> 0;
+    RETURN NULL;
+END $$;
+
+CREATE FUNCTION count_deleted_opt_outs() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    INSERT INTO opt_out_count (opt_outs) SELECT -count(*) FROM old_rows HAVING count(*) > 0;
     RETURN NULL;
 END $$;
 
@@ -187,6 +199,14 @@ BEGIN
     ) AS delta
     WHERE mailing_counts.ctid = ANY (places)
         AND mailing_counts.mailing_id + 0 = delta.mailing_id;
+    RETURN NULL;
+END $$;
+
+CREATE FUNCTION count_inserted_opt_outs() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    INSERT INTO opt_out_count (opt_outs) SELECT count(*) FROM new_rows HAVING count(*) > 0;
     RETURN NULL;
 END $$;
 
@@ -253,6 +273,27 @@ BEGIN
     RETURN found;
 END $$;
 
+CREATE FUNCTION hmac_sha256(inner_key bytea, outer_key bytea, value text) RETURNS bytea
+    LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+    RETURN sha256((outer_key || sha256((inner_key || convert_to(value, 'UTF8'::name)))));
+
+CREATE FUNCTION link_opt_outs() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    IF EXISTS (SELECT FROM opt_out WHERE client_id IS NULL) THEN
+        WITH linked AS (
+            UPDATE opt_out SET client_id = new_rows.id
+            FROM new_rows CROSS JOIN opt_out_key
+            WHERE opt_out.client_id IS NULL
+                AND opt_out.phone_digest = hmac_sha256(inner_key, outer_key, new_rows.phone)
+            RETURNING opt_out.client_id, opt_out.opted_out_at)
+        UPDATE client SET opted_out_at = linked.opted_out_at
+        FROM linked WHERE client.id = linked.client_id;
+    END IF;
+    RETURN NULL;
+END $$;
+
 CREATE FUNCTION words_of(value text) RETURNS text[]
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
     RETURN ARRAY(SELECT DISTINCT "left"(word.word, 400) AS "left" FROM regexp_split_to_table(lower(words_of.value), '[^[:alnum:]]+'::text) word(word) WHERE (word.word <> ''::text));
@@ -260,6 +301,34 @@ CREATE FUNCTION words_of(value text) RETURNS text[]
 CREATE FUNCTION mailing_words(id bigint, value text, status text) RETURNS tsvector
     LANGUAGE sql IMMUTABLE STRICT COST 100000 PARALLEL SAFE
     RETURN array_to_tsvector(ARRAY(SELECT (((mailing_words.id / 1000) || ' '::text) || word.word) FROM unnest((words_of(mailing_words.value) || ('='::text || mailing_words.status))) word(word)));
+
+CREATE FUNCTION move_opt_out() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    old_opt_out opt_out;
+    new_digest bytea := (
+        SELECT hmac_sha256(inner_key, outer_key, new.phone) FROM opt_out_key);
+    since timestamptz;
+BEGIN
+    UPDATE opt_out SET client_id = NULL WHERE client_id = new.id RETURNING * INTO old_opt_out;
+    IF new.phone IS NULL THEN
+        RETURN NULL;
+    END IF;
+    IF old_opt_out.id IS NOT NULL THEN
+        INSERT INTO opt_out (phone_digest, client_id, opted_out_at, source, gateway)
+        VALUES (new_digest, new.id, old_opt_out.opted_out_at, old_opt_out.source, old_opt_out.gateway)
+        ON CONFLICT (phone_digest) DO UPDATE SET client_id = excluded.client_id;
+        RETURN NULL;
+    END IF;
+    UPDATE opt_out SET client_id = new.id WHERE phone_digest = new_digest
+        RETURNING opted_out_at INTO since;
+    IF since IS NOT NULL THEN
+        UPDATE client SET opted_out_at = since WHERE id = new.id;
+        PERFORM pg_notify('clients_opted_out', '');
+    END IF;
+    RETURN NULL;
+END $$;
 
 CREATE FUNCTION note_mailing_change() RETURNS trigger
     LANGUAGE plpgsql
@@ -297,6 +366,10 @@ BEGIN
     RAISE EXCEPTION 'rows of % cannot be changed', TG_TABLE_NAME
         USING ERRCODE = 'restrict_violation';
 END $$;
+
+CREATE FUNCTION reply_words(id bigint, phone text, value text) RETURNS tsvector
+    LANGUAGE sql IMMUTABLE STRICT COST 100000 PARALLEL SAFE
+    RETURN array_to_tsvector(ARRAY(SELECT (((reply_words.id / 1000) || ' '::text) || word.word) FROM unnest((words_of(reply_words.value) || ARRAY[reply_words.phone, "right"(reply_words.phone, 10), "right"(reply_words.phone, 4)])) word(word)));
 
 CREATE FUNCTION sending_is_allowed() RETURNS boolean
     LANGUAGE plpgsql STABLE
@@ -516,14 +589,16 @@ CREATE TABLE segment_count (
     operator_code character varying NOT NULL,
     tag character varying,
     time_zone character varying NOT NULL,
-    clients bigint DEFAULT 0 NOT NULL
+    clients bigint DEFAULT 0 NOT NULL,
+    opted_out bigint DEFAULT 0 NOT NULL
 );
 
 CREATE TABLE segment_count_delta (
     operator_code character varying NOT NULL,
     tag character varying,
     time_zone character varying NOT NULL,
-    clients bigint DEFAULT 0 NOT NULL
+    clients bigint DEFAULT 0 NOT NULL,
+    opted_out bigint DEFAULT 0 NOT NULL
 )
 WITH (autovacuum_vacuum_scale_factor='0', autovacuum_vacuum_threshold='10000');
 
@@ -531,14 +606,41 @@ CREATE VIEW all_segment_counts AS
  SELECT segment_count.operator_code,
     segment_count.tag,
     segment_count.time_zone,
-    segment_count.clients
+    segment_count.clients,
+    segment_count.opted_out
    FROM segment_count
 UNION ALL
  SELECT segment_count_delta.operator_code,
     segment_count_delta.tag,
     segment_count_delta.time_zone,
-    segment_count_delta.clients
+    segment_count_delta.clients,
+    segment_count_delta.opted_out
    FROM segment_count_delta;
+
+CREATE TABLE answer (
+    id bigint NOT NULL,
+    reply_id bigint NOT NULL,
+    kind character varying NOT NULL,
+    gateway character varying NOT NULL,
+    phone character varying,
+    text character varying,
+    status character varying DEFAULT 'waiting'::character varying NOT NULL,
+    reason character varying,
+    attempts integer DEFAULT 0 NOT NULL,
+    due_at timestamp with time zone DEFAULT now() NOT NULL,
+    lease_owner uuid,
+    lease_expires_at timestamp with time zone,
+    gateway_message_id character varying,
+    parts smallint,
+    created_by character varying,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT answer_erased_check CHECK (((phone IS NULL) = (text IS NULL))),
+    CONSTRAINT answer_kind_check CHECK (((kind)::text = ANY ((ARRAY['answer'::character varying, 'acknowledgement'::character varying])::text[]))),
+    CONSTRAINT answer_lease_check CHECK (((((status)::text = 'sending'::text) = (lease_owner IS NOT NULL)) AND (((status)::text = 'sending'::text) = (lease_expires_at IS NOT NULL)))),
+    CONSTRAINT answer_status_check CHECK (((status)::text = ANY ((ARRAY['waiting'::character varying, 'sending'::character varying, 'accepted'::character varying, 'failed'::character varying, 'unknown'::character varying])::text[]))),
+    CONSTRAINT answer_text_check CHECK (((char_length((text)::text) >= 1) AND (char_length((text)::text) <= 1600)))
+);
 
 CREATE TABLE api_key (
     id bigint NOT NULL,
@@ -621,6 +723,7 @@ CREATE TABLE client (
     created_by bigint DEFAULT ((pg_current_xact_id())::text)::bigint NOT NULL,
     updated_at timestamp with time zone DEFAULT now() NOT NULL,
     deleted_at timestamp with time zone,
+    opted_out_at timestamp with time zone,
     CONSTRAINT client_erased_check CHECK (
 CASE
     WHEN (deleted_at IS NULL) THEN (phone IS NOT NULL)
@@ -738,11 +841,13 @@ CREATE TABLE mailing (
     sender character varying,
     route integer,
     reroute_cursor bigint,
+    purpose character varying DEFAULT 'marketing'::character varying NOT NULL,
     CONSTRAINT mailing_audience_check CHECK ((audience_cursor <= COALESCE(audience_until, (0)::bigint))),
     CONSTRAINT mailing_clients_count_check CHECK ((clients_count >= 0)),
     CONSTRAINT mailing_closed_has_ended_check CHECK (((NOT is_closed) OR ((status)::text = ANY ((ARRAY['finished'::character varying, 'cancelled'::character varying])::text[])))),
     CONSTRAINT mailing_end_after_start_check CHECK ((datetime_end > datetime_start)),
     CONSTRAINT mailing_on_unknown_check CHECK (((on_unknown)::text = ANY ((ARRAY['retry'::character varying, 'hold'::character varying])::text[]))),
+    CONSTRAINT mailing_purpose_check CHECK (((purpose)::text = ANY ((ARRAY['marketing'::character varying, 'service'::character varying])::text[]))),
     CONSTRAINT mailing_sender_check CHECK (((char_length((sender)::text) >= 1) AND (char_length((sender)::text) <= 20))),
     CONSTRAINT mailing_settled_is_closed_check CHECK (((NOT is_settled) OR is_closed)),
     CONSTRAINT mailing_status_check CHECK (((status)::text = ANY ((ARRAY['scheduled'::character varying, 'running'::character varying, 'paused'::character varying, 'finished'::character varying, 'cancelled'::character varying])::text[]))),
@@ -837,6 +942,43 @@ CREATE TABLE operator_route (
     route integer NOT NULL
 );
 
+CREATE TABLE opt_out (
+    id bigint NOT NULL,
+    phone_digest bytea NOT NULL,
+    client_id bigint,
+    opted_out_at timestamp with time zone DEFAULT now() NOT NULL,
+    source character varying NOT NULL,
+    gateway character varying,
+    CONSTRAINT opt_out_source_check CHECK (((source)::text = ANY ((ARRAY['reply'::character varying, 'gateway'::character varying, 'page'::character varying, 'api'::character varying, 'import'::character varying])::text[])))
+);
+
+CREATE TABLE opt_out_count (
+    opt_outs bigint DEFAULT 0 NOT NULL
+)
+WITH (autovacuum_vacuum_scale_factor='0', autovacuum_vacuum_threshold='10000');
+
+ALTER TABLE opt_out ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME opt_out_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
+CREATE TABLE opt_out_key (
+    id integer DEFAULT 1 NOT NULL,
+    inner_key bytea NOT NULL,
+    outer_key bytea NOT NULL,
+    CONSTRAINT opt_out_key_single_check CHECK ((id = 1))
+);
+
+CREATE TABLE opt_out_to_link (
+    phone character varying NOT NULL,
+    created_by bigint DEFAULT ((pg_current_xact_id())::text)::bigint NOT NULL
+)
+WITH (autovacuum_vacuum_scale_factor='0', autovacuum_vacuum_threshold='10000');
+
 CREATE TABLE origin (
     server bigint,
     database bigint NOT NULL,
@@ -855,6 +997,50 @@ CREATE TABLE receipt_poll (
     message_id bigint DEFAULT 0 NOT NULL,
     round_started_at timestamp with time zone DEFAULT now() NOT NULL
 );
+
+CREATE TABLE reply (
+    id bigint NOT NULL,
+    gateway character varying NOT NULL,
+    gateway_reply_id character varying,
+    phone character varying,
+    recipient character varying,
+    text character varying,
+    received_at timestamp with time zone NOT NULL,
+    client_id bigint,
+    mailing_id bigint,
+    message_id bigint,
+    action character varying,
+    read_at timestamp with time zone,
+    CONSTRAINT reply_action_check CHECK (((action)::text = ANY ((ARRAY['opted_out'::character varying, 'opted_in'::character varying])::text[]))),
+    CONSTRAINT reply_erased_check CHECK (((phone IS NULL) = (text IS NULL))),
+    CONSTRAINT reply_text_check CHECK ((char_length((text)::text) <= 10000))
+);
+
+ALTER TABLE reply ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME reply_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    MAXVALUE 4503599627370495
+    CACHE 1
+);
+
+CREATE TABLE reply_part (
+    gateway character varying NOT NULL,
+    phone character varying NOT NULL,
+    reference character varying NOT NULL,
+    parts smallint NOT NULL,
+    part smallint NOT NULL,
+    text_digest bytea NOT NULL,
+    text character varying,
+    recipient character varying,
+    gateway_reply_id character varying,
+    received_at timestamp with time zone NOT NULL,
+    joined_at timestamp with time zone,
+    CONSTRAINT reply_part_joined_check CHECK (((joined_at IS NULL) = (text IS NOT NULL))),
+    CONSTRAINT reply_part_part_check CHECK (((part >= 1) AND (part <= parts)))
+)
+WITH (autovacuum_vacuum_scale_factor='0', autovacuum_vacuum_threshold='10000');
 
 CREATE TABLE route (
     id integer NOT NULL,
@@ -898,6 +1084,9 @@ CREATE SEQUENCE stop_number
 
 ALTER TABLE ONLY alembic_version
     ADD CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num);
+
+ALTER TABLE ONLY answer
+    ADD CONSTRAINT answer_pkey PRIMARY KEY (id);
 
 ALTER TABLE ONLY api_key
     ADD CONSTRAINT api_key_digest_key UNIQUE (digest);
@@ -953,11 +1142,29 @@ ALTER TABLE ONLY oidc_sign_in
 ALTER TABLE ONLY operator_route
     ADD CONSTRAINT operator_route_pkey PRIMARY KEY (operator_code);
 
+ALTER TABLE ONLY opt_out
+    ADD CONSTRAINT opt_out_client_id_key UNIQUE (client_id);
+
+ALTER TABLE ONLY opt_out_key
+    ADD CONSTRAINT opt_out_key_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY opt_out
+    ADD CONSTRAINT opt_out_phone_digest_key UNIQUE (phone_digest);
+
+ALTER TABLE ONLY opt_out
+    ADD CONSTRAINT opt_out_pkey PRIMARY KEY (id);
+
 ALTER TABLE ONLY outcome_count
     ADD CONSTRAINT outcome_count_pkey PRIMARY KEY (bucket_start, reason, gateway);
 
 ALTER TABLE ONLY receipt_poll
     ADD CONSTRAINT receipt_poll_pkey PRIMARY KEY (gateway);
+
+ALTER TABLE ONLY reply_part
+    ADD CONSTRAINT reply_part_pkey PRIMARY KEY (gateway, phone, reference, parts, part, text_digest);
+
+ALTER TABLE ONLY reply
+    ADD CONSTRAINT reply_pkey PRIMARY KEY (id);
 
 ALTER TABLE ONLY route
     ADD CONSTRAINT route_gateways_key UNIQUE (gateways);
@@ -967,6 +1174,16 @@ ALTER TABLE ONLY route
 
 ALTER TABLE ONLY session
     ADD CONSTRAINT session_pkey PRIMARY KEY (digest);
+
+CREATE UNIQUE INDEX answer_acknowledgement_key ON answer USING btree (reply_id) WHERE ((kind)::text = 'acknowledgement'::text);
+
+CREATE INDEX answer_due_idx ON answer USING btree (gateway, due_at, id) WHERE ((status)::text = 'waiting'::text);
+
+CREATE INDEX answer_lease_idx ON answer USING btree (lease_expires_at) WHERE ((status)::text = 'sending'::text);
+
+CREATE INDEX answer_reply_id_id_idx ON answer USING btree (reply_id, id);
+
+CREATE INDEX answer_waiting_idx ON answer USING btree (created_at) WHERE ((status)::text = 'waiting'::text);
 
 CREATE UNIQUE INDEX api_key_name_key ON api_key USING btree (name) WHERE (revoked_at IS NULL);
 
@@ -983,6 +1200,8 @@ CREATE INDEX audit_target_kind_id_idx ON audit USING btree (target_kind, id);
 CREATE INDEX audit_target_kind_target_id_id_idx ON audit USING btree (target_kind, target_id, id);
 
 CREATE INDEX client_operator_code_id_idx ON client USING btree (operator_code, id) INCLUDE (tag, time_zone) WHERE (deleted_at IS NULL);
+
+CREATE INDEX client_opted_out_idx ON client USING btree (id) INCLUDE (operator_code, tag, time_zone) WHERE ((opted_out_at IS NOT NULL) AND (deleted_at IS NULL));
 
 CREATE INDEX client_segment_idx ON client USING btree (operator_code, time_zone, tag) WHERE (deleted_at IS NULL);
 
@@ -1052,6 +1271,32 @@ CREATE INDEX message_mailing_id_status_id_idx ON message USING btree (mailing_id
 
 CREATE INDEX message_retry_idx ON message USING btree (retry_at) WHERE (((status)::text = 'scheduled'::text) AND (retry_at IS NOT NULL));
 
+CREATE INDEX reply_client_id_id_idx ON reply USING btree (client_id, id) WHERE (client_id IS NOT NULL);
+
+CREATE UNIQUE INDEX reply_gateway_gateway_reply_id_key ON reply USING btree (gateway, gateway_reply_id);
+
+CREATE INDEX reply_inbox_idx ON reply USING btree (((id +
+CASE
+    WHEN (read_at IS NULL) THEN '4503599627370496'::bigint
+    ELSE (0)::bigint
+END)));
+
+CREATE INDEX reply_mailing_id_id_idx ON reply USING btree (mailing_id, id) WHERE (mailing_id IS NOT NULL);
+
+CREATE INDEX reply_part_joined_idx ON reply_part USING btree (joined_at) WHERE (joined_at IS NOT NULL);
+
+CREATE INDEX reply_part_open_idx ON reply_part USING btree (received_at) WHERE (joined_at IS NULL);
+
+CREATE INDEX reply_part_phone_idx ON reply_part USING btree (phone);
+
+CREATE INDEX reply_phone_id_idx ON reply USING btree (phone, id) WHERE (phone IS NOT NULL);
+
+CREATE INDEX reply_received_at_idx ON reply USING btree (received_at);
+
+CREATE INDEX reply_unread_idx ON reply USING btree (id) WHERE (read_at IS NULL);
+
+CREATE INDEX reply_words_idx ON reply USING gin (reply_words(id, (phone)::text, (text)::text)) WITH (fastupdate=off);
+
 CREATE UNIQUE INDEX segment_count_operator_code_tag_time_zone_key ON segment_count USING btree (operator_code, tag, time_zone) NULLS NOT DISTINCT;
 
 CREATE INDEX segment_count_tag_idx ON segment_count USING btree (tag);
@@ -1070,9 +1315,17 @@ CREATE TRIGGER add_segment_deltas_of_insert AFTER INSERT ON client REFERENCING N
 
 CREATE TRIGGER add_segment_deltas_of_update AFTER UPDATE ON client REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION add_segment_deltas_of_update();
 
+CREATE TRIGGER count_deleted_opt_outs AFTER DELETE ON opt_out REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION count_deleted_opt_outs();
+
 CREATE TRIGGER count_inserted_messages AFTER INSERT ON message REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION count_inserted_messages();
 
+CREATE TRIGGER count_inserted_opt_outs AFTER INSERT ON opt_out REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION count_inserted_opt_outs();
+
 CREATE TRIGGER count_updated_messages AFTER UPDATE ON message REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION count_updated_messages();
+
+CREATE TRIGGER link_opt_outs AFTER INSERT ON client REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION link_opt_outs();
+
+CREATE TRIGGER move_opt_out AFTER UPDATE OF phone ON client FOR EACH ROW WHEN (((old.phone)::text IS DISTINCT FROM (new.phone)::text)) EXECUTE FUNCTION move_opt_out();
 
 CREATE TRIGGER note_mailing_change BEFORE INSERT OR UPDATE ON mailing FOR EACH ROW EXECUTE FUNCTION note_mailing_change();
 
@@ -1085,6 +1338,9 @@ CREATE TRIGGER update_origin_before_insert BEFORE INSERT ON message FOR EACH STA
 CREATE TRIGGER update_settled_totals AFTER UPDATE OF is_settled, deleted_at ON mailing FOR EACH ROW WHEN (((old.is_settled <> new.is_settled) OR ((old.deleted_at IS NULL) <> (new.deleted_at IS NULL)))) EXECUTE FUNCTION update_settled_totals();
 
 CREATE TRIGGER update_settled_totals_of_deleted BEFORE DELETE ON mailing FOR EACH ROW EXECUTE FUNCTION update_settled_totals();
+
+ALTER TABLE ONLY answer
+    ADD CONSTRAINT answer_reply_id_fkey FOREIGN KEY (reply_id) REFERENCES reply(id) ON DELETE CASCADE;
 
 ALTER TABLE ONLY mailing_counts
     ADD CONSTRAINT mailing_counts_mailing_id_fkey FOREIGN KEY (mailing_id) REFERENCES mailing(id) ON DELETE CASCADE;

@@ -21,6 +21,8 @@ from mailer.idempotency.middleware import Idempotency, claim_of
 from mailer.limits import RateLimiter
 from mailer.mailing.api import MailingController
 from mailer.oidc.provider import create_provider
+from mailer.opt_out.api import OptOutController
+from mailer.reply.api import ReplyController
 from mailer.settings import Settings
 from mailer.statistics.api import StatisticsController, show_metrics
 from mailer.web.assets import static_router
@@ -78,10 +80,12 @@ def create_app(  # noqa: PLR0913  # the dependencies of the handlers
         "/api/v1",
         route_handlers=[
             ClientController,
+            OptOutController,
             ErasureController,
             MailingController,
             StatisticsController,
             GatewayController,
+            ReplyController,
             AuditController,
         ],
         opt={AUTH_METHOD: "key"},

@@ -44,6 +44,8 @@ from mailer.gateway.toml_file import ConfigFileError
 from mailer.loop_monitor import DEBUG_PROBE_INTERVAL, PROBE_INTERVAL, LoopMonitor
 from mailer.receipt.calls import ProviderCalls
 from mailer.receipt.inbox import Inbox
+from mailer.reply.rules import ReplyRules
+from mailer.reply.store import add_replies
 from mailer.server import act_on_signals, listen, notify_systemd, url_of
 from mailer.settings import Settings
 from mailer.web.asgi_wrappers import wrap_asgi
@@ -132,7 +134,8 @@ async def _serve(
         )
         channels = _open_channels(settings)
         mail = None if smtp is None else _create_mail(stack, settings, smtp, dispatcher_engine)
-        inbox = Inbox(dispatcher_engine)
+        store_replies = partial(add_replies, rules=ReplyRules.of(settings))
+        inbox = Inbox(dispatcher_engine, store_replies)
         dispatcher = Dispatcher(
             database_url,
             dispatcher_engine,

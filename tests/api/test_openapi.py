@@ -42,6 +42,10 @@ CALLS: dict[Call, str] = {
     ("get", "/api/v1/gateways"): "200",
     ("get", "/api/v1/gateways/{name}"): "200",
     **{("post", f"/api/v1/gateways/{{name}}/{call}"): "200" for call in GATEWAY_ACTIONS},
+    ("get", "/api/v1/replies"): "200",
+    ("get", "/api/v1/replies/{reply_id}"): "200",
+    ("post", "/api/v1/replies/{reply_id}/read"): "200",
+    ("post", "/api/v1/replies/{reply_id}/answer"): "201",
     ("get", "/api/v1/audit"): "200",
 }
 """Every call of the API, and the status of its successful response."""
@@ -50,6 +54,9 @@ QUERIES = {
     "/api/v1/mailings": {"status", "limit", "before", "after"},
     "/api/v1/mailings/{mailing_id}/messages": {
         *("status", "reason", "client_id", "gateway", "limit", "before", "after"),
+    },
+    "/api/v1/replies": {
+        *("phone", "client_id", "mailing_id", "unread", "limit", "before", "after"),
     },
     "/api/v1/audit": {
         *("actor_kind", "actor_id", "action", "target_kind", "target_id"),

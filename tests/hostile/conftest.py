@@ -59,6 +59,7 @@ async def create_objects(engine: AsyncEngine, api: httpx.AsyncClient) -> dict[st
         "key_id": key.id,
         "user_id": user.id,
         "client_id": (await api.post("/clients", json=CLIENT)).json()["id"],
+        "opt_out_id": (await api.post("/opt-outs", json={"phone": "79990000001"})).json()["id"],
         "mailing_id": (await api.post("/mailings", json=MAILING)).json()["id"],
     }
 

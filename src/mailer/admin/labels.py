@@ -40,7 +40,7 @@ REASON_LABELS = {
         "the SMS provider does not allow the sender: register it, or use another one"
     ),
     "account_blocked": gettext_noop("the SMS provider has blocked the account: ask its support"),
-    "opted_out": gettext_noop("the client does not want messages"),
+    "opted_out": gettext_noop("the client has opted out"),
     "partly_accepted": gettext_noop("the gateway accepted only some parts of the text"),
     "repeated_too_soon": gettext_noop("the gateway calls it a repeat of an earlier request"),
 }
@@ -80,10 +80,12 @@ TARGET_LABELS = {
     "mailing": gettext_noop("Mailing"),
     "client": gettext_noop("Client"),
     "directory": gettext_noop("Clients"),
+    "opt_out": gettext_noop("Opt-outs"),
     "key": gettext_noop("API key"),
     "user": gettext_noop("User"),
     "database": gettext_noop("Database"),
     "gateway": gettext_noop("Gateway"),
+    "reply": gettext_noop("Reply"),
 }
 """What was changed in the audit log; `directory` is several clients at once."""
 ACTION_LABELS = {
@@ -99,6 +101,10 @@ ACTION_LABELS = {
     "client_erased": gettext_noop("Client deleted"),
     "clients_imported": gettext_noop("Clients imported"),
     "clients_exported": gettext_noop("Clients exported"),
+    "client_opted_out": gettext_noop("Client opted out"),
+    "client_opted_in": gettext_noop("Client opted in again"),
+    "opt_outs_imported": gettext_noop("Opt-outs imported"),
+    "opt_outs_exported": gettext_noop("Opt-outs exported"),
     "key_created": gettext_noop("API key created"),
     "key_revoked": gettext_noop("API key revoked"),
     "user_created": gettext_noop("User created"),
@@ -112,6 +118,7 @@ ACTION_LABELS = {
     "gateway_resumed": gettext_noop("Gateway resumed"),
     "gateway_tested": gettext_noop("Test message sent"),
     "unknown_released": gettext_noop("Messages with delivery unknown released"),
+    "reply_answered": gettext_noop("Reply answered"),
     "signed_in": gettext_noop("Signed in"),
     "sign_in_failed": gettext_noop("Sign-in failed"),
     "signed_out": gettext_noop("Signed out"),
@@ -132,6 +139,7 @@ FIELD_LABELS = {
     "send_interval_time_start": gettext_noop("Window opens"),
     "send_interval_time_end": gettext_noop("Window closes"),
     "on_unknown": gettext_noop("If the gateway does not confirm"),
+    "purpose": gettext_noop("Purpose"),
     "gateway": gettext_noop("Gateway"),
     "sender": gettext_noop("Sender"),
     "phone": gettext_noop("Phone"),
@@ -148,6 +156,32 @@ FIELD_LABELS = {
     "held_since": gettext_noop("Held since"),
 }
 """Fields in the audit log, in the order in which the page shows them."""
+PURPOSE_LABELS = {
+    "marketing": gettext_noop("Marketing"),
+    "service": gettext_noop("Service"),
+}
+"""The choice of a mailing for clients who have opted out."""
+OPT_OUT_SOURCE_LABELS = {
+    "reply": gettext_noop("reply of the client"),
+    "gateway": gettext_noop("answer of the gateway"),
+    "page": gettext_noop("a user"),
+    "api": gettext_noop("API"),
+    "import": gettext_noop("imported file"),
+}
+"""How an opt-out came."""
+ANSWER_STATUS_LABELS = {
+    "waiting": gettext_noop("waiting"),
+    "sending": gettext_noop("being sent"),
+    "accepted": gettext_noop("accepted"),
+    "failed": gettext_noop("not sent"),
+    "unknown": gettext_noop("delivery unknown"),
+}
+"""The status of an answer to a reply."""
+REPLY_ACTION_LABELS = {
+    "opted_out": gettext_noop("opted out"),
+    "opted_in": gettext_noop("opted in"),
+}
+"""What a reply with a stop or start word has done."""
 ON_UNKNOWN_LABELS = {"retry": gettext_noop("send again"), "hold": gettext_noop("do not send again")}
 """The choice of a mailing for messages whose delivery is unknown."""
 ROLE_LABELS = {

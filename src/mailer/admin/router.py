@@ -22,8 +22,12 @@ from mailer.admin.mailings.detail import MailingPage
 from mailer.admin.mailings.form import MailingForm
 from mailer.admin.mailings.index import MailingList
 from mailer.admin.mailings.messages import MessageList
+from mailer.admin.opt_outs.importing import OptOutImport
+from mailer.admin.opt_outs.index import OptOuts
 from mailer.admin.redirects import own_path, redirect_back_url
 from mailer.admin.render import create_page_context, provide_page_context
+from mailer.admin.replies.detail import ReplyPage
+from mailer.admin.replies.index import ReplyList
 from mailer.admin.system.audit import Audit
 from mailer.admin.system.index import System
 from mailer.admin.system.overview import Overview
@@ -107,6 +111,10 @@ def site_router() -> Router:
             MessageList,
             Clients,
             ClientImport,
+            OptOuts,
+            OptOutImport,
+            ReplyList,
+            ReplyPage,
             Audit,
             System,
             GatewayList,

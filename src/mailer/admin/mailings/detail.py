@@ -29,7 +29,8 @@ from mailer.mailing import activity, service, store
 from mailer.mailing.actions import allowed_actions
 from mailer.mailing.activity import with_hold
 from mailer.mailing.api import MailingId
-from mailer.mailing.model import Mailing, MailingNotFoundError, StopTimeoutError
+from mailer.mailing.model import Mailing, MailingNotFoundError, StopTimeoutError, excluded_opt_outs
+from mailer.reply.reading import list_recent
 from mailer.statistics import progress
 from mailer.statistics import service as statistics
 from mailer.statistics.top_n import top_n
@@ -65,6 +66,8 @@ SECTIONS = (
     "breakdown",
 )
 """The sections that are updated live: the names of their templates, and their ids in the HTML."""
+MAX_MAILING_REPLIES = 5
+"""Replies that the page shows: the newest."""
 
 
 async def read_mailing_page(
@@ -86,6 +89,7 @@ async def read_mailing_page(
         )
         is_upcoming = not background_work.is_started and not mailing.has_ended
         expected_cost = await _expected_cost(connection, mailing, channels) if is_upcoming else None
+        recent_replies = await list_recent(connection, MAX_MAILING_REPLIES, mailing_id=mailing_id)
     now = database_clock.now()
     return {
         "forecast": await forecast.compute(forecast_basis),
@@ -95,6 +99,8 @@ async def read_mailing_page(
         "background_work": background_work,
         "counts": counts,
         "expected_cost": expected_cost,
+        "recent_replies": recent_replies,
+        "replies_url": f"/replies?mailing_id={mailing_id}",
         "actions": allowed_actions(mailing, now),
         "is_over": mailing.datetime_end <= now,
         "time_zones": top_n(
@@ -109,9 +115,19 @@ async def read_mailing_page(
 async def _expected_cost(
     connection: AsyncConnection, mailing: Mailing, channels: Channels
 ) -> Cost | None:
-    """Return the cost if each client of the audience gets a mailing; None if it is not known."""
+    """Return the cost if each client of the audience gets a mailing; None if it is not known.
+
+    Clients who have opted out of it cost nothing.
+    """
     parts = count_parts(mailing.text).parts
-    return await estimate_cost(connection, mailing.client_filter, mailing.gateway, parts, channels)
+    return await estimate_cost(
+        connection,
+        mailing.client_filter,
+        mailing.gateway,
+        parts,
+        channels,
+        opted_out=excluded_opt_outs(mailing.purpose),
+    )
 
 
 class MailingPage(Controller):
@@ -149,7 +165,8 @@ class MailingPage(Controller):
             except MailingNotFoundError:  # deleted since: say so, and remove the buttons
                 changed = ("state", "controls")
                 return {name: context.render(f"mailings/deleted-{name}.html") for name in changed}
-            return await context.render_sections("mailings", SECTIONS, **variables)
+            sections = await context.render_sections("mailings", SECTIONS, **variables)
+            return sections | await context.render_sections("replies", ("recent",), **variables)
 
         return live.stream(("mailing", context.viewer, mailing_id), sections, context.quota_key)
 

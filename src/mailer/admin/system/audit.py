@@ -24,7 +24,7 @@ AUDIT_FILTER_FIELDS = ("actor_kind", "actor_id", "action", "target_kind", "targe
 """Fields of the filter form, as in `AuditListQuery`."""
 DATETIME_FIELDS = frozenset({"datetime_start", "datetime_end", "expires_at", "held_since"})
 """Fields of entries that are moments."""
-TARGET_PAGES = {"mailing": "/mailings/{}", "client": "/clients/{}"}
+TARGET_PAGES = {"mailing": "/mailings/{}", "client": "/clients/{}", "reply": "/replies/{}"}
 """URL of the page of a target, by the kind of target; `{}` is its id. A deleted target has none."""
 TARGET_LISTS = {
     "directory": "/clients",
