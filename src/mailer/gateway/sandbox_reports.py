@@ -63,12 +63,10 @@ class Signer:
 
     def __init__(self, profile: GatewayProfile, secret: str | None, token: str | None) -> None:
         receipt = profile.receipt
-        self._scheme = None if receipt is None else receipt.signature
+        self._scheme = scheme = None if receipt is None else receipt.signature
         if secret is None and receipt is not None and not receipt.may_be_unsigned:
-            is_token = (
-                self._scheme is not None and SIGNATURE_SCHEMES[self._scheme].account_key == "token"
-            )
-            secret = token if is_token and token is not None else "sandbox"
+            has_token = scheme is not None and SIGNATURE_SCHEMES[scheme].account_key == "token"
+            secret = token if has_token and token is not None else "sandbox"
         self._secret = secret
         self._given = secret
         if self._scheme == "telnyx" and secret is not None:
