@@ -58,14 +58,17 @@ BEGIN
     END IF;
     PERFORM add_webhook_event('messages.finished', json_build_object('messages', messages))
     FROM (
-        SELECT json_agg(json_build_object('id', id, 'mailing_id', mailing_id,
-            'client_id', client_id, 'status', status, 'reason', reason, 'gateway', gateway,
-            'gateway_message_id', gateway_message_id, 'parts', parts, 'updated_at',
-            to_char(updated_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'))) AS messages
+        SELECT json_agg(row_to_json(message)) AS messages
         FROM (
-            SELECT *, (row_number() OVER (ORDER BY id) - 1) / 500 AS batch
+            SELECT id, mailing_id, client_id, status, reason, gateway, gateway_message_id, parts,
+                to_char(updated_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
+                    AS updated_at,
+                (row_number() OVER (ORDER BY id) - 1) / 500 AS batch
             FROM new_rows WHERE is_final(status, reason)
-        ) AS finished
+        ) AS finished CROSS JOIN LATERAL (
+            SELECT finished.id, mailing_id, client_id, status, reason, gateway, gateway_message_id,
+                parts, updated_at
+        ) AS message
         GROUP BY batch
     ) AS event;
     RETURN NULL;
@@ -81,17 +84,21 @@ BEGIN
     END IF;
     PERFORM add_webhook_event('messages.finished', json_build_object('messages', messages))
     FROM (
-        SELECT json_agg(json_build_object('id', id, 'mailing_id', mailing_id,
-            'client_id', client_id, 'status', status, 'reason', reason, 'gateway', gateway,
-            'gateway_message_id', gateway_message_id, 'parts', parts, 'updated_at',
-            to_char(updated_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'))) AS messages
+        SELECT json_agg(row_to_json(message)) AS messages
         FROM (
-            SELECT new_rows.*, (row_number() OVER (ORDER BY new_rows.id) - 1) / 500 AS batch
+            SELECT new_rows.id, new_rows.mailing_id, new_rows.client_id, new_rows.status,
+                new_rows.reason, new_rows.gateway, new_rows.gateway_message_id, new_rows.parts,
+                to_char(new_rows.updated_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
+                    AS updated_at,
+                (row_number() OVER (ORDER BY new_rows.id) - 1) / 500 AS batch
             FROM new_rows JOIN old_rows ON old_rows.id = new_rows.id
             WHERE is_final(new_rows.status, new_rows.reason)
                 AND (old_rows.status <> new_rows.status
                     OR NOT is_final(old_rows.status, old_rows.reason))
-        ) AS finished
+        ) AS finished CROSS JOIN LATERAL (
+            SELECT finished.id, mailing_id, client_id, status, reason, gateway, gateway_message_id,
+                parts, updated_at
+        ) AS message
         GROUP BY batch
     ) AS event;
     RETURN NULL;
@@ -423,14 +430,15 @@ CREATE FUNCTION link_opt_outs() RETURNS trigger
     AS $$
 BEGIN
     IF EXISTS (SELECT FROM opt_out WHERE client_id IS NULL) THEN
-        WITH linked AS (
-            UPDATE opt_out SET client_id = new_rows.id
-            FROM new_rows CROSS JOIN opt_out_key
-            WHERE opt_out.client_id IS NULL
-                AND opt_out.phone_digest = hmac_sha256(inner_key, outer_key, new_rows.phone)
-            RETURNING opt_out.client_id, opt_out.opted_out_at)
-        UPDATE client SET opted_out_at = linked.opted_out_at
-        FROM linked WHERE client.id = linked.client_id;
+        EXECUTE '
+            WITH linked AS (
+                UPDATE opt_out SET client_id = new_rows.id
+                FROM new_rows CROSS JOIN opt_out_key
+                WHERE opt_out.client_id IS NULL
+                    AND opt_out.phone_digest = hmac_sha256(inner_key, outer_key, new_rows.phone)
+                RETURNING opt_out.client_id, opt_out.opted_out_at)
+            UPDATE client SET opted_out_at = linked.opted_out_at
+            FROM linked WHERE client.id = linked.client_id';
     END IF;
     RETURN NULL;
 END $$;
@@ -484,8 +492,10 @@ CREATE FUNCTION note_time_zone_changes() RETURNS trigger
     AS $$
 BEGIN
     INSERT INTO client_to_replan (client_id)
-    SELECT new_rows.id FROM new_rows JOIN old_rows USING (id)
-    WHERE new_rows.time_zone <> old_rows.time_zone AND new_rows.deleted_at IS NULL;
+    SELECT id FROM (
+        SELECT id, time_zone FROM new_rows WHERE deleted_at IS NULL
+        EXCEPT ALL
+        SELECT id, time_zone FROM old_rows) AS changed;
     RETURN NULL;
 END $$;
 
