@@ -40,7 +40,7 @@ async def until_delivered(mailer: MailerProcess) -> None:
     """Wait until no event waits."""
 
     async def is_done() -> bool:
-        return await mailer.query(WAITING) == 0
+        return bool(await mailer.query(WAITING) == 0)
 
     await until_true(is_done)
 

@@ -24,7 +24,11 @@ WEBHOOK = {
     "url": "https://93.184.216.34/",  # a public address, so that no host is resolved
     "events": ["gateway.up"],
 }
-REQUIRED = {"/clients": CLIENT, "/mailings": MAILING, "/webhooks": WEBHOOK}
+REQUIRED: dict[str, dict[str, Any]] = {
+    "/clients": CLIENT,
+    "/mailings": MAILING,
+    "/webhooks": WEBHOOK,
+}
 """Valid values of the required fields of a body, by path."""
 JSON = "application/json"
 
