@@ -81,10 +81,10 @@ def test_every_string_field_is_tested() -> None:
     assert {field.name for field in FIELDS} == {
         *("phone", "operator_code", "tag", "time_zone"),
         *("datetime_start", "datetime_end", "send_interval_time_start", "send_interval_time_end"),
-        *("text", "on_unknown", "client_filter", "client_filter.operator_codes"),
+        *("text", "on_unknown", "purpose", "client_filter", "client_filter.operator_codes"),
         *("client_filter.tags", "client_filter.time_zones", "gateway", "sender"),
     }
-    assert len(FIELDS) == 2 * 16  # each of these is a field of a POST and of a PATCH
+    assert len(FIELDS) == 2 * 17  # each of these is a field of a POST and of a PATCH
 
 
 async def send_value(
