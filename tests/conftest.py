@@ -43,7 +43,7 @@ EMPTY = (
                 daily_report, session, oidc_sign_in, api_key, app_user, login_throttle,
                 known_network, idempotency, origin, audit, message_count, message_count_delta,
                 outcome_count, segment_count, segment_count_delta, operator_route, route,
-                gateway_pause}';
+                gateway_pause, rerouting, routes_applied}';
             table_name text;
             has_rows boolean;
         BEGIN
