@@ -11,7 +11,7 @@ from tests.integration.test_several_gateways import SETTINGS, ScriptedGateway
 
 from mailer.db.engine import connect
 from mailer.db.workers import session_name
-from mailer.dispatch.route_update import TAKEOVER_DELAY, RouteUpdate
+from mailer.dispatch.route_update import ABSENCE_TIMEOUT, RouteUpdate
 from mailer.gateway import routes
 from mailer.gateway.channel import Channels
 
@@ -83,7 +83,7 @@ async def test_a_worker_applies_its_routes_when_the_one_that_decided_is_gone(
     await start(engine, "killed", "wrong", clock)
 
     await living.run()
-    clock.seconds += TAKEOVER_DELAY - 1
+    clock.seconds += ABSENCE_TIMEOUT - 1
     await living.run()
     assert await gateway_names(engine) == ["wrong"]
 
@@ -101,7 +101,7 @@ async def test_a_worker_that_is_active_keeps_deciding(
     session = await open_session(shared_database_url, "later")
 
     for _ in range(3):
-        clock.seconds += TAKEOVER_DELAY
+        clock.seconds += ABSENCE_TIMEOUT
         await earlier.run()
         assert await gateway_names(engine) == ["new"]
     await session.close()
@@ -117,7 +117,7 @@ async def test_the_worker_before_the_one_that_is_gone_decides(
 
     for update in (first, second):
         await update.run()
-    clock.seconds += TAKEOVER_DELAY
+    clock.seconds += ABSENCE_TIMEOUT
     await first.run()
     assert await gateway_names(engine) == ["c"]
     await second.run()
@@ -134,6 +134,6 @@ async def test_a_worker_that_seemed_gone_decides_again_when_the_others_are(
 
     for update, gateway in ((first, "a"), (second, "b")):
         await update.run()
-        clock.seconds += TAKEOVER_DELAY
+        clock.seconds += ABSENCE_TIMEOUT
         await update.run()
         assert await gateway_names(engine) == [gateway]

@@ -13,7 +13,7 @@ from mailer.mailing.store import notify_mailings_changed
 
 log = structlog.get_logger()
 
-TAKEOVER_DELAY = 30.0
+ABSENCE_TIMEOUT = 30.0
 """Seconds for which the workers that have applied their routes later must have been gone, so that
 this worker applies its own. A restart takes less."""
 
@@ -46,7 +46,7 @@ class RouteUpdate:
         replacements = self._channels.replacements
         if not self._channels:
             return
-        if replacements != self._applied or await self._must_take_over():
+        if replacements != self._applied or await self._are_later_ones_gone():
             await self._apply()
             self._applied = replacements
             self._gone_since = None
@@ -63,7 +63,7 @@ class RouteUpdate:
         if has_changed:
             log.info("routes_changed", gateways=sorted(wanted))
 
-    async def _must_take_over(self) -> bool:
+    async def _are_later_ones_gone(self) -> bool:
         """Return whether all workers that have applied their routes later have been gone for long.
 
         A worker that has just started may not be active yet.
@@ -78,4 +78,4 @@ class RouteUpdate:
             self._gone_since = None
         elif self._gone_since is None:
             self._gone_since = now
-        return self._gone_since is not None and now - self._gone_since >= TAKEOVER_DELAY
+        return self._gone_since is not None and now - self._gone_since >= ABSENCE_TIMEOUT

@@ -83,7 +83,7 @@ REMOVE_CLOSED = text(
 MESSAGES_REROUTED = "messages_rerouted"
 """Name of the PostgreSQL notification that messages have other routes. It contains the ids of their
 mailings: at most 25 of 19 digits, and PostgreSQL's limit is 8,000 bytes."""
-NOTIFY = text("SELECT pg_notify(:name, :ids)")
+NOTIFY_REROUTED = text("SELECT pg_notify(:name, :ids)")
 
 
 async def request(connection: AsyncConnection, mailing_id: int) -> None:
@@ -112,7 +112,7 @@ async def reroute_chunk(connection: AsyncConnection) -> bool:
         done[row.mailing_id].append(row.id)
     await _move_cursors(connection, done, chunk)
     names = {"name": MESSAGES_REROUTED, "ids": " ".join(map(str, cursors))}
-    await connection.execute(NOTIFY, names)
+    await connection.execute(NOTIFY_REROUTED, names)
     return True
 
 
