@@ -45,7 +45,8 @@ EMPTY = (
                 outcome_count, delivery_count, segment_count, segment_count_delta,
                 operator_route, route, gateway_pause, early_receipt, receipt_poll, opt_out,
                 opt_out_to_link, opt_out_count, answer, reply, reply_part, webhook,
-                webhook_event, webhook_delivery, gateway_outage, mailing_hold}';
+                webhook_event, webhook_delivery, gateway_outage, mailing_hold, rerouting,
+                routes_applied}';
             table_name text;
             has_rows boolean;
         BEGIN

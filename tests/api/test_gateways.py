@@ -28,7 +28,6 @@ from mailer.gateway.channel import Channels
 from mailer.gateway.protocol import TemporaryFailure
 from mailer.gateway_control import service
 from mailer.mailing import rerouting
-from mailer.mailing.skipped import SkippedMailings
 from mailer.settings import Settings
 
 ACTIONS = ("pause", "resume", "release-unknown")
@@ -330,7 +329,7 @@ async def test_after_a_release_the_configuration_decides_on_the_gateways_again(
             WHERE id = (SELECT max(id) FROM message)""",
     )
     await do(engine, lambda db: routes.apply_routes(db, {"spare": None, "third": None}))
-    await do(engine, lambda db: rerouting.reroute_chunk(db, SkippedMailings()))
+    await do(engine, rerouting.reroute_chunk)
     assert await gateways_of_messages(engine) == [["spare", "third"], ["main"]]
 
 

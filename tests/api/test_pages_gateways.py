@@ -254,7 +254,7 @@ async def test_the_overview_says_when_no_gateway_is_used(
 ) -> None:
     assert "not accepting messages" not in await get_page(api, "/")
     fail(main)
-    spare.paused_at = NOON
+    spare.pauses = {"spare": NOON}
     page = as_text(await get_page(api, "/"))
     assert "not accepting messages Running mailings wait; no messages are lost." in page
     assert "main : the account at the SMS provider has no credit" in page
@@ -494,7 +494,7 @@ async def test_a_mailing_of_a_paused_gateway_says_why_it_waits(
     mailing_id = (await create_mailing(api, DUE | {"gateway": "main"}))["id"]
     await execute(engine, "INSERT INTO client (phone, operator_code) VALUES ('79160000001', '916')")
     await start_and_enqueue(engine)
-    main.paused_at = NOON
+    main.pauses = {"main": NOON}
     page = await get_page(api, f"/mailings/{mailing_id}")
     assert "A user has paused the gateway, so nothing is sent." in page
 

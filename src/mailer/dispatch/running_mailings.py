@@ -7,7 +7,6 @@ gets an answer when every worker has applied the stop (decision 13).
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Collection
-from functools import cached_property
 
 import asyncpg
 import structlog
@@ -20,7 +19,7 @@ from mailer.dispatch.in_flight import InFlightRequests
 from mailer.dispatch.loop_failures import LoopFailures, log_task_error
 from mailer.gateway import routes
 from mailer.gateway.router import GatewayTables
-from mailer.mailing import stop_number, tracking
+from mailer.mailing import rerouting, stop_number, tracking
 from mailer.mailing.model import RunningMailing
 from mailer.mailing.store import MAILINGS_CHANGED
 from mailer.message import trying
@@ -65,10 +64,10 @@ class RunningMailings:
     their unwritten requests are aborted, and no claim is running. When the connection is lost, the
     lock is released, and no mailing counts as running until a new connection holds a lock.
 
-    `on_change` is called with the ids of mailings that have changed, and `on_try_now` when a user
-    asks to try the gateways now. `on_gateway_tables` is called after each read of the tables of
-    gateways, at least once a second. `on_opt_outs` is called when clients have opted out since the
-    last call, or may have.
+    `on_change` is called with the ids of mailings that have changed or whose messages have other
+    routes, and `on_try_now` when a user asks to try the gateways now. `on_gateway_tables` is called
+    after each read of the tables of gateways, at least once a second. `on_opt_outs` is called when
+    clients have opted out since the last call, or may have.
     """
 
     def __init__(  # noqa: PLR0913  # one callback for each kind of news
@@ -129,17 +128,12 @@ class RunningMailings:
                 self._applied_stop = None
             await asyncio.sleep(RECONNECT_DELAY)
 
-    @cached_property
-    def _session(self) -> str:
-        """Name of this worker's database sessions; it contains the worker's start time."""
-        return own_session_name()
-
     async def _follow(self) -> None:
         """Connect, and track the mailings until the connection is lost."""
         connection = await connect(
             self._url,
             statement_timeout=STATEMENT_TIMEOUT,
-            application_name=self._session,
+            application_name=own_session_name(),
             **KEEPALIVES,
         )
         try:
@@ -148,6 +142,10 @@ class RunningMailings:
             await connection.add_listener(trying.TRY_NOW, lambda *_: self._on_try_now())
             await connection.add_listener(CLIENTS_OPTED_OUT, lambda *_: self._note_opt_outs())
             self._has_new_opt_outs = True  # a notification may have been missed
+            await connection.add_listener(
+                rerouting.MESSAGES_REROUTED,
+                lambda *notification: self._on_change(rerouting.read_ids(notification[-1])),
+            )
             while not connection.is_closed():
                 self._notified.clear()
                 await self._apply_opt_outs(connection)

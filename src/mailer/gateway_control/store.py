@@ -13,7 +13,7 @@ from mailer.db.sql import sums
 from mailer.db.tables.mailing import OPEN_MAILING
 from mailer.db.tables.message import DELIVERY_COUNTS
 from mailer.gateway.channel import Channels
-from mailer.gateway.routes import JOIN_OPERATOR_ROUTE, ROUTE
+from mailer.gateway.routes import JOIN_OPERATOR_ROUTE, ROUTE, keep_routes
 from mailer.gateway_control.delivery import DeliveryCounts
 from mailer.gateway_control.model import DeliveryByCode, GatewayError, GatewayOutcomes
 from mailer.mailing.store import notify_mailings_changed
@@ -203,7 +203,7 @@ async def find_waiting(
 # Workers claim from a mailing again when its row has changed. The subselects lock rows in the order
 # of their ids, and mailings before messages, as other changes do, to avoid deadlocks.
 TOUCH_MAILINGS = text("""
-    UPDATE mailing SET reroute_cursor = reroute_cursor
+    UPDATE mailing SET route = route
     WHERE id IN (SELECT id FROM mailing WHERE id = ANY (:ids) ORDER BY id FOR UPDATE)
     """).bindparams(bindparam("ids", type_=ARRAY(BigInteger)))
 RELEASE = text(f"""
@@ -228,6 +228,7 @@ async def release(
 ) -> int:
     """Give scheduled messages of a route the route of new messages; return how many changed."""
     mailing_ids = {message.mailing_id for message in messages}
+    await keep_routes(connection)
     await connection.execute(TOUCH_MAILINGS, {"ids": list(mailing_ids)})
     values = {"route": route, "ids": [message.id for message in messages]}
     released = (await connection.execute(RELEASE, values)).rowcount

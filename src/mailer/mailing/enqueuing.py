@@ -40,7 +40,7 @@ from mailer.db.tables.client import client
 from mailer.db.tables.gateway import operator_route
 from mailer.db.tables.mailing import OPEN_MAILING
 from mailer.db.tables.message import message
-from mailer.gateway.routes import OTHER_CODES
+from mailer.gateway.routes import OTHER_CODES, keep_routes
 from mailer.mailing.audience import filter_condition
 from mailer.mailing.client_filter import ClientFilter
 from mailer.mailing.planning import Plan, plan_by_zone, plan_cancelled
@@ -138,6 +138,7 @@ async def enqueue_chunk(
         "skipped": list(skipped),
     }
     statement = NEWEST_FIRST if order == "newest" else LOWEST_CURSOR_FIRST
+    await keep_routes(connection)
     mailing = (await connection.execute(statement, parameters)).one_or_none()
     enqueued = None
     if mailing is not None:

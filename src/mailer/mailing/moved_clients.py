@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.db.sql import add_up
 from mailer.db.tables.mailing import FINISHED_IN_WINDOW, OPEN_MAILING
+from mailer.gateway.routes import keep_routes
 from mailer.mailing.planning import plan_by_zone
 from mailer.mailing.replanning import HAS_OPTED_OUT, REPLAN_BATCH, replan_messages
 from mailer.mailing.store import notify_mailings_changed
@@ -96,6 +97,7 @@ async def replan_moved(connection: AsyncConnection, max_lookups: int = MAX_LOOKU
     """
     if not (await connection.execute(HAS_MOVED_CLIENTS)).scalar_one():
         return 0
+    await keep_routes(connection)
     mailings = await _read_mailings(connection)
     # each client costs one lookup in each mailing
     limit = max(1, min(REPLAN_BATCH, max_lookups // max(1, len(mailings))))

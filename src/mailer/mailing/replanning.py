@@ -29,7 +29,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from mailer.db.tables.client import client
 from mailer.db.tables.mailing import OPEN_MAILING
 from mailer.db.tables.message import message
-from mailer.gateway.routes import JOIN_OPERATOR_ROUTE, ROUTE
+from mailer.gateway.routes import JOIN_OPERATOR_ROUTE, ROUTE, keep_routes
 from mailer.mailing import stop_number
 from mailer.mailing.audience import filter_condition
 from mailer.mailing.client_filter import ClientFilter
@@ -90,6 +90,7 @@ async def replan_chunk(
     cannot be read is added to `skipped`. Return None when nothing was replanned.
     """
     skipped = SkippedMailings() if skipped is None else skipped
+    await keep_routes(connection)
     mailing = await _lock_next_mailing(connection, skipped)
     if mailing is not None:
         with skipped.on_error(mailing.id):
@@ -221,7 +222,10 @@ REPLAN = text(f"""
 async def replan_messages(
     connection: AsyncConnection, mailing: Row[Any], messages: Sequence[Row[Any]]
 ) -> None:
-    """Replan locked messages of a mailing: rows with the columns `id` and `time_zone`."""
+    """Replan locked messages of a mailing: rows with the columns `id` and `time_zone`.
+
+    The caller's transaction has called `keep_routes`.
+    """
     if not messages:
         return
     plans = plan_by_zone(mailing, {row.time_zone for row in messages})

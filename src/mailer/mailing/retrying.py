@@ -26,7 +26,7 @@ from mailer.db.sql import one_of
 from mailer.db.tables.client import client
 from mailer.db.tables.mailing import OPEN_MAILING
 from mailer.db.tables.message import message
-from mailer.gateway.routes import JOIN_OPERATOR_ROUTE, ROUTE
+from mailer.gateway.routes import JOIN_OPERATOR_ROUTE, ROUTE, keep_routes
 from mailer.mailing.audience import filter_condition
 from mailer.mailing.client_filter import ClientFilter
 from mailer.mailing.planning import plan_by_zone
@@ -91,6 +91,7 @@ async def retry_chunk(
     cannot be read is added to `skipped`.
     """
     skipped = SkippedMailings() if skipped is None else skipped
+    await keep_routes(connection)
     rows = await connection.execute(NEXT_MAILING_TO_RETRY, {"skipped": list(skipped)})
     mailing = rows.one_or_none()
     if mailing is not None:

@@ -92,6 +92,8 @@ async def change(
             connection, mailing, new_values, is_started=is_started
         )
         await store.change(connection, mailing_id, columns)
+        if is_started and "gateway" in new_values:
+            await rerouting.request(connection, mailing_id)
         await notify_mailings_changed(connection)
         if new_values:
             await write_audit_entry(
@@ -117,12 +119,9 @@ async def _derived_columns(
     """Return the other columns that change with the fields in `new_values`.
 
     A new filter changes the number of clients, and a new gateway the route. Some changes of a
-    started mailing also make workers replan its messages, determine their routes, or enqueue its
-    audience again.
+    started mailing also make workers replan its messages, or enqueue its audience again.
     """
     columns = await _route_columns(connection, new_values)
-    if is_started and "gateway" in new_values:
-        columns |= rerouting.request_columns()
     has_new_filter = "client_filter" in new_values
     if has_new_filter:
         clients_count = await audience.count(connection, new_values["client_filter"])

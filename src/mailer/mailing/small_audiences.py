@@ -11,7 +11,7 @@ from sqlalchemy import ARRAY, BigInteger, Boolean, DateTime, Row, String, bindpa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.db.sql import add_up
-from mailer.gateway.routes import JOIN_OPERATOR_ROUTE, ROUTE
+from mailer.gateway.routes import JOIN_OPERATOR_ROUTE, ROUTE, keep_routes
 from mailer.mailing.combined_filters import (
     MATCHING_PARAMETERS,
     MATCHING_SEGMENTS,
@@ -161,6 +161,7 @@ async def enqueue_small(
     again, because filters and clients may have changed since the last count. A mailing whose
     audience is not small any more is left to `enqueuing.enqueue_chunk`.
     """
+    await keep_routes(connection)
     rows = await lock_mailings(
         connection, newest=NEWEST_SMALL, oldest=OLDEST_SMALL, limit=limit, skipped=skipped
     )

@@ -112,9 +112,6 @@ mailing = Table(
     Column("route", Integer),
     # name or number that clients see; null: that of the gateway
     Column("sender", String),
-    # Id of the last message whose route is determined again, after gateways or `route` have
-    # changed. Null when nothing is to be done.
-    Column("reroute_cursor", BigInteger),
     timestamp_now("created_at"),
     timestamp_now("updated_at"),
     timestamp("deleted_at", nullable=True),
@@ -167,11 +164,6 @@ mailing = Table(
         "mailing_replan_idx",
         *("replan_cursor", "id"),
         postgresql_where=text(f"{OPEN_MAILING} AND is_replanning"),
-    ),
-    Index(
-        "mailing_reroute_idx",
-        *("reroute_cursor", "id"),
-        postgresql_where=text(f"{OPEN_MAILING} AND reroute_cursor IS NOT NULL"),
     ),
     Index("mailing_changed_idx", "changed_by"),
     # for the purge of messages past their retention
