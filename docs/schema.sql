@@ -1030,7 +1030,6 @@ CREATE TABLE mailing (
     gateway character varying,
     sender character varying,
     route integer,
-    reroute_cursor bigint,
     purpose character varying DEFAULT 'marketing'::character varying NOT NULL,
     CONSTRAINT mailing_audience_check CHECK ((audience_cursor <= COALESCE(audience_until, (0)::bigint))),
     CONSTRAINT mailing_clients_count_check CHECK ((clients_count >= 0)),
@@ -1236,6 +1235,12 @@ CREATE TABLE reply_part (
 )
 WITH (autovacuum_vacuum_scale_factor='0', autovacuum_vacuum_threshold='10000');
 
+CREATE TABLE rerouting (
+    mailing_id bigint NOT NULL,
+    cursor bigint NOT NULL
+)
+WITH (autovacuum_vacuum_scale_factor='0', autovacuum_vacuum_threshold='10000');
+
 CREATE TABLE route (
     id integer NOT NULL,
     gateways character varying[] NOT NULL
@@ -1248,6 +1253,11 @@ ALTER TABLE route ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
     NO MINVALUE
     NO MAXVALUE
     CACHE 1
+);
+
+CREATE TABLE routes_applied (
+    worker character varying NOT NULL,
+    applied_at timestamp with time zone NOT NULL
 );
 
 CREATE TABLE session (
@@ -1439,11 +1449,17 @@ ALTER TABLE ONLY reply_part
 ALTER TABLE ONLY reply
     ADD CONSTRAINT reply_pkey PRIMARY KEY (id);
 
+ALTER TABLE ONLY rerouting
+    ADD CONSTRAINT rerouting_pkey PRIMARY KEY (mailing_id);
+
 ALTER TABLE ONLY route
     ADD CONSTRAINT route_gateways_key UNIQUE (gateways);
 
 ALTER TABLE ONLY route
     ADD CONSTRAINT route_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY routes_applied
+    ADD CONSTRAINT routes_applied_pkey PRIMARY KEY (worker);
 
 ALTER TABLE ONLY session
     ADD CONSTRAINT session_pkey PRIMARY KEY (digest);
@@ -1516,8 +1532,6 @@ CREATE INDEX mailing_finished_idx ON mailing USING btree (datetime_end) WHERE ((
 CREATE INDEX mailing_open_idx ON mailing USING btree (id) WHERE ((NOT is_closed) AND (deleted_at IS NULL));
 
 CREATE INDEX mailing_replan_idx ON mailing USING btree (replan_cursor, id) WHERE ((NOT is_closed) AND (deleted_at IS NULL) AND is_replanning);
-
-CREATE INDEX mailing_reroute_idx ON mailing USING btree (reroute_cursor, id) WHERE ((NOT is_closed) AND (deleted_at IS NULL) AND (reroute_cursor IS NOT NULL));
 
 CREATE INDEX mailing_retention_idx ON mailing USING btree (GREATEST(updated_at,
 CASE
