@@ -228,10 +228,10 @@ async def test_answers_wait_for_a_paused_gateway_and_an_unconfigured_one(
         async with sending(engine):
             await asyncio.sleep(0.1)
         async with sending(engine, channel):
-            channel.paused_at = datetime.now(UTC)
+            channel.pauses = {channel.name: datetime.now(UTC)}
             await asyncio.sleep(1.2)  # longer than between two claims
             assert (await until_status(engine, answer_id, "waiting"))["attempts"] == 0
-            channel.paused_at = None
+            channel.pauses = {}
             await until_status(engine, answer_id, "accepted")
     assert server.counts_by_message[answer_id] == 1
 

@@ -104,7 +104,7 @@ async def test_a_pause_by_a_user_is_an_outage(
     for worker in workers:
         channel = worker.channels.get("main")
         assert channel is not None
-        channel.paused_at = NOON
+        channel.pauses = {"main": NOON}
         await worker.run()
     [row] = await deliveries(engine)
     assert row["data"] == {
