@@ -180,6 +180,8 @@ async def soak(database: Postgres, folder: Path, minutes: float, seed: int) -> i
 
 async def main(minutes: float, seed: int) -> int:
     """Run the soak on its own PostgreSQL server, and clean up in any case."""
+    # Workers reload on SIGHUP. They inherit an ignored signal, as under nohup, but not a handler.
+    signal.signal(signal.SIGHUP, lambda *_: None)
     task = asyncio.current_task()
     if task is not None:  # SIGTERM ends the soak as Ctrl-C does: all its processes are stopped
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)

@@ -19,6 +19,11 @@ def describe_state(change: Change) -> str:
     return change.status if change.reason is None else f"{change.status}/{change.reason}"
 
 
+def _describe(change: Change) -> str:
+    state, gateway = describe_state(change), change.gateway or "-"
+    return f"{moment(change.at)} {change.worker} {state} {gateway} {change.attempts}"
+
+
 def _transitions(message: Message) -> Iterator[tuple[Change | None, Change]]:
     """Yield each change of a message, with the change before it; None before the first."""
     yield from zip([None, *message.changes], message.changes, strict=False)
@@ -35,7 +40,8 @@ def miscounted(evidence: Evidence) -> Iterator[str]:
             if before and before.status == "sending" and after.status == "scheduled":
                 failed[after.worker].add(after.attempts)
             if after.attempts not in allowed or after.attempts > RETRY_ATTEMPTS:
-                yield f"message {after.message_id}: {attempts} to {after.attempts}, {after.status}"
+                history = ", ".join(_describe(change) for change in message.changes)
+                yield f"message {after.message_id}: {attempts} to {after.attempts} in {history}"
 
 
 def _allowed_attempts(

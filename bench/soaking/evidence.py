@@ -128,6 +128,12 @@ class Evidence:
         ]
         return "; ".join(names) or "no fault"
 
+    def route_events(self, start: float, end: float) -> list[str]:
+        """Return when workers started, read the file of gateways, or changed routes."""
+        starts = [(up[0], f"{worker} serves") for worker, up in self.journal.uptimes.items()]
+        events = sorted([*starts, *self.journal.route_events])
+        return [f"{moment(at)} {event}" for at, event in events if start <= at <= end]
+
     def was_retried(self, mailing_id: int, start: float, end: float) -> bool:
         """Return whether a `retry` call may have affected a mailing from `start` to `end`."""
         return any(
@@ -163,7 +169,7 @@ class Evidence:
         since = at - REROUTING
         for fault in self._rerouting_faults:
             if fault.overlaps(since, at):
-                since = fault.began - REROUTING
+                since = min(since, fault.began - REROUTING)
         return since
 
     def why_lease_expired(self, claim: Claim) -> str | None:

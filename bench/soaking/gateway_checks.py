@@ -97,6 +97,7 @@ def _misrouted(evidence: Evidence) -> Iterator[str]:
             yield (
                 f"{_describe(claim.opened)}, allowed {sorted(allowed)} since {moment(since)};"
                 f" gateways of the mailing: {own};"
+                f" {evidence.route_events(since - CAUSE_AGE, at + CAUSE_AGE)};"
                 f" {evidence.possible_causes(since - CAUSE_AGE, at)}"
             )
 

@@ -108,6 +108,8 @@ class Journal:
         exits."""
         self.breaker_openings: list[BreakerOpening] = []
         self.configurations: list[Configuration] = []
+        self.route_events: list[tuple[float, str]] = []
+        """When a worker read the file of gateways, or changed routes, and which worker."""
         self._gateways: dict[str, set[str]] = {}
         """By worker: the gateways that it uses, as far as it has logged that."""
         self.uptimes: dict[str, list[float]] = {}
@@ -181,6 +183,7 @@ class Journal:
         The breaker of a removed gateway does not count any more. A gateway that is added begins
         with a new one, although the last requests of the old one may have opened that meanwhile.
         """
+        self.route_events.append((at, f"{worker} reloaded"))
         kept = self._gateways.get(worker, set(gateways)) & set(gateways)
         self._gateways[worker] = set(gateways)
         changed = {each.gateway for each in self.breaker_openings} - kept

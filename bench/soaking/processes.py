@@ -152,6 +152,8 @@ class Worker:
             if self._must_reload:
                 self._journal.extend_configurations(self._started_at, at)
                 self._must_reload = False
+        if name == "routes_changed":
+            self._journal.route_events.append((at, f"{self.name} changed routes"))
         if level not in {"debug", "info"}:
             self._journal.warnings[f"{name.strip()[:30]} {event.get('at', '')}".rstrip()] += 1
         if level not in {"debug", "info", "warning"}:

@@ -160,6 +160,22 @@ _job_failures = Counter(
 )
 
 
+_webhook_deliveries = Counter(
+    "mailer_webhook_deliveries",
+    "Attempts to deliver an event to a webhook: delivered, retried later, failed, or dropped"
+    " because too many were waiting.",
+    ["result"],
+    registry=REGISTRY,
+)
+for _result in ("delivered", "retried", "failed", "dropped"):  # exported as 0 at first
+    _webhook_deliveries.labels(_result)
+
+
+def webhook_attempted(result: str, deliveries: int = 1) -> None:
+    """Count attempts to deliver events to webhooks by their result."""
+    _webhook_deliveries.labels(result).inc(deliveries)
+
+
 def watch_job(job: str, age: Callable[[], float]) -> None:
     """Export the seconds since a job last succeeded; each scrape calls `age` to get them.
 
@@ -302,6 +318,16 @@ _backlog = {
     "is_held": Gauge(
         "mailer_restore_held",
         "1 while a restored database sends nothing, until a user approves.",
+        registry=None,
+    ),
+    "webhook_deliveries": Gauge(
+        "mailer_webhook_waiting_deliveries",
+        "Events that wait for an attempt to deliver them to a webhook.",
+        registry=None,
+    ),
+    "webhooks_disabled": Gauge(
+        "mailer_webhooks_disabled",
+        "Webhooks that mailer has disabled because they fail.",
         registry=None,
     ),
 }

@@ -428,6 +428,7 @@ async def test_gateway_and_sender_are_saved_shown_copied_and_changed(
         "end": "2040-01-02T09:00",
         "audience": "everybody",
         "on_unknown": "retry",
+        "purpose": "marketing",
         "gateway": "spare",
         "sender": "Acme",
     }
@@ -462,6 +463,7 @@ async def test_a_wrong_gateway_or_sender_is_an_error_beside_its_field(
         "end": "2040-01-02T09:00",
         "audience": "everybody",
         "on_unknown": "retry",
+        "purpose": "marketing",
     }
     for field, wrong in (("gateway", "nope"), ("gateway", "No!"), ("sender", "Привет")):
         response = await api.post(

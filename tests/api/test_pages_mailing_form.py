@@ -103,6 +103,7 @@ async def test_the_form_has_three_ways_to_choose_the_audience(
         ),
         ({"audience": "lists", "tags": "x" * 200_000}, {"tags": "must be tags of up to 64"}),
         ({"on_unknown": ""}, {"on_unknown": "must be one of the two"}),
+        ({"purpose": ""}, {"purpose": "must be marketing or service"}),
         (
             {"text": "", "end": "", "opens": "", "audience": "lists"},
             {
@@ -189,13 +190,15 @@ async def test_a_copy_has_all_fields_and_the_same_duration(api: httpx.AsyncClien
         "send_interval_time_end": "06:00",
         "client_filter": {"tags": ["a,b", "vip"]},
         "on_unknown": "hold",
+        "purpose": "service",
     }
     original = await create_mailing(api, payload)
     page = await get_html(api, f"/mailings/new?from={original['id']}", "Europe/Berlin")
     assert f"Copy of mailing #{original['id']}" in page
     assert "Nothing is saved yet" in page
     copy = await save_form(api, f"/mailings/new?from={original['id']}", form_values(page))
-    same = ("send_interval_time_start", "send_interval_time_end", "client_filter", "on_unknown")
+    window = ("send_interval_time_start", "send_interval_time_end")
+    same = (*window, "client_filter", "on_unknown", "purpose")
     assert {name: copy[name] for name in same} == {name: original[name] for name in same}
     assert copy["text"] == "Zeile\nzwei"
 

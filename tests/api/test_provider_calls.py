@@ -20,10 +20,12 @@ from mailer.gateway.config import read_gateways
 from mailer.gateway.signatures import sign
 from mailer.receipt.calls import MAX_CALLBACK_BYTES, ProviderCalls
 from mailer.receipt.inbox import Inbox
+from mailer.reply.rules import ReplyRules
 from mailer.settings import Settings
 from mailer.web.asgi_wrappers import wrap_asgi
 from mailer.web.startup_gate import Startup
 
+RULES = ReplyRules.of(Settings())
 PUBLIC_URL = "https://sms.example.com/mailer"
 SECRET, OLD_SECRET = "a-secret-of-20-chars", "an-older-secret-here"
 GATEWAYS = f"""
@@ -93,7 +95,7 @@ async def not_found(_scope: object, _receive: object, send: object) -> None:
 
 @pytest.fixture
 async def calls(engine: AsyncEngine, channels: Channels) -> AsyncIterator[Calls]:
-    calls = Calls(channels, Inbox(engine), Startup())
+    calls = Calls(channels, Inbox(engine, RULES), Startup())
     async with calls.client:
         yield calls
 
@@ -198,8 +200,8 @@ async def test_call_is_refused_with_503_while_the_database_is_away(
         async def store(self, gateway: str, content: CallbackContent) -> None:  # noqa: ARG002
             raise UnavailableError
 
-    waiting = Calls(channels, Inbox(engine), Startup("mailer is starting"))
-    for calls in (waiting, Calls(channels, Failing(engine), Startup())):
+    waiting = Calls(channels, Inbox(engine, RULES), Startup("mailer is starting"))
+    for calls in (waiting, Calls(channels, Failing(engine, RULES), Startup())):
         response = await calls.kannel(sent)
         assert response.status_code == 503
         assert response.headers["retry-after"] == "5"

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.asgi_client import inside
 from tests.factories import GATEWAY, OPEN, create_channels
-from tests.hostile.surface import MAILING
+from tests.hostile.surface import MAILING, WEBHOOK
 from tests.hostile.trace import Contents, contents
 
 from mailer.access import keys, users
@@ -54,11 +54,15 @@ async def create_objects(engine: AsyncEngine, api: httpx.AsyncClient) -> dict[st
         new_key = keys.NewKey(name="shop", scope="read")
         key, _ = await keys.create(connection, new_key, COMMAND_LINE)
         user = await users.create(connection, "ann", "viewer", "no hash", COMMAND_LINE)
+    webhook_id = (await api.post("/webhooks", json=WEBHOOK)).json()["id"]
     return {
+        "webhook_id": webhook_id,
+        "delivery_id": (await api.post(f"/webhooks/{webhook_id}/test")).json()["id"],
         "name": GATEWAY,
         "key_id": key.id,
         "user_id": user.id,
         "client_id": (await api.post("/clients", json=CLIENT)).json()["id"],
+        "opt_out_id": (await api.post("/opt-outs", json={"phone": "79990000001"})).json()["id"],
         "mailing_id": (await api.post("/mailings", json=MAILING)).json()["id"],
     }
 

@@ -34,6 +34,8 @@ from mailer.receipt.store import (
     apply_receipts,
     give_up_waiting,
 )
+from mailer.reply.rules import ReplyRules
+from mailer.settings import Settings
 from mailer.statistics.verify import find_differences
 
 DAY = timedelta(days=1)
@@ -303,7 +305,7 @@ async def test_receipt_does_not_change_the_lease_of_a_message_that_is_being_sent
 async def test_history_of_a_message_has_each_receipt_once(engine: AsyncEngine) -> None:
     _, [message_id] = await add_sent(engine)
     for status in ("sent", "sent", "delivered", "failed", "delivered"):
-        await receive(engine, Receipt(status, message_id, code="7"))  # type: ignore[arg-type]
+        await receive(engine, Receipt(status, message_id, code="7"))
     stored = await value(engine, "SELECT receipts FROM message")
     assert [receipt["status"] for receipt in stored] == ["sent", "delivered", "failed"]
     assert {receipt["gateway"] for receipt in stored} == {GATEWAY}
@@ -316,13 +318,9 @@ def content(*receipts: Receipt) -> CallbackContent:
     return CallbackContent(list(receipts), [])
 
 
-async def store_no_replies(*_: object) -> None:
-    """Stand in for the storing of replies, in tests without any."""
-
-
 async def test_calls_at_the_same_time_are_stored_by_few_transactions(engine: AsyncEngine) -> None:
     _, ids = await add_sent(engine, 300)
-    inbox = Inbox(engine, store_no_replies)
+    inbox = Inbox(engine, ReplyRules.of(Settings()))
     before = await value(engine, "SELECT pg_current_xact_id()::text::bigint")
     calls = [inbox.store(GATEWAY, content(Receipt("delivered", id_))) for id_ in ids]
     await asyncio.gather(*calls)
@@ -333,7 +331,7 @@ async def test_calls_at_the_same_time_are_stored_by_few_transactions(engine: Asy
 
 async def test_call_that_cannot_be_stored_affects_no_other(engine: AsyncEngine) -> None:
     _, [message_id, other_id] = await add_sent(engine, 2)
-    inbox = Inbox(engine, store_no_replies)
+    inbox = Inbox(engine, ReplyRules.of(Settings()))
     bad = Receipt("failed", other_id, code="\x00")  # PostgreSQL cannot store NUL
     results = await asyncio.gather(
         inbox.store(GATEWAY, content(Receipt("delivered", message_id))),
@@ -349,8 +347,8 @@ async def test_call_that_cannot_be_stored_affects_no_other(engine: AsyncEngine) 
 async def test_full_inbox_refuses_calls(
     engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inbox_module, "MAX_WAITING", 2)
-    inbox = Inbox(engine, store_no_replies)
+    monkeypatch.setattr(inbox_module, "MAX_INBOX_ITEMS", 2)
+    inbox = Inbox(engine, ReplyRules.of(Settings()))
     receipt = content(Receipt("delivered", 1))
     results = await asyncio.gather(
         *(inbox.store(GATEWAY, receipt) for _ in range(3)), return_exceptions=True

@@ -92,6 +92,7 @@ def create_mailing(status: MailingStatus, **counts: int) -> Mailing:
         text="Hello",
         client_filter=None,
         on_unknown="retry",
+        purpose="marketing",
         gateway=None,
         sender=None,
         status=status,

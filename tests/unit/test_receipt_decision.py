@@ -6,6 +6,7 @@ from itertools import permutations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from mailer.gateway.callback import Receipt, ReceiptStatus
 from mailer.receipt.decision import MAX_RECEIPTS, MessageState, apply_receipt, must_wait
@@ -114,6 +115,29 @@ def test_message_of_several_parts_is_delivered_when_all_are(order: tuple[str, ..
         )
         statuses.append(message.status)
     assert statuses == ["sent", "sent", "delivered"]
+
+
+@pytest.mark.parametrize("order", list(permutations(["sent", "delivered", "delivered"])))
+def test_part_stays_delivered_whatever_its_other_receipts_say(
+    order: tuple[ReceiptStatus, ...],
+) -> None:
+    message = MessageState(1, 1, "sent", gateway="main", gateway_message_id="p1,p2", parts=2)
+    message = after(message, Receipt("delivered", gateway_message_id="p2", part="p2"))
+    first = [Receipt(status, gateway_message_id="p1", part="p1") for status in order]
+    assert after(message, *first, Receipt("sent", part="p2")).status == "delivered"
+
+
+def test_longest_text_is_delivered_when_all_its_parts_are() -> None:
+    parts = [f"p{number}" for number in range(48)]
+    message = MessageState(1, 1, "sent", gateway="main", gateway_message_id=",".join(parts))
+    message = replace(message, parts=len(parts))
+    for status in ("delivered", "unknown", "sent"):
+        message = after(
+            message,
+            *(Receipt(status, code=code, part=part) for part in parts for code in "12"),
+        )
+    assert message.status == "delivered"
+    assert len(message.receipts) == MAX_RECEIPTS
 
 
 def test_failed_part_fails_the_message_until_that_part_is_delivered_too() -> None:

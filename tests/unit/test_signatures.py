@@ -23,7 +23,7 @@ from tests.signature_examples import (
 )
 
 from mailer.gateway.callback import Callback
-from mailer.gateway.config import GatewayConfig
+from mailer.gateway.config_table import GatewayConfig
 from mailer.gateway.profile_file import load_profile
 from mailer.gateway.signatures import SIGNATURE_SCHEMES, sign, telnyx, verify
 

@@ -104,18 +104,30 @@ def _end(
     return MessageResult(claim, status, attempts, reason, last_failure=last_failure)
 
 
-def decide_before_send(
-    claim: ClaimedMessage, mailing: RunningMailing | None, now: datetime, timeout: float
+def end_opted_out(claim: ClaimedMessage) -> MessageResult:
+    """Return the result of a message that is not sent because its client has opted out."""
+    return end_untried(claim, "cancelled", "opted_out")
+
+
+def decide_before_send(  # noqa: PLR0911  # one return for each reason not to send
+    claim: ClaimedMessage,
+    mailing: RunningMailing | None,
+    now: datetime,
+    timeout: float,
+    *,
+    has_opted_out: bool = False,
 ) -> Send | MessageResult:
     """Decide whether a message may be sent at `now`; if not, return its result.
 
     `mailing` is None when the mailing is not running any more. `timeout` is the gateway's, in
-    seconds.
+    seconds. `has_opted_out` is whether the client has opted out since the claim.
     """
     if mailing is None:
         return release_untried(claim)
     if claim.phone is None:
         return end_untried(claim, "cancelled", "client_deleted")
+    if mailing.respects_opt_outs and (claim.is_opted_out or has_opted_out):
+        return end_opted_out(claim)
     seconds_left = mailing.time_left(now)
     if seconds_left <= 0:
         return end_untried(claim, "cancelled", "expired")
@@ -182,6 +194,9 @@ def decide_after_send(  # noqa: PLR0911, PLR0913  # one return for each kind of 
         ):
             result = _requeue(claim, mailing, now, 0.0)
             return replace(result, reason=reason, last_failure=reason, excludes_gateway=True)
+        case Rejected(reason=reason, is_opt_out=True):
+            result = _end(claim, "undelivered", reason, claim.attempts, last_failure=reason)
+            return replace(result, is_opt_out=True)
         case Rejected(reason=reason):  # this request; delivery by an earlier one may be unknown
             return _end(claim, "undelivered", reason, claim.attempts, last_failure=reason)
         case Aborted():

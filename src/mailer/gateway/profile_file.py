@@ -1,5 +1,6 @@
 """Read profiles: those that are shipped with mailer, and the user's own."""
 
+from functools import cache
 from importlib import resources
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from mailer.gateway.profile_mistakes import find_mistakes
 from mailer.gateway.toml_file import ConfigFileError, convert_table, parse_toml, read_file
 
 
+@cache
 def shipped_kinds() -> list[str]:
     """Return the names of the profiles that are shipped with mailer."""
     folder = resources.files("mailer.gateway") / "profiles"
@@ -30,6 +32,12 @@ def load_profile(kind: str, folder: Path = Path()) -> GatewayProfile:
     if kind not in shipped_kinds():
         choices = ", ".join(shipped_kinds())
         raise ConfigFileError([f"kind: is none of {choices}, and not the path of a file"])
+    return _load_shipped(kind)
+
+
+@cache
+def _load_shipped(kind: str) -> GatewayProfile:
+    """Return a shipped profile. It is kept, because a reload must not block the event loop."""
     shipped = resources.files("mailer.gateway") / "profiles" / f"{kind}.toml"
     return read_profile(shipped.read_bytes(), f"{kind}.toml")
 

@@ -33,6 +33,7 @@ from mailer.mailing.model import (
     MailingPausedError,
     MailingStartedError,
     NewMailing,
+    PurposeFixedError,
     missing_window_bound,
 )
 from mailer.mailing.stopping import wait_until_stopped
@@ -74,8 +75,8 @@ async def change(
 ) -> Mailing:
     """Change a mailing. After its start, changes apply to messages that were not sent yet.
 
-    Raises `MailingNotFoundError`, `MailingEndedError`, `MailingStartedError`, and `InvalidError`
-    when the change does not fit the rest of the mailing.
+    Raises `MailingNotFoundError`, `MailingEndedError`, `MailingStartedError`, `PurposeFixedError`,
+    and `InvalidError` when the change does not fit the rest of the mailing.
     """
     async with engine.begin() as connection:
         mailing = await store.get(connection, mailing_id, lock=True)
@@ -153,11 +154,16 @@ async def _route_columns(connection: AsyncConnection, values: Mapping[str, Any])
 def _ensure_changeable(
     mailing: Mailing, new_values: Mapping[str, Any], *, is_started: bool
 ) -> None:
-    """Raise an error when the mailing has ended, or the change moves a start that has passed."""
+    """Raise an error when the mailing has ended, or has started and a field is fixed since then.
+
+    Messages to clients who have opted out were cancelled at the start, so the purpose is fixed too.
+    """
     ensure_allowed("change", mailing, database_clock.now())
     is_start_passed = is_started or mailing.datetime_start <= database_clock.now()
     if is_start_passed and "datetime_start" in new_values:
         raise MailingStartedError
+    if is_start_passed and "purpose" in new_values:
+        raise PurposeFixedError
 
 
 def _ensure_consistent(mailing: Mailing, new_values: dict[str, Any]) -> None:

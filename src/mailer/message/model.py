@@ -167,6 +167,8 @@ class ClaimedMessage(msgspec.Struct, frozen=True, gc=False):
     """Id of the set of gateways that may take the message."""
     gateway: str = ""
     """Name of the gateway for which the message is claimed."""
+    is_opted_out: bool = False
+    """Whether the client had opted out when the message was claimed."""
 
     @property
     def was_tried(self) -> bool:
@@ -204,6 +206,8 @@ class MessageResult(msgspec.Struct, frozen=True, gc=False):
     """Whether the receipts of this message name it by `gateway_message_id` only."""
     excludes_gateway: bool = False
     """Whether the message is sent through other gateways from now on."""
+    is_opt_out: bool = False
+    """Whether the gateway has answered that the client has opted out."""
 
     @property
     def changes_route(self) -> bool:

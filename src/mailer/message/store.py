@@ -57,7 +57,7 @@ CLAIM_DUE = """
     WHERE message.id = due.id
     RETURNING message.id, message.mailing_id, message.attempts, message.lease_expires_at,
         client.phone, client.time_zone, message.unknown_reason, message.due_at,
-        message.last_failure, message.route, message.gateway"""
+        message.last_failure, message.route, message.gateway, client.opted_out_at IS NOT NULL"""
 
 
 class ClaimSource(NamedTuple):

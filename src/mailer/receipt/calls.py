@@ -28,10 +28,10 @@ from mailer.web.startup_gate import Startup
 
 log = structlog.get_logger()
 
-PATH = re.compile(r"/gateways/([^/]+)/(?:receipts|inbound)/?")
+CALL_PATH = re.compile(r"/gateways/([^/]+)/(?:receipts|inbound)/?")
 MAX_CALLBACK_BYTES = 256 * 1024
 """Enough for 1,000 receipts in one call."""
-BODY_TIMEOUT = 10.0
+CALL_BODY_TIMEOUT = 10.0
 """Seconds in which the body must arrive."""
 MAX_REFUSALS = 10.0
 """Calls a second from one network address that are answered 401 because they are not authentic.
@@ -81,7 +81,7 @@ class ProviderCalls:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a call of a provider, or pass the request on."""
-        match = PATH.fullmatch(scope["path"])
+        match = CALL_PATH.fullmatch(scope["path"])
         if scope["type"] != ScopeType.HTTP or match is None:
             await self._app(scope, receive, send)
             return
@@ -152,7 +152,7 @@ async def _read_body(receive: Receive) -> bytes:
     """Return the body of a request; raises `_RefusedCallError` if it is too large or too slow."""
     body = bytearray()
     try:
-        async with asyncio.timeout(BODY_TIMEOUT):
+        async with asyncio.timeout(CALL_BODY_TIMEOUT):
             while True:
                 message = await receive()
                 if message["type"] != "http.request":

@@ -17,8 +17,9 @@ from mailer.gateway.callback import Receipt
 from mailer.message.model import StoredReceipt
 from mailer.statuses import MessageStatus
 
-MAX_RECEIPTS = 20
-"""Receipts of a message that are kept: the newest ones."""
+MAX_RECEIPTS = 100
+"""Receipts of a message that are kept. The longest text has 48 parts, and for each a receipt that
+decides."""
 NO_RECEIPT = "no_receipt"
 """Reason of a message that is `sent`: no receipt came in time. A later one still counts."""
 NOT_DELIVERED, VALIDITY_EXPIRED = "not_delivered", "validity_expired"
@@ -71,7 +72,7 @@ def apply_receipt(
     """Return the message after a receipt of `gateway` that was received at `at`."""
     stored = StoredReceipt(at, receipt.status, gateway, receipt.code, receipt.part)
     if not _is_repeated(message.receipts, stored):
-        message = replace(message, receipts=(*message.receipts, stored)[-MAX_RECEIPTS:])
+        message = replace(message, receipts=_keep_newest((*message.receipts, stored)))
     shown = _find_status(message, receipt, gateway)
     if shown is None:
         return message
@@ -83,6 +84,16 @@ def apply_receipt(
     if not _is_allowed(message, shown):
         return message
     return replace(message, status=shown, reason=reason)
+
+
+def _keep_newest(receipts: tuple[StoredReceipt, ...]) -> tuple[StoredReceipt, ...]:
+    """Return the newest receipts; of the others, those that decide nothing are left out first."""
+    if len(receipts) <= MAX_RECEIPTS:
+        return receipts
+    surplus = next(
+        (number for number, each in enumerate(receipts) if each.status in {"sent", "unknown"}), 0
+    )
+    return receipts[:surplus] + receipts[surplus + 1 :]
 
 
 def _is_repeated(receipts: Iterable[StoredReceipt], new: StoredReceipt) -> bool:
@@ -112,9 +123,12 @@ def _find_status(message: MessageState, receipt: Receipt, gateway: str) -> Shown
 def _are_all_parts_delivered(message: MessageState, receipt: Receipt) -> bool:
     if receipt.part is None:
         return True
-    newest_by_part = {each.part: each.status for each in message.receipts if each.part is not None}
-    delivered = sum(status == "delivered" for status in newest_by_part.values())
-    return delivered >= (message.parts or 1)
+    delivered = {
+        each.part
+        for each in message.receipts
+        if each.part is not None and each.status == "delivered"
+    }
+    return len(delivered) >= (message.parts or 1)
 
 
 def _is_about_last_attempt(message: MessageState, receipt: Receipt, gateway: str) -> bool:

@@ -5,28 +5,28 @@ next calls gather, and are then stored together. So a burst of calls costs few t
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 
 import msgspec
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer import metrics
 from mailer.clock import database_clock
 from mailer.db.engine import is_unavailable
 from mailer.errors import UnavailableError
-from mailer.gateway.callback import CallbackContent, Reply
+from mailer.gateway.callback import CallbackContent
 from mailer.receipt.store import ReceivedReceipt, apply_receipts
+from mailer.reply.rules import ReplyRules
+from mailer.reply.store import add_replies
 
-MAX_WAITING = 5_000
+MAX_INBOX_ITEMS = 5_000
 """Receipts and replies that wait to be stored. More are refused, and the providers repeat them."""
 MAX_INBOX_BATCH = 500
 """Most receipts and replies in one transaction."""
 GATHER_SECONDS = 0.002
 """How long a batch waits for further calls, so that the calls that follow the answers of the last
 batch share a transaction, and not the first of them has one of its own."""
-
-StoreReplies = Callable[[AsyncConnection, str, Sequence[Reply], datetime], Awaitable[object]]
 
 
 class InboxFullError(UnavailableError):
@@ -49,12 +49,12 @@ class _Item(msgspec.Struct):
 class Inbox:
     """A bounded queue of what providers report, and the task that stores it.
 
-    `store_replies` stores replies in the transaction of the batch.
+    `rules` say what replies do.
     """
 
-    def __init__(self, engine: AsyncEngine, store_replies: StoreReplies | None = None) -> None:
+    def __init__(self, engine: AsyncEngine, rules: ReplyRules) -> None:
         self._engine = engine
-        self._store_replies = store_replies
+        self._rules = rules
         self._waiting: list[_Item] = []
         self._size = 0
         self._writing: asyncio.Task[None] | None = None
@@ -64,7 +64,7 @@ class Inbox:
 
         Raises `InboxFullError`, and the error of the database if the transaction has failed.
         """
-        if self._size >= MAX_WAITING:
+        if self._size >= MAX_INBOX_ITEMS:
             raise InboxFullError
         stored = asyncio.get_running_loop().create_future()
         item = _Item(gateway, content, database_clock.now(), stored)
@@ -112,9 +112,8 @@ class Inbox:
             if received:
                 result = await apply_receipts(connection, received)
             for item in batch:
-                if item.content.replies and self._store_replies is not None:
-                    await self._store_replies(
-                        connection, item.gateway, item.content.replies, item.at
-                    )
+                if item.content.replies:
+                    replies = item.content.replies
+                    await add_replies(connection, item.gateway, replies, item.at, self._rules)
         if received:
             metrics.receipts_stored(result.applied, result.early, result.ignored)

@@ -27,7 +27,7 @@ REQUESTS_PER_RUN = 10
 """Most requests to one gateway in one run, one after the other."""
 MAX_SCANNED = 5_000
 """Messages that await a receipt, of any gateway, that one run reads."""
-ROUND_INTERVAL = timedelta(seconds=30)
+MIN_ROUND_INTERVAL = timedelta(seconds=30)
 """Least time between the starts of two rounds."""
 
 NEXT_POSITION = text("""
@@ -110,7 +110,7 @@ async def _next_messages(
     connection: AsyncConnection, gateway: str, batch: int
 ) -> list[PolledMessage]:
     """Return the messages to ask for in this run, and move the position behind them."""
-    values = {"gateway": gateway, "interval": ROUND_INTERVAL}
+    values = {"gateway": gateway, "interval": MIN_ROUND_INTERVAL}
     position = (await connection.execute(NEXT_POSITION, values)).one()
     is_start = position.mailing_id == 0
     if is_start and position.is_recent:

@@ -60,7 +60,7 @@ async def find_differences(engine: AsyncEngine, chunk: int = MAILINGS_BATCH) -> 
             after = upper
         for comparison in (
             *(DANGLING_MESSAGES, COMPARE_SETTLED, COMPARE_OUTCOMES, COMPARE_GATEWAYS),
-            *(COMPARE_DELIVERIES, COMPARE_SEGMENTS),
+            *(COMPARE_DELIVERIES, COMPARE_SEGMENTS, COMPARE_OPT_OUTS),
         ):
             differences += await _fetch(connection, comparison)
     return differences
@@ -242,13 +242,29 @@ COMPARE_DELIVERIES = text(f"""
 COMPARE_SEGMENTS = text("""
     SELECT NULL, 'client segments with a wrong count', count(*), 0
     FROM (
-        SELECT operator_code, tag, time_zone, sum(clients) AS clients
+        SELECT operator_code, tag, time_zone, sum(clients) AS clients, sum(opted_out) AS opted_out
         FROM all_segment_counts
         GROUP BY operator_code, tag, time_zone
     ) AS stored FULL JOIN (
-        SELECT operator_code, tag, time_zone, count(*) AS clients
+        SELECT operator_code, tag, time_zone, count(*) AS clients,
+            count(opted_out_at) AS opted_out
         FROM client WHERE deleted_at IS NULL GROUP BY operator_code, tag, time_zone
     ) AS counted ON stored.operator_code = counted.operator_code
         AND stored.time_zone = counted.time_zone
         AND coalesce(stored.tag, '') = coalesce(counted.tag, '')
-    WHERE coalesce(stored.clients, 0) <> coalesce(counted.clients, 0) HAVING count(*) > 0""")
+    WHERE coalesce(stored.clients, 0) <> coalesce(counted.clients, 0)
+        OR coalesce(stored.opted_out, 0) <> coalesce(counted.opted_out, 0)
+    HAVING count(*) > 0""")
+
+# The number of opt-outs, and the opt-outs of clients, against the rows.
+COMPARE_OPT_OUTS = text("""
+    SELECT NULL, compared.quantity, compared.found, compared.expected
+    FROM (VALUES
+        ('count of opt-outs', (SELECT coalesce(sum(opt_outs), 0)::bigint FROM opt_out_count),
+            (SELECT count(*) FROM opt_out)),
+        ('clients without the time of their opt-out', (
+            SELECT count(*) FROM opt_out FULL JOIN client ON client.id = client_id
+            WHERE (client_id IS NOT NULL OR client.opted_out_at IS NOT NULL)
+                AND client.opted_out_at IS DISTINCT FROM opt_out.opted_out_at), 0)
+    ) AS compared (quantity, found, expected)
+    WHERE compared.found <> compared.expected""")

@@ -30,7 +30,8 @@ from mailer.mailing import activity, service, store
 from mailer.mailing.actions import allowed_actions
 from mailer.mailing.activity import with_hold
 from mailer.mailing.api import MailingId
-from mailer.mailing.model import Mailing, MailingNotFoundError, StopTimeoutError
+from mailer.mailing.model import Mailing, MailingNotFoundError, StopTimeoutError, excluded_opt_outs
+from mailer.reply.reading import list_recent
 from mailer.settings import Settings
 from mailer.statistics import progress
 from mailer.statistics import service as statistics
@@ -68,6 +69,8 @@ SECTIONS = (
     "breakdown",
 )
 """The sections that are updated live: the names of their templates, and their ids in the HTML."""
+MAX_MAILING_REPLIES = 5
+"""Replies that the page shows: the newest."""
 
 
 class AwaitedReceipts(NamedTuple):
@@ -107,6 +110,7 @@ async def read_mailing_page(
         )
         is_upcoming = not background_work.is_started and not mailing.has_ended
         expected_cost = await _expected_cost(connection, mailing, channels) if is_upcoming else None
+        recent_replies = await list_recent(connection, MAX_MAILING_REPLIES, mailing_id=mailing_id)
     now = database_clock.now()
     return {
         "forecast": await forecast.compute(forecast_basis),
@@ -117,6 +121,8 @@ async def read_mailing_page(
         "counts": counts,
         "awaited_receipts": find_awaited_receipts(counts, receipt_wait),
         "expected_cost": expected_cost,
+        "recent_replies": recent_replies,
+        "replies_url": f"/replies?mailing_id={mailing_id}",
         "actions": allowed_actions(mailing, now),
         "is_over": mailing.datetime_end <= now,
         "time_zones": top_n(
@@ -131,9 +137,19 @@ async def read_mailing_page(
 async def _expected_cost(
     connection: AsyncConnection, mailing: Mailing, channels: Channels
 ) -> Cost | None:
-    """Return the cost if each client of the audience gets a mailing; None if it is not known."""
+    """Return the cost if each client of the audience gets a mailing; None if it is not known.
+
+    Clients who have opted out of it cost nothing.
+    """
     parts = count_parts(mailing.text).parts
-    return await estimate_cost(connection, mailing.client_filter, mailing.gateway, parts, channels)
+    return await estimate_cost(
+        connection,
+        mailing.client_filter,
+        mailing.gateway,
+        parts,
+        channels,
+        opted_out=excluded_opt_outs(mailing.purpose),
+    )
 
 
 class MailingPage(Controller):
@@ -174,7 +190,8 @@ class MailingPage(Controller):
             except MailingNotFoundError:  # deleted since: say so, and remove the buttons
                 changed = ("state", "controls")
                 return {name: context.render(f"mailings/deleted-{name}.html") for name in changed}
-            return await context.render_sections("mailings", SECTIONS, **variables)
+            sections = await context.render_sections("mailings", SECTIONS, **variables)
+            return sections | await context.render_sections("replies", ("recent",), **variables)
 
         return live.stream(("mailing", context.viewer, mailing_id), sections, context.quota_key)
 
