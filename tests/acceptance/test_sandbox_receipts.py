@@ -30,6 +30,8 @@ WHERE status <> 'undelivered' OR reason LIKE 'not_delivered%' OR reason = 'valid
 """
 COUNT_AWAITING = "SELECT count(*) FROM message WHERE status = 'sent' AND reason IS NULL"
 
+COUNT_OPTED_OUT = "SELECT count(*) FROM client WHERE opted_out_at IS NOT NULL"
+
 
 class SandboxProcess:
     """A running `mailer sandbox`, and its log."""
@@ -40,10 +42,17 @@ class SandboxProcess:
 
     def receipts(self) -> list[dict[str, Any]]:
         """Return the rows of the receipts that mailer took, once the process has stopped."""
+        return self._taken("receipt")
+
+    def replies(self) -> list[dict[str, Any]]:
+        """Return the rows of the replies that mailer took, once the process has stopped."""
+        return self._taken("reply")
+
+    def _taken(self, kind: str) -> list[dict[str, Any]]:
         rows: Iterable[dict[str, Any]] = map(
             msgspec.json.decode, self._log.read_bytes().splitlines()
         )
-        return [row for row in rows if row["kind"] == "receipt" and row["taken"]]
+        return [row for row in rows if row["kind"] == kind and row["taken"]]
 
 
 @asynccontextmanager
@@ -195,3 +204,31 @@ async def test_call_with_another_signature_is_refused_and_changes_nothing(
     assert finished["sent_messages"] == 3
     assert receipts == 0
     assert gateway.receipts() == []
+
+
+async def test_client_who_replies_stop_gets_no_further_message(
+    start_mailer: Mailers, tmp_path: Path
+) -> None:
+    port, file = free_port(), tmp_path / "gateways.toml"
+    options = ("--token", "t0k", "--reply-share", "1", "--stop-share", "0.5", "--seed", "1")
+    async with sandbox(tmp_path, "--kind", "plivo", *options) as gateway:
+        file.write_text(table_of("plivo", gateway.url, account="A", token="t0k", sender="1008"))  # noqa: S106  # of a test
+        public_url = f"http://127.0.0.1:{port}"
+        mailer = await start_mailer(port=str(port), public_url=public_url, gateways=str(file))
+        await mailer.create_clients(40)
+        first = await mailer.call("POST", "/mailings", new_mailing(), 201)
+        await until_no_receipt_is_awaited(mailer, first["id"])
+
+        async def have_all_replied() -> bool:
+            return bool(await mailer.query("SELECT count(*) = 40 FROM reply"))
+
+        await until_true(have_all_replied)
+        opted_out = await mailer.query(COUNT_OPTED_OUT)
+        second = await mailer.call("POST", "/mailings", new_mailing(), 201)
+        finished = await until_no_receipt_is_awaited(mailer, second["id"])
+    first_replies = [row for row in gateway.replies() if row["id"] <= 40]
+    assert len(first_replies) == 40
+    assert opted_out == sum(row.get("stop", False) for row in first_replies)
+    assert 0 < opted_out < 40
+    assert finished["cancelled_messages"] == opted_out
+    assert finished["delivered_messages"] == 40 - opted_out

@@ -404,7 +404,8 @@ async def test_a_backlog_is_bounded_and_what_is_dropped_is_counted(engine: Async
     await execute(
         engine,
         f"""INSERT INTO webhook_delivery (webhook_id, event_id)
-        SELECT {webhook_id}, gen_random_uuid() FROM generate_series(1, {queue.MAX_WAITING + 7})""",  # noqa: S608  # numbers
+        SELECT {webhook_id}, gen_random_uuid()
+        FROM generate_series(1, {queue.MAX_WAITING_DELIVERIES + 7})""",  # noqa: S608  # numbers
     )
     assert await do(engine, lambda db: queue.drop_beyond_limit(db, 5)) == {webhook_id: 5}
     assert await do(engine, lambda db: queue.drop_beyond_limit(db, 5)) == {webhook_id: 2}
@@ -416,7 +417,7 @@ async def test_a_backlog_is_bounded_and_what_is_dropped_is_counted(engine: Async
     )
     assert (row["first"], row["dropped"]) == (True, 7)
     assert (await webhook(engine, webhook_id))["dropped"] == 7
-    assert await do(engine, queue.count_waiting) == (queue.MAX_WAITING, 0)
+    assert await do(engine, queue.count_waiting) == (queue.MAX_WAITING_DELIVERIES, 0)
 
 
 async def test_old_deliveries_fail_and_are_deleted_a_day_later(engine: AsyncEngine) -> None:

@@ -28,6 +28,7 @@ FINAL = [
     ("undelivered", "rejected_400"),
     ("unknown", "timeout"),
     ("cancelled", "expired"),
+    ("sent", "no_receipt"),
 ]
 
 
@@ -119,6 +120,22 @@ async def test_a_final_message_is_told_again_only_when_its_status_changes(
     await set_messages(engine, "status = 'delivered', reason = NULL")
     statuses = [data["messages"][0]["status"] for _, data in await events(engine)]
     assert statuses == ["undelivered", "delivered"]
+
+
+async def test_an_accepted_message_is_told_when_its_receipt_comes_or_is_late(
+    engine: AsyncEngine,
+) -> None:
+    await add_webhook(engine, URL, ["messages.finished"])
+    await add_due_messages(engine, 1)
+    await set_messages(engine, "status = 'sent', sent_at = now()")
+    assert await events(engine) == []
+    await set_messages(engine, "reason = 'no_receipt'")
+    await set_messages(engine, "status = 'delivered', reason = NULL")
+    finals = [data["messages"][0] for _, data in await events(engine)]
+    assert [(message["status"], message["reason"]) for message in finals] == [
+        ("sent", "no_receipt"),
+        ("delivered", None),
+    ]
 
 
 async def test_messages_that_are_created_final_are_told(engine: AsyncEngine) -> None:

@@ -21,7 +21,7 @@ from mailer.gateway.sandbox import CallOptions, Faults, SandboxGateway
 from mailer.gateway.sandbox_options import CallContent
 from mailer.gateway.sandbox_plans import (
     REPLIES,
-    STOP_WORDS,
+    STOP_REPLIES,
     CallPlan,
     CallPlanner,
     PlannedCall,
@@ -32,6 +32,8 @@ from mailer.gateway.sandbox_plans import (
 from mailer.gateway.sandbox_records import SandboxMessage
 from mailer.gateway.sandbox_reports import Signer
 from mailer.gateway.sandbox_responses import SandboxResponses, load_samples
+from mailer.reply.rules import ReplyRules
+from mailer.settings import Settings
 
 profile_of, samples_of = cache(load_profile), cache(load_samples)
 
@@ -172,7 +174,7 @@ def reader_of_replies(kind: str) -> Callable[[str], list[Reply]]:
 
 
 @pytest.mark.parametrize("kind", REPLYING)
-@pytest.mark.parametrize("text", [*REPLIES, *STOP_WORDS])
+@pytest.mark.parametrize("text", [*REPLIES, *STOP_REPLIES])
 def test_reply_is_authentic_and_read_as_it_was_written(kind: str, text: str) -> None:
     replies = reader_of_replies(kind)(text)
     expected = text.replace("👍", "?") if kind == "smsc" else text
@@ -295,9 +297,15 @@ def test_share_of_replies_is_a_stop_word(stop_share: float) -> None:
     [text] = [
         each.text for each in gateway_of("twilio").callback_rules().read(reply.callback).replies
     ]
-    assert text in (STOP_WORDS if stop_share else REPLIES)
+    assert text in (STOP_REPLIES if stop_share else REPLIES)
     assert reply.is_stop == bool(stop_share)
     assert reply.message_id is None or reply.message_id == 12
+
+
+def test_stop_words_of_the_sandbox_are_stop_words_of_mailer() -> None:
+    rules = ReplyRules.of(Settings(auth="none"))
+    assert {rules.action_of(text) for text in STOP_REPLIES} == {"opted_out"}
+    assert {rules.action_of(text) for text in REPLIES} == {None}
 
 
 def test_shares_happen_as_often_as_they_say() -> None:

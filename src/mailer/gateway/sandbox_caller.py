@@ -15,7 +15,7 @@ from mailer.gateway.profile import GatewayProfile
 from mailer.gateway.sandbox_plans import PlannedCall
 from mailer.gateway.sandbox_records import SandboxCall, SandboxCallCounts
 
-CONCURRENCY = 50
+MAX_CONCURRENT_CALLS = 50
 """Calls at the same time."""
 MAX_WAITING_CALLS = 200_000
 """Calls that wait until they are due. Further ones are not made, and count as unanswered."""
@@ -43,7 +43,7 @@ class _Delivery(msgspec.Struct, eq=False):
 
 
 class SandboxCaller:
-    """Makes planned calls to mailer, at most `CONCURRENCY` at once.
+    """Makes planned calls to mailer, at most `MAX_CONCURRENT_CALLS` at once.
 
     A call that is not answered with 200 and one of the bodies `answers` is repeated after each of
     `PAUSES`, unless mailer refuses it with a status of 4xx. `on_call` is called once for each call,
@@ -79,7 +79,9 @@ class SandboxCaller:
         async with aiohttp.ClientSession(
             connector=connector, timeout=timeout, cookie_jar=aiohttp.DummyCookieJar()
         ) as self._session:
-            self._tasks.update(asyncio.create_task(self._work()) for _ in range(CONCURRENCY))
+            self._tasks.update(
+                asyncio.create_task(self._work()) for _ in range(MAX_CONCURRENT_CALLS)
+            )
             try:
                 yield
             finally:

@@ -7,13 +7,14 @@ from itertools import count
 import msgspec
 
 from mailer.gateway.callback import Callback, ReceiptStatus
+from mailer.gateway.callback_body import MESSAGE_FIELD
 from mailer.gateway.profile import GatewayProfile
 from mailer.gateway.sandbox_call_samples import CallSample, CallSamples
 from mailer.gateway.sandbox_options import CallContent, CallOptions
 from mailer.gateway.sandbox_records import SandboxMessage
 from mailer.gateway.sms_parts import PART_CAPACITY, count_parts
 
-STOP_WORDS = ("STOP", "СТОП", "stop", "Отписаться", "Unsubscribe", " Стоп. ")
+STOP_REPLIES = ("STOP", "СТОП", "stop", "Отписаться", " Стоп. ")
 REPLIES = (
     "Thank you!",
     "Спасибо, приду в субботу 👍",
@@ -23,8 +24,8 @@ REPLIES = (
 )
 DEFAULT_SENDER = "1008"
 """The number to which a client replies if the message has no sender."""
-MESSAGE_FIELD = "message="
-"""Field of the URL for receipts that names the message; the URL for replies is the same without."""
+OWN_FIELD = f"{MESSAGE_FIELD}="
+"""Start of the field of the URL for receipts that names the message."""
 
 
 class PlannedCall(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,14 +76,18 @@ class CallPlanner:
         """Whether the provider reports each part of a message."""
         self._reply_numbers = count(1)
 
+    def receipts_url(self, message: SandboxMessage) -> str | None:
+        """Return the URL for receipts of a message; None if there is none."""
+        return message.callback or self._options.receipts_url
+
     def plan(self, message: SandboxMessage, new_id: int) -> CallPlan:
         """Return the plan for an accepted message, with the gateway's id of it."""
         options = self._options
         is_early = self._happens(options.receipt_early)
         status: ReceiptStatus = "failed" if self._happens(options.receipt_failed) else "delivered"
         delay = 0.0 if is_early else self._delay()
-        url = message.callback or options.receipts_url
-        if not url:
+        url = self.receipts_url(message)
+        if url is None:
             is_lost = self._happens(options.receipt_loss)
             return CallPlan("sent" if is_lost else status, delay, [])
         receipts = list(self._receipts(message, new_id, url, status, delay))
@@ -147,7 +152,7 @@ class CallPlanner:
         if not self._samples.reply or not self._happens(self._options.reply_share):
             return
         is_stop = self._happens(self._options.stop_share)
-        text = self._random.choice(STOP_WORDS if is_stop else REPLIES)
+        text = self._random.choice(STOP_REPLIES if is_stop else REPLIES)
         seconds = delay + self._delay()
         url = self._options.receipts_url or find_reply_url(message.callback)
         for callback in self.create_reply(message, text, url):
@@ -185,15 +190,15 @@ def find_reply_url(url: str) -> str:
     path, question_mark, query = url.partition("?")
     if path.endswith("/receipts"):
         path = path.removesuffix("receipts") + "inbound"
-    kept = [field for field in query.split("&") if field and not field.startswith(MESSAGE_FIELD)]
+    kept = [field for field in query.split("&") if field and not field.startswith(OWN_FIELD)]
     return path + (question_mark + "&".join(kept) if kept else "")
 
 
 def _find_message_id(url: str) -> int | None:
     """Return the message id that mailer has put into the URL for receipts."""
     for field in url.partition("?")[2].split("&"):
-        if field.startswith(MESSAGE_FIELD) and field.removeprefix(MESSAGE_FIELD).isdecimal():
-            return int(field.removeprefix(MESSAGE_FIELD))
+        if field.startswith(OWN_FIELD) and field.removeprefix(OWN_FIELD).isdecimal():
+            return int(field.removeprefix(OWN_FIELD))
     return None
 
 

@@ -41,6 +41,8 @@ class SandboxReports:
 
         Returns at once, unless a receipt is to come before the response to the request.
         """
+        if not self._is_polled and self._planner.receipts_url(message) is None:
+            return
         new_id = new_id or self._responses.create_id()
         plan = self._planner.plan(message, new_id)
         if self._is_polled:

@@ -15,7 +15,7 @@ from mailer import metrics
 from mailer.clock import database_clock
 from mailer.db.engine import is_unavailable
 from mailer.errors import UnavailableError
-from mailer.gateway.callback import CallbackContent
+from mailer.gateway.callback import CallbackContent, Reply
 from mailer.receipt.store import ReceivedReceipt, apply_receipts
 from mailer.reply.rules import ReplyRules
 from mailer.reply.store import add_replies
@@ -111,9 +111,16 @@ class Inbox:
         async with self._engine.begin() as connection:
             if received:
                 result = await apply_receipts(connection, received)
-            for item in batch:
-                if item.content.replies:
-                    replies = item.content.replies
-                    await add_replies(connection, item.gateway, replies, item.at, self._rules)
+            for gateway, replies in _replies_by_gateway(batch).items():
+                await add_replies(connection, gateway, replies, batch[-1].at, self._rules)
         if received:
             metrics.receipts_stored(result.applied, result.early, result.ignored)
+
+
+def _replies_by_gateway(batch: Sequence[_Item]) -> dict[str, list[Reply]]:
+    """Return the replies of a batch by gateway; gateways in one order, to avoid deadlocks."""
+    replies: dict[str, list[Reply]] = {}
+    for item in sorted(batch, key=lambda item: item.gateway):
+        if item.content.replies:
+            replies.setdefault(item.gateway, []).extend(item.content.replies)
+    return replies

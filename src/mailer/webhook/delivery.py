@@ -32,7 +32,7 @@ log = structlog.get_logger()
 
 DELIVERY_POLL_INTERVAL = 1.0
 """Seconds between two checks for due deliveries."""
-ROUND_INTERVAL = 0.5
+DELIVERY_ROUND_INTERVAL = 0.5
 """Least seconds between two rounds: results and claims of many requests share a transaction."""
 ERROR_DELAY = 2.0
 """Seconds after an error until the next round."""
@@ -98,14 +98,14 @@ class WebhookDelivery:
         except Exception as error:  # noqa: BLE001  # the next round must follow any error
             self._on_error(error)
             return ERROR_DELAY
-        return ROUND_INTERVAL if has_more else DELIVERY_POLL_INTERVAL
+        return DELIVERY_ROUND_INTERVAL if has_more else DELIVERY_POLL_INTERVAL
 
     async def _pause(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(max(0.0, seconds - ROUND_INTERVAL)):
+            async with asyncio.timeout(max(0.0, seconds - DELIVERY_ROUND_INTERVAL)):
                 await self._has_results.wait()
         if not self._stopping.is_set():
-            await asyncio.sleep(ROUND_INTERVAL)
+            await asyncio.sleep(DELIVERY_ROUND_INTERVAL)
 
     async def do_round(self) -> bool:
         """Record results, claim due deliveries and start their requests.

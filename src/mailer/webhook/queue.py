@@ -18,7 +18,7 @@ from mailer.webhook.model import EVENT_RETENTION, RETRY_PERIOD
 
 LEASE = 240
 """Seconds for which a claim is valid: longer than all requests of a worker to an endpoint take."""
-MAX_WAITING = 10_000
+MAX_WAITING_DELIVERIES = 10_000
 """Most deliveries that wait for one endpoint; the oldest ones beyond are dropped."""
 
 
@@ -183,7 +183,8 @@ DROP_DELIVERIES = text(f"""
         SELECT delivery.id FROM locked AS webhook CROSS JOIN LATERAL (
             SELECT id FROM webhook_delivery
             WHERE webhook_id = webhook.id AND status = 'waiting'
-            ORDER BY id DESC OFFSET {MAX_WAITING} LIMIT :limit FOR UPDATE SKIP LOCKED) AS delivery
+            ORDER BY id DESC OFFSET {MAX_WAITING_DELIVERIES} LIMIT :limit
+            FOR UPDATE SKIP LOCKED) AS delivery
     ), dropped AS (
         UPDATE webhook_delivery SET status = 'failed', error = 'dropped'
         FROM beyond WHERE webhook_delivery.id = beyond.id AND status = 'waiting'
@@ -201,7 +202,7 @@ async def expire(connection: AsyncConnection, limit: int) -> int:
 
 
 async def drop_beyond_limit(connection: AsyncConnection, limit: int) -> dict[int, int]:
-    """End the oldest deliveries beyond `MAX_WAITING`; return how many, by id of the endpoint."""
+    """End the oldest deliveries beyond `MAX_WAITING_DELIVERIES`; return how many, by endpoint."""
     return {
         row.id: row.number for row in await connection.execute(DROP_DELIVERIES, {"limit": limit})
     }

@@ -23,7 +23,7 @@ WEBHOOK_TIMEOUT = 15.0
 """Seconds for an attempt; the specification recommends 15 to 30."""
 MAX_ANSWER_BYTES = 16 * 1024
 """Bytes of a response that are read. A longer one costs a new connection for the next request."""
-BODY_TIMEOUT = 1.0
+ANSWER_BODY_TIMEOUT = 1.0
 """Seconds for the body of a response, whose status alone counts."""
 MAX_HEADER_BYTES = 8 * 1024
 MAX_CONNECTIONS_PER_HOST = 10
@@ -133,7 +133,7 @@ async def _discard_body(response: aiohttp.ClientResponse) -> None:
     """Read a short body, so that the connection can be used again; close it after a long one."""
     received = 0
     try:
-        async with asyncio.timeout(BODY_TIMEOUT):
+        async with asyncio.timeout(ANSWER_BODY_TIMEOUT):
             async for piece in response.content.iter_any():
                 received += len(piece)
                 if received > MAX_ANSWER_BYTES:
