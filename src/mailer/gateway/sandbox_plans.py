@@ -18,9 +18,10 @@ STOP_REPLIES = ("STOP", "СТОП", "stop", "Отписаться", " Стоп. 
 REPLIES = (
     "Thank you!",
     "Спасибо, приду в субботу 👍",
-    "Is it open on Monday, too? 5 + 1 & 100%",
+    "Is it 50% off on Monday, too? I need 2+1 sets & a bag",
     "Можно прийти вдвоём? Хотим купить ещё один набор, если они не закончатся к вечеру субботы.",
-    "Please call me back, I could not find the shop. " * 4,
+    """I could not find the shop: the map shows another street. Please call me back after six,
+or write where the entrance is and until what time you are open today. Thank you!""",
 )
 DEFAULT_SENDER = "1008"
 """The number to which a client replies if the message has no sender."""
