@@ -132,11 +132,12 @@ async def test_a_change_during_a_chunk_starts_the_mailing_again(engine: AsyncEng
     await add_due_messages(engine, 1)
     await do(engine, lambda db: apply(db, "first"))
     async with engine.begin() as connection:
-        assert await reroute_chunk(connection)
+        await connection.execute(text("SELECT FROM message FOR UPDATE"))
+        chunk = asyncio.create_task(do(engine, reroute_chunk))
+        await until_waiting(chunk)
         change = asyncio.create_task(do(engine, lambda db: apply(db, "second")))
-        await until_waiting(change)
-    await change
-    assert await messages_by_gateways(engine) == {("first",): 1}
+        await let_run(change)
+    await asyncio.gather(chunk, change)
     await advance(engine)
     assert await messages_by_gateways(engine) == {("second",): 1}
 
@@ -151,11 +152,12 @@ async def test_a_new_gateway_of_a_mailing_during_a_chunk_starts_it_again(
     async with engine.begin() as connection:
         await routes.apply_routes(connection, {"a": None, "b": None, "c": None})
     async with engine.begin() as connection:
-        assert await reroute_chunk(connection)
+        await connection.execute(text("SELECT FROM message FOR UPDATE"))
+        chunk = asyncio.create_task(do(engine, reroute_chunk))
+        await until_waiting(chunk)
         change = asyncio.create_task(service.change(engine, mailing_id, change_of, COMMAND_LINE))
         await let_run(change)
-        assert not change.done()
-    await change
+    await asyncio.gather(chunk, change)
     await advance(engine)
     assert await messages_by_gateways(engine) == {("b",): 1}
 
