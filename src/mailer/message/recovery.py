@@ -24,7 +24,7 @@ RELEASE_ORPHANED = f"""
     UPDATE message SET attempts = attempts - 1,
         status = CASE WHEN {EARLIER_RECEIPT_DECIDES} THEN receipt_status ELSE 'scheduled' END,
         reason = CASE WHEN {EARLIER_RECEIPT_DECIDES} THEN receipt_reason ELSE last_failure END,
-        unknown_reason = CASE WHEN NOT {EARLIER_RECEIPT_DECIDES} THEN unknown_reason END,
+        unknown_reason = CASE WHEN {EARLIER_RECEIPT_DECIDES} THEN NULL ELSE unknown_reason END,
         sent_at = CASE WHEN {EARLIER_RECEIPT_DECIDES} THEN coalesce(claimed_at, {CLAIM_TIME}) END,
         receipt_status = NULL, receipt_reason = NULL,
         gateway = {LAST_GATEWAY}, lease_owner = NULL, lease_expires_at = NULL, updated_at = now()
