@@ -23,7 +23,7 @@ CALL_TIMEOUT = 10.0
 """Seconds after which an attempt ends without a response."""
 PAUSES = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0)
 """Seconds between the attempts of one call. A provider goes on for hours."""
-MAX_ANSWER_BYTES = 1_024
+MAX_CALL_ANSWER_BYTES = 1_024
 """Bytes of a response that are read."""
 _REPEATED_STATUSES = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS}
 """Statuses of 4xx after which a call is repeated, as after 5xx."""
@@ -158,7 +158,7 @@ class SandboxCaller:
                 headers=signed.headers,
                 allow_redirects=False,
             ) as response:
-                body = await response.content.read(MAX_ANSWER_BYTES)
+                body = await response.content.read(MAX_CALL_ANSWER_BYTES)
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
             return None, False
         is_taken = response.status == HTTPStatus.OK and body in self._answers
