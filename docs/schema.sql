@@ -282,14 +282,15 @@ CREATE FUNCTION link_opt_outs() RETURNS trigger
     AS $$
 BEGIN
     IF EXISTS (SELECT FROM opt_out WHERE client_id IS NULL) THEN
-        WITH linked AS (
-            UPDATE opt_out SET client_id = new_rows.id
-            FROM new_rows CROSS JOIN opt_out_key
-            WHERE opt_out.client_id IS NULL
-                AND opt_out.phone_digest = hmac_sha256(inner_key, outer_key, new_rows.phone)
-            RETURNING opt_out.client_id, opt_out.opted_out_at)
-        UPDATE client SET opted_out_at = linked.opted_out_at
-        FROM linked WHERE client.id = linked.client_id;
+        EXECUTE '
+            WITH linked AS (
+                UPDATE opt_out SET client_id = new_rows.id
+                FROM new_rows CROSS JOIN opt_out_key
+                WHERE opt_out.client_id IS NULL
+                    AND opt_out.phone_digest = hmac_sha256(inner_key, outer_key, new_rows.phone)
+                RETURNING opt_out.client_id, opt_out.opted_out_at)
+            UPDATE client SET opted_out_at = linked.opted_out_at
+            FROM linked WHERE client.id = linked.client_id';
     END IF;
     RETURN NULL;
 END $$;
@@ -343,8 +344,10 @@ CREATE FUNCTION note_time_zone_changes() RETURNS trigger
     AS $$
 BEGIN
     INSERT INTO client_to_replan (client_id)
-    SELECT new_rows.id FROM new_rows JOIN old_rows USING (id)
-    WHERE new_rows.time_zone <> old_rows.time_zone AND new_rows.deleted_at IS NULL;
+    SELECT id FROM (
+        SELECT id, time_zone FROM new_rows WHERE deleted_at IS NULL
+        EXCEPT ALL
+        SELECT id, time_zone FROM old_rows) AS changed;
     RETURN NULL;
 END $$;
 

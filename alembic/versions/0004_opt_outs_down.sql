@@ -32,6 +32,16 @@ BEGIN
     RETURN NULL;
 END $$;
 
+CREATE OR REPLACE FUNCTION note_time_zone_changes() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    INSERT INTO client_to_replan (client_id)
+    SELECT new_rows.id FROM new_rows JOIN old_rows USING (id)
+    WHERE new_rows.time_zone <> old_rows.time_zone AND new_rows.deleted_at IS NULL;
+    RETURN NULL;
+END $$;
+
 DROP VIEW all_segment_counts;
 
 DELETE FROM segment_count_delta WHERE clients = 0;

@@ -197,8 +197,10 @@ async def test_a_copy_has_all_fields_and_the_same_duration(api: httpx.AsyncClien
     assert f"Copy of mailing #{original['id']}" in page
     assert "Nothing is saved yet" in page
     copy = await save_form(api, f"/mailings/new?from={original['id']}", form_values(page))
-    same = ("send_interval_time_start", "send_interval_time_end", "client_filter")
-    same += ("on_unknown", "purpose")
+    same = [
+        *("send_interval_time_start", "send_interval_time_end", "client_filter"),
+        *("on_unknown", "purpose"),
+    ]
     assert {name: copy[name] for name in same} == {name: original[name] for name in same}
     assert copy["text"] == "Zeile\nzwei"
 

@@ -22,7 +22,13 @@ async def test_an_invalid_id_is_refused(
 ) -> None:
     response = await api.request(
         method,
-        path.format(client_id=invalid, mailing_id=invalid, opt_out_id=invalid, name=invalid),
+        path.format(
+            client_id=invalid,
+            mailing_id=invalid,
+            opt_out_id=invalid,
+            reply_id=invalid,
+            name=invalid,
+        ),
         json={} if method == "PATCH" else None,
     )
     assert_is_problem(response, 400, 404)

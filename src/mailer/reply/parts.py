@@ -12,9 +12,8 @@ from sqlalchemy import ARRAY, DateTime, Integer, Row, String, bindparam, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.gateway.callback import Reply
+from mailer.gateway.callback_replies import MAX_PARTS
 
-MAX_PARTS = 255
-"""Most parts of a reply: their number is one octet (3GPP TS 23.040, section 9.2.3.24.1)."""
 MISSING_PART = "[…]"
 """Stands for parts that have not come."""
 
