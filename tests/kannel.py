@@ -31,6 +31,8 @@ connect-allow-ip = 127.0.0.1
 group = smsbox
 bearerbox-host = 127.0.0.1
 sendsms-port = {sendsms}
+http-request-retry = 10
+http-queue-delay = 1
 
 group = sendsms-user
 username = {user}

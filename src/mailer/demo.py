@@ -47,7 +47,7 @@ CONCURRENCY = 5
 messages a second: slow enough to watch."""
 MAIN_KEYS = f'sender = "Acme"\nconcurrency = {CONCURRENCY}\norder = 1\nprice = 3.2\n'
 BACKUP_KEYS = f'sender = "Acme"\nconcurrency = {CONCURRENCY}\norder = 2\nprice = 4.5\n'
-UNTIL_OUTAGE, OUTAGE_SECONDS = 30.0, 15.0
+UNTIL_OUTAGE, OUTAGE_SECONDS = 20.0, 15.0
 """The first gateway alternately has credit and no credit, for so many seconds."""
 BREAKER_RESET = 5.0
 """Seconds after which mailer probes whether it has credit again."""

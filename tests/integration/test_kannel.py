@@ -69,7 +69,11 @@ async def until_delivered(mailer: MailerProcess, mailing_id: int, count: int) ->
         is_delivered = mailing["delivered_messages"] == count
         return mailing if mailing["status"] == "finished" and is_delivered else None
 
-    return await until(find)
+    try:
+        return await until(find)
+    except TimeoutError:
+        statistics = await mailer.call("GET", f"/mailings/{mailing_id}/statistics")
+        raise AssertionError(statistics["reasons"]) from None
 
 
 async def send(mailer: MailerProcess, text: str) -> dict[str, int]:
