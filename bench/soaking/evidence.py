@@ -4,16 +4,29 @@ The record contains all states and requests, the journal all faults and calls. T
 and sending windows are implemented here once more, without mailer's code.
 """
 
+import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from functools import cache
+from itertools import pairwise
 from typing import Any
 from zoneinfo import ZoneInfo
 
+import msgspec
+
 import harness
 from soaking.claims import Claim, Message, Request
-from soaking.journal import END_MARGIN, LAG, REACTION, BreakerOpening, Call, Fault, Journal
+from soaking.journal import (
+    END_MARGIN,
+    LAG,
+    REACTION,
+    BreakerOpening,
+    Call,
+    Fault,
+    Journal,
+    KeywordReply,
+)
 from soaking.record import Record, Version
 
 MAX_EXAMPLES = 5
@@ -23,6 +36,19 @@ DATABASE_FAULTS = ("PostgreSQL", "connections")
 REROUTING = 4.0
 """Seconds after a change of the configuration or of a mailing's gateway until all scheduled
 messages wait for the right gateways, while the database is available and a worker works."""
+
+
+class OptOut(msgspec.Struct, frozen=True):
+    """A time in which a client was opted out. Times are Unix times.
+
+    The opt-out became valid between `began` and `taken`, its end between `ends` and `may_end`.
+    """
+
+    client_id: int
+    began: float
+    taken: float
+    ends: float
+    may_end: float
 
 
 class Evidence:
@@ -52,6 +78,10 @@ class Evidence:
             self._faults_by_worker[fault.worker or ""].append(fault)
         self.late_after_freeze = 0
         """Number of requests that a worker wrote after its lease, when its freeze ended."""
+        self.opt_outs = list(_find_opt_outs(journal.keyword_replies))
+        self._opt_outs_by_client: dict[int, list[OptOut]] = defaultdict(list)
+        for opt_out in self.opt_outs:
+            self._opt_outs_by_client[opt_out.client_id].append(opt_out)
         for message in record.messages.values():
             self._match_late_requests(message)
             for claim in message.claims:
@@ -91,6 +121,10 @@ class Evidence:
     def message_of(self, request: Request) -> Message:
         """Return the message of a request; raises `KeyError` for a request without one."""
         return self.record.messages[request.id or 0]  # no message has the id 0
+
+    def opt_outs_of(self, client_id: int) -> list[OptOut]:
+        """Return the opt-outs of a client, in order."""
+        return self._opt_outs_by_client[client_id]
 
     def was_frozen(self, worker: str, start: float, end: float) -> bool:
         """Return whether a worker was frozen at some moment from `start` to `end`."""
@@ -199,12 +233,38 @@ class Evidence:
             return "gateway unavailable"
         if self.was_frozen(claim.opened.worker, claim.opened.at, closed_at):
             return "mailer frozen"
+        if self._was_receipt_slow(claim, closed_at):
+            return "the gateway waited until its receipt was answered"
         # mailer aborts requests END_MARGIN before the end; LAG allows for its estimate of the clock
         latest_end = closed_at + END_MARGIN + LAG
         versions = self.versions(claim.opened.mailing_id, claim.opened.at, closed_at)
         if any(claim.opened.at < version.end <= latest_end for version in versions):
             return "aborted at the mailing's end"
         return None
+
+    def _was_receipt_slow(self, claim: Claim, closed_at: float) -> bool:
+        """Return whether a receipt before the answer may have delayed the answer to a request."""
+        request = claim.request
+        if request is None or request.kind != "accepted":
+            return False
+        receipts = self.record.messages[claim.opened.message_id].receipts_until(closed_at)
+        return any(
+            request.arrived <= each.started and (each.attempts > 1 or each.ended > closed_at - LAG)
+            for each in receipts
+        )
+
+
+def _find_opt_outs(replies: Iterable[KeywordReply]) -> Iterator[OptOut]:
+    """Yield the opt-outs of all clients: from each stop word to the next start word."""
+    by_client: dict[int, list[KeywordReply]] = defaultdict(list)
+    for reply in replies:
+        by_client[reply.client_id].append(reply)
+    for client_id, own in by_client.items():
+        for stop, start in pairwise([*own, None]):
+            if stop is not None and stop.is_stop:
+                ends = math.inf if start is None else start.began
+                may_end = math.inf if start is None else start.ended
+                yield OptOut(client_id, stop.began, stop.ended, ends, may_end)
 
 
 class CheckReport:

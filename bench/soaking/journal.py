@@ -22,6 +22,7 @@ GATEWAY_TIMEOUT = 2.0
 LEASE = 6.0
 RETRY_ATTEMPTS = 8
 RETRY_CAP = 3.0
+RECEIPT_WAIT = 20.0
 
 JITTER = 0.9
 """Part by which the latency of a gateway varies at random, up and down."""
@@ -97,12 +98,23 @@ class Call(msgspec.Struct, frozen=True):
     """HTTP status; 0 if no answer came."""
 
 
+class KeywordReply(msgspec.Struct):
+    """A client's reply with a stop word or a start word, first sent at `began`."""
+
+    client_id: int
+    is_stop: bool
+    began: float
+    ended: float = math.inf
+    """When mailer answered it with 200; infinite if it never did."""
+
+
 class Journal:
     """Everything that the soak has done, and what mailer answered and logged, in order."""
 
     def __init__(self) -> None:
         self.faults: list[Fault] = []
         self.calls: list[Call] = []
+        self.keyword_replies: list[KeywordReply] = []
         self.violations: list[str] = []
         """Descriptions of events that mailer's guarantees exclude, such as unexpected answers and
         exits."""
