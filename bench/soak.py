@@ -10,8 +10,8 @@ cancelled, retried and deleted. Meanwhile these faults are injected at random:
 - two workers are killed, frozen and started again, and their wall clock is set;
 - hostile files and request headers are sent to the API.
 
-Two of the gateways send receipts: late, early, twice, in disorder, and some never. Some clients
-reply with a stop word, and later with a start word.
+Two of the gateways send receipts: late, early, twice, in disorder, contradictory, and some never.
+Some clients reply with a stop word, and later with a start word.
 
 At the end, checks compare the gateways' own logs with the counts, with the final state of every
 message, and with every state that it had. Limit: no violation of a guarantee. Takes `--minutes` and
@@ -38,6 +38,7 @@ import asyncpg
 import harness
 from mailer.db.engine import create_engine, is_unavailable
 from mailer.db.migrate import migrate
+from soaking.contradictions import inject_contradictions
 from soaking.evidence import CheckReport, Evidence
 from soaking.faults import (
     Fleet,
@@ -120,6 +121,8 @@ async def run(  # noqa: PLR0913, PLR0917  # one parameter for each part of the s
         tasks.create_task(send_hostile_headers(fleet, journal, rng.substream("heads")))
         replies = inject_replies(database.url(), forwarder, journal, rng.substream("replies"))
         tasks.create_task(replies)
+        stream = rng.substream("contradictions")
+        tasks.create_task(inject_contradictions(database.url(), forwarder, journal, stream))
         tasks.create_task(operator.run())
         tasks.create_task(print_progress(database.url(), journal))
         await asyncio.sleep((ends_at - FINAL_SECONDS - datetime.now(UTC)).total_seconds())

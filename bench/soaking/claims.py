@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import msgspec
 
-from soaking.journal import LAG
+from soaking.journal import LAG, Receipt
 from soaking.sandbox import KINDS
 
 END_OF_TIME = float("inf")
@@ -70,29 +70,6 @@ class Change(msgspec.Struct, frozen=True):
         if self.status == "undelivered":
             return (self.reason or "").startswith(RECEIPT_REASONS)
         return self.status in {"sent", "delivered"} and self.reason is None
-
-
-class Receipt(msgspec.Struct, frozen=True):
-    """A call of a gateway with a receipt, or with a reply, from its first to its last attempt."""
-
-    message_id: int
-    gateway: str
-    content: str
-    """The status that it reports, of which `failed` stands for `expired` too; or `reply`."""
-    gateway_id: str
-    """The end of the gateway's id of the message."""
-    started: float
-    """Unix time at which the first attempt began; likewise `ended`."""
-    ended: float
-    attempts: int
-    """0 if the gateway stopped before it was due."""
-    is_taken: bool
-    """Whether mailer answered the last attempt with 200."""
-
-    @property
-    def shown(self) -> str:
-        """The status that it gives to a message."""
-        return "undelivered" if self.content == "failed" else self.content
 
 
 class Request(msgspec.Struct):

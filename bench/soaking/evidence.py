@@ -4,16 +4,12 @@ The record contains all states and requests, the journal all faults and calls. T
 and sending windows are implemented here once more, without mailer's code.
 """
 
-import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from functools import cache
-from itertools import pairwise
 from typing import Any
 from zoneinfo import ZoneInfo
-
-import msgspec
 
 import harness
 from soaking.claims import Claim, Message, Request
@@ -25,8 +21,8 @@ from soaking.journal import (
     Call,
     Fault,
     Journal,
-    KeywordReply,
 )
+from soaking.opt_outs import OptOut, find_opt_outs
 from soaking.record import Record, Version
 
 MAX_EXAMPLES = 5
@@ -36,19 +32,6 @@ DATABASE_FAULTS = ("PostgreSQL", "connections")
 REROUTING = 4.0
 """Seconds after a change of the configuration or of a mailing's gateway until all scheduled
 messages wait for the right gateways, while the database is available and a worker works."""
-
-
-class OptOut(msgspec.Struct, frozen=True):
-    """A time in which a client was opted out. Times are Unix times.
-
-    The opt-out became valid between `began` and `taken`, its end between `ends` and `may_end`.
-    """
-
-    client_id: int
-    began: float
-    taken: float
-    ends: float
-    may_end: float
 
 
 class Evidence:
@@ -78,7 +61,7 @@ class Evidence:
             self._faults_by_worker[fault.worker or ""].append(fault)
         self.late_after_freeze = 0
         """Number of requests that a worker wrote after its lease, when its freeze ended."""
-        self.opt_outs = list(_find_opt_outs(journal.keyword_replies))
+        self.opt_outs = list(find_opt_outs(journal.keyword_replies))
         self._opt_outs_by_client: dict[int, list[OptOut]] = defaultdict(list)
         for opt_out in self.opt_outs:
             self._opt_outs_by_client[opt_out.client_id].append(opt_out)
@@ -252,19 +235,6 @@ class Evidence:
             request.arrived <= each.started and (each.attempts > 1 or each.ended > closed_at - LAG)
             for each in receipts
         )
-
-
-def _find_opt_outs(replies: Iterable[KeywordReply]) -> Iterator[OptOut]:
-    """Yield the opt-outs of all clients: from each stop word to the next start word."""
-    by_client: dict[int, list[KeywordReply]] = defaultdict(list)
-    for reply in replies:
-        by_client[reply.client_id].append(reply)
-    for client_id, own in by_client.items():
-        for stop, start in pairwise([*own, None]):
-            if stop is not None and stop.is_stop:
-                ends = math.inf if start is None else start.began
-                may_end = math.inf if start is None else start.ended
-                yield OptOut(client_id, stop.began, stop.ended, ends, may_end)
 
 
 class CheckReport:

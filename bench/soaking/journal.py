@@ -108,6 +108,29 @@ class KeywordReply(msgspec.Struct):
     """When mailer answered it with 200; infinite if it never did."""
 
 
+class Receipt(msgspec.Struct, frozen=True):
+    """A call of a gateway with a receipt, or with a reply, from its first to its last attempt."""
+
+    message_id: int
+    gateway: str
+    content: str
+    """The status that it reports, of which `failed` stands for `expired` too; or `reply`."""
+    gateway_id: str
+    """The end of the gateway's id of the message; "" if the receipt has none."""
+    started: float
+    """Unix time at which the first attempt began; likewise `ended`."""
+    ended: float
+    attempts: int
+    """0 if the gateway stopped before it was due."""
+    is_taken: bool
+    """Whether mailer answered the last attempt with 200."""
+
+    @property
+    def shown(self) -> str:
+        """The status that it gives to a message."""
+        return "undelivered" if self.content == "failed" else self.content
+
+
 class Journal:
     """Everything that the soak has done, and what mailer answered and logged, in order."""
 
@@ -115,6 +138,8 @@ class Journal:
         self.faults: list[Fault] = []
         self.calls: list[Call] = []
         self.keyword_replies: list[KeywordReply] = []
+        self.receipts: list[Receipt] = []
+        """Receipts that the soak itself has sent."""
         self.violations: list[str] = []
         """Descriptions of events that mailer's guarantees exclude, such as unexpected answers and
         exits."""

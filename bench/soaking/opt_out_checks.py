@@ -7,9 +7,10 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from soaking.claims import Change, Message, Request
-from soaking.evidence import CheckReport, Evidence, OptOut, moment
+from soaking.evidence import CheckReport, Evidence, moment
 from soaking.final import Final
 from soaking.journal import LAG, REACTION
+from soaking.opt_outs import OptOut
 
 
 def check_opt_outs(report: CheckReport, evidence: Evidence, final: Final) -> None:

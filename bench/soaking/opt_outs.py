@@ -5,8 +5,12 @@ mailer has answered it with 200, as a provider does.
 """
 
 import asyncio
+import math
 import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from http import HTTPStatus
+from itertools import pairwise
 
 import aiohttp
 import asyncpg
@@ -24,6 +28,19 @@ RETRY_SECONDS = 0.5
 REPEAT_SHARE = 0.3
 """Share of the stop words whose call the provider repeats after the start word: a repeat must
 change nothing."""
+
+
+class OptOut(msgspec.Struct, frozen=True):
+    """A time in which a client was opted out. Times are Unix times.
+
+    The opt-out became valid between `began` and `taken`, its end between `ends` and `may_end`.
+    """
+
+    client_id: int
+    began: float
+    taken: float
+    ends: float
+    may_end: float
 
 
 class Client(msgspec.Struct, frozen=True):
@@ -97,3 +114,16 @@ class _Replies:
                 return response.status == HTTPStatus.OK
         except (aiohttp.ClientError, TimeoutError, OSError):
             return False
+
+
+def find_opt_outs(replies: Iterable[KeywordReply]) -> Iterator[OptOut]:
+    """Yield the opt-outs of all clients: from each stop word to the next start word."""
+    by_client: dict[int, list[KeywordReply]] = defaultdict(list)
+    for reply in replies:
+        by_client[reply.client_id].append(reply)
+    for client_id, own in by_client.items():
+        for stop, start in pairwise([*own, None]):
+            if stop is not None and stop.is_stop:
+                ends = math.inf if start is None else start.began
+                may_end = math.inf if start is None else start.ended
+                yield OptOut(client_id, stop.began, stop.ended, ends, may_end)

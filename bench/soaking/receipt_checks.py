@@ -12,10 +12,10 @@ from typing import Any
 import asyncpg
 import msgspec
 
-from soaking.claims import ACCEPTED_STATUSES, Message, Receipt
+from soaking.claims import ACCEPTED_STATUSES, Message
 from soaking.evidence import CheckReport, Evidence, moment
 from soaking.final import Final
-from soaking.journal import LAG, RECEIPT_WAIT
+from soaking.journal import LAG, RECEIPT_WAIT, Receipt
 
 DECISIVE = {"delivered", "failed"}
 """Contents of the receipts that decide about a message."""

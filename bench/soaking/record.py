@@ -18,12 +18,11 @@ from soaking.claims import (
     END_OF_TIME,
     Change,
     Message,
-    Receipt,
     Request,
     build_claims,
     match_requests,
 )
-from soaking.journal import JITTER, LAG, Fault, Journal
+from soaking.journal import JITTER, LAG, Fault, Journal, Receipt
 from soaking.sandbox import SandboxLog
 
 # Tables and triggers of the recording. `n` orders the changes. `session_user` is the database role,
@@ -36,6 +35,7 @@ CREATE TABLE soak.message_change (
     worker name DEFAULT session_user, message_id bigint, mailing_id bigint, client_id bigint,
     status text, reason text, attempts int, leased_until timestamptz, unknown_reason text,
     route int, gateway text);
+CREATE INDEX ON soak.message_change (n);
 CREATE TABLE soak.mailing_change (
     n bigint GENERATED ALWAYS AS IDENTITY, at timestamptz DEFAULT clock_timestamp(),
     xid xid DEFAULT pg_current_xact_id()::xid, mailing_id bigint, status text,
@@ -183,7 +183,7 @@ async def read_record(
     by_message: dict[int, list[Change]] = defaultdict(list)
     for row in await connection.fetch(SELECT_CHANGES):
         by_message[row["message_id"]].append(Change(*row))
-    calls = sorted(_read_calls(logs), key=lambda call: call.started)
+    calls = sorted([*_read_calls(logs), *journal.receipts], key=lambda call: call.started)
     receipts = [call for call in calls if call.content != "reply"]
     receipts_by_id: dict[int, list[Receipt]] = defaultdict(list)
     for receipt in receipts:
