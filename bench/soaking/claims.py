@@ -71,6 +71,11 @@ class Change(msgspec.Struct, frozen=True):
             return (self.reason or "").startswith(RECEIPT_REASONS)
         return self.status in {"sent", "delivered"} and self.reason is None
 
+    @property
+    def is_accepted(self) -> bool:
+        """Whether the message counts as accepted by the gateway."""
+        return self.is_receipt_state or self.status == "sent"
+
 
 class Request(msgspec.Struct):
     """A request in the gateway's log."""

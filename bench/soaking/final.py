@@ -14,6 +14,7 @@ from mailer.statistics.verify import find_differences
 from mailer.statuses import MESSAGE_STATUSES
 from soaking.evidence import CheckReport, Evidence, matches
 from soaking.journal import Journal
+from soaking.opt_outs import RECIPIENT
 from soaking.record import Record
 
 SELECT_CLIENTS = "SELECT id, operator_code, tag, time_zone, opted_out_at FROM client"
@@ -21,7 +22,8 @@ SELECT_MESSAGES = """
     SELECT id, mailing_id, client_id, status, reason, attempts, gateway, gateway_message_id,
         receipts::text
     FROM message ORDER BY id"""
-SELECT_REPLY_COUNTS = "SELECT gateway, count(*) FROM reply GROUP BY gateway"
+SELECT_REPLY_COUNTS = """
+    SELECT gateway, count(*) FROM reply WHERE recipient IS DISTINCT FROM $1 GROUP BY gateway"""
 SELECT_MAILINGS = f"""
     SELECT id, status, clients_count, audience_until IS NOT NULL AS has_started,
         deleted_at IS NOT NULL AS is_deleted,
@@ -52,7 +54,7 @@ class Final(msgspec.Struct):
     messages: list[asyncpg.Record]
     mailings: list[asyncpg.Record]
     reply_counts: dict[str, int]
-    """The number of replies by gateway."""
+    """The number of replies by gateway, without those that the soak itself has sent."""
     differences: list[str]
     """The output of `mailer verify`."""
 
@@ -65,7 +67,9 @@ async def read_final(connection: asyncpg.Connection, database_url: str) -> Final
     clients = {row["id"]: dict(row) for row in await connection.fetch(SELECT_CLIENTS)}
     messages = await connection.fetch(SELECT_MESSAGES)
     mailings = await connection.fetch(SELECT_MAILINGS)
-    reply_counts = {row[0]: row[1] for row in await connection.fetch(SELECT_REPLY_COUNTS)}
+    reply_counts = {
+        row[0]: row[1] for row in await connection.fetch(SELECT_REPLY_COUNTS, RECIPIENT)
+    }
     return Final(clients, messages, mailings, reply_counts, wrong_counts)
 
 
@@ -143,7 +147,8 @@ def _wrong_audiences(evidence: Evidence, final: Final) -> Iterator[str]:
         if missing := audience - rows.keys():
             yield f"mailing {mailing['id']} {mailing['status']}: {len(missing)} clients missing"
         for row in (rows[client] for client in rows.keys() - audience):
-            was_sent = row["attempts"] > 0 or row["status"] in {"sent", "delivered", "unknown"}
+            last = evidence.record.messages[row["id"]].last
+            was_sent = row["attempts"] > 0 or last.is_accepted or last.status == "unknown"
             if not was_sent and row["status"] != "cancelled":
                 yield f"message {row['id']}: {row['status']}/{row['reason']}, not in the audience"
 

@@ -23,6 +23,8 @@ from soaking.sandbox import CALLBACK_SECRET
 STOP_WORDS = ("STOP", "stop", "Стоп.", " Unsubscribe ")
 START_WORDS = ("START", "старт")
 TIMEOUT = aiohttp.ClientTimeout(total=10)
+RECIPIENT = "keywords"
+"""The number to which these replies go, and no others."""
 RETRY_SECONDS = 0.5
 """Seconds until an unanswered call is repeated."""
 REPEAT_SHARE = 0.3
@@ -107,7 +109,7 @@ class _Replies:
 
     async def _send(self, client: Client, reply_id: str, word: str) -> bool:
         """Make one call; return whether it was answered with 200."""
-        body = {"reply_id": reply_id, "from": client.phone, "to": "soak", "text": word}
+        body = {"reply_id": reply_id, "from": client.phone, "to": RECIPIENT, "text": word}
         try:
             async with self._session.post(self._url, json=body) as response:
                 await response.read()

@@ -12,7 +12,6 @@ from soaking.claims import (
     TEMPORARILY_FAILED,
     UNANSWERED,
     UNKNOWN_REASONS,
-    Change,
     Claim,
 )
 from soaking.evidence import CheckReport, Evidence, moment
@@ -59,7 +58,7 @@ def _check_accepted(report: CheckReport, evidence: Evidence) -> None:
     unexplained: list[str] = []
     explained: Counter[str] = Counter()
     for message_id, message in evidence.record.messages.items():
-        if _is_accepted(message.last):
+        if message.last.is_accepted:
             counted += 1
             if not _accepted_claims(message.claims):
                 state = describe_state(message.last)
@@ -70,10 +69,10 @@ def _check_accepted(report: CheckReport, evidence: Evidence) -> None:
             accepted += bool(claims)
             repeats += max(0, len(claims) - 1)
             lost_answers += sum(claim.is_unknown for claim in claims)
-            uncounted = claims[:-1] if _is_accepted(last) else claims
+            uncounted = claims[:-1] if last.is_accepted else claims
             if not all(claim.is_unknown for claim in uncounted):
                 unexplained.append(f"message {message_id}: {state}, {len(claims)} accepted")
-            elif claims and not _is_accepted(last):
+            elif claims and not last.is_accepted:
                 is_deleted = evidence.record.mailings[last.mailing_id][-1].is_deleted
                 if not is_deleted and last.status in {"cancelled", "undelivered"}:
                     wrong_status.append(f"message {message_id}: {state}, accepted")
@@ -93,11 +92,6 @@ def _check_accepted(report: CheckReport, evidence: Evidence) -> None:
         of=repeats,
     )
     print(f"    {repeats:,} repeats, {lost_answers:,} accepted requests whose answer was lost")
-
-
-def _is_accepted(change: Change) -> bool:
-    """Return whether a message counts as accepted by the gateway."""
-    return change.is_receipt_state or change.status == "sent"
 
 
 def _accepted_claims(claims: list[Claim]) -> list[Claim]:
