@@ -15,6 +15,7 @@ import harness
 from soaking.claims import Claim, Message, Request
 from soaking.journal import (
     END_MARGIN,
+    GATEWAY_TIMEOUT,
     LAG,
     REACTION,
     BreakerOpening,
@@ -231,8 +232,9 @@ class Evidence:
         if request is None or request.kind != "accepted":
             return False
         receipts = self.record.messages[claim.opened.message_id].receipts_until(closed_at)
+        timeout = min(closed_at, request.earliest + GATEWAY_TIMEOUT) - LAG
         return any(
-            request.arrived <= each.started and (each.attempts > 1 or each.ended > closed_at - LAG)
+            each.is_early and request.arrived <= each.started and each.ended > timeout
             for each in receipts
         )
 

@@ -124,6 +124,8 @@ class Receipt(msgspec.Struct, frozen=True):
     """0 if the gateway stopped before it was due."""
     is_taken: bool
     """Whether mailer answered the last attempt with 200."""
+    is_early: bool = False
+    """Whether the gateway waited for the first attempt before it answered the request."""
 
     @property
     def shown(self) -> str:

@@ -270,6 +270,7 @@ def _read_calls(logs: list[SandboxLog]) -> Iterator[Receipt]:
                     ended=row["ended"] / 1e6,
                     attempts=row["attempts"],
                     is_taken=row["is_taken"],
+                    is_early=row["is_early"],
                 )
 
 

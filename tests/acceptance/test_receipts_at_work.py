@@ -206,10 +206,11 @@ async def read_mailing(start_mailer: Mailers, mailing_id: int) -> Row:
 
 
 def assert_receipts_were_difficult(receipts: Iterable[Row]) -> None:
-    """Assert that receipts came twice, and again after mailer had not answered."""
+    """Assert that receipts came early, twice, and again after mailer had not answered."""
     taken = [row for row in receipts if row["taken"]]
     assert sum(row["attempts"] > 1 for row in taken) > 100
     assert sum(row.get("repeat", False) for row in taken) > 1_000
+    assert sum(row.get("early", False) for row in taken) > 1_000
     assert {row["status"] for row in taken} == {"sent", "delivered", "failed"}
 
 
