@@ -109,8 +109,8 @@ def _write_call(log: TextIO, call: SandboxCall) -> None:
 
     `id` is mailer's id of the message, or null; `gateway_id` ends the id that the gateway gave.
     `answer` is the status of the last response, or null, and `taken` whether it was the one that
-    the provider expects. `stop`, `repeat` and `early` are there if true, `part` if the receipt is of
-    a part.
+    the provider expects. `stop`, `repeat` and `early` are there if true, and `part` if the receipt
+    is of a part.
     """
     is_reply = call.content == "reply"
     row: dict[str, object] = {
