@@ -15,7 +15,7 @@ Some clients reply with a stop word, and later with a start word.
 
 At the end, checks compare the gateways' own logs with the counts, with the final state of every
 message, and with every state that it had. Limit: no violation of a guarantee. Takes `--minutes` and
-up to a minute more. Needs Debian's `faketime`.
+up to two minutes more. Needs Debian's `faketime`.
 
 The parts, in `soaking/`: the *journal* contains what the soak did and what mailer logged. The
 *record* contains every state of every message and mailing, and all requests that the gateways
@@ -64,6 +64,7 @@ from soaking.requests import check_requests
 from soaking.routing import GatewayFile, inject_configurations, inject_pauses
 from soaking.sandbox import Sandbox, free_ports, sandboxes
 from soaking.silence import check_silence
+from soaking.stalls import watch_stalls
 from soaking.wall_clock import inject_clock_steps
 
 FINAL_SECONDS = timedelta(seconds=5)
@@ -180,8 +181,10 @@ async def soak(database: Postgres, folder: Path, minutes: float, seed: int) -> i
     ):
         forwarder.addresses = lambda: fleet.addresses
         file = GatewayFile(file_path, gateways, journal)
+        stalls = asyncio.create_task(watch_stalls(url, journal))
         created_count = await run(database, gateways, file, fleet, forwarder, journal, rng, minutes)
         await drain(url)
+        stalls.cancel()
         await fleet.close(signal.SIGTERM)
     connection = await asyncpg.connect(url)
     logs = [log for gateway in gateways for log in gateway.logs]

@@ -123,7 +123,8 @@ def wrong_reasons(evidence: Evidence) -> Iterator[str]:
             rule = REASON_RULES.get(change.reason or "")
             if rule is not None and not rule(evidence, change):
                 state = describe_state(change)
-                yield f"message {change.message_id}: {state} at {moment(change.at)}"
+                history = ", ".join(_describe(each) for each in message.changes)
+                yield f"message {change.message_id}: {state} at {moment(change.at)} in {history}"
 
 
 def _is_expired(evidence: Evidence, change: Change) -> bool:
@@ -156,10 +157,13 @@ def _is_cancelled(evidence: Evidence, change: Change) -> bool:
 
 
 def _has_no_receipt(evidence: Evidence, change: Change) -> bool:
-    """Return whether the receipt of a message has been awaited for long enough."""
-    claims = evidence.record.messages[change.message_id].claims
-    claimed_at = [claim.opened.at for claim in claims if claim.opened.at < change.at]
-    return bool(claimed_at) and claimed_at[-1] + RECEIPT_WAIT - LAG <= change.at
+    """Return whether the receipt of a message has been awaited since an accepted request."""
+    claims, _ = evidence.record.messages[change.message_id].lives()[-1]
+    return any(
+        claim.opened.at + RECEIPT_WAIT - LAG <= change.at
+        for claim in claims
+        if claim.request is not None and claim.request.kind == "accepted"
+    )
 
 
 def _has_opted_out(evidence: Evidence, change: Change) -> bool:

@@ -187,7 +187,8 @@ def _expired_leases(evidence: Evidence, claims: list[Claim]) -> Iterator[str]:
             cause = evidence.why_lease_expired(claim)
             causes[cause or "unknown cause"] += 1
             if cause is None:
-                yield _describe(claim)
+                faults = evidence.possible_causes(claim.opened.at, claim.until)
+                yield f"{_describe(claim)}; {faults}"
     listed = ", ".join(f"{cause} {count:,}" for cause, count in sorted(causes.items()))
     print(f"    expired leases: {listed or 'none'}")
 

@@ -36,6 +36,7 @@ CREATE TABLE soak.message_change (
     status text, reason text, attempts int, leased_until timestamptz, unknown_reason text,
     route int, gateway text);
 CREATE INDEX ON soak.message_change (n);
+CREATE TABLE soak.probe AS SELECT clock_timestamp() AS at;
 CREATE TABLE soak.mailing_change (
     n bigint GENERATED ALWAYS AS IDENTITY, at timestamptz DEFAULT clock_timestamp(),
     xid xid DEFAULT pg_current_xact_id()::xid, mailing_id bigint, status text,
