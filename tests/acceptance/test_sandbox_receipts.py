@@ -1,15 +1,12 @@
 """Real processes: `mailer sandbox` sends receipts, and every message ends as the last ones say."""
 
-import asyncio
-import os
-import sys
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from tests.acceptance.sandbox_processes import sandbox
 from tests.daemons import free_port
 from tests.event_timeout import EVENT_TIMEOUT
 from tests.processes import MailerProcess, Mailers, until, until_true
@@ -29,50 +26,7 @@ SELECT coalesce(json_object_agg(id, ARRAY[status, reason]), '{}') FROM message
 WHERE status <> 'undelivered' OR reason LIKE 'not_delivered%' OR reason = 'validity_expired'
 """
 COUNT_AWAITING = "SELECT count(*) FROM message WHERE status = 'sent' AND reason IS NULL"
-
 COUNT_OPTED_OUT = "SELECT count(*) FROM client WHERE opted_out_at IS NOT NULL"
-
-
-class SandboxProcess:
-    """A running `mailer sandbox`, and its log."""
-
-    def __init__(self, url: str, log: Path) -> None:
-        self.url = url
-        self._log = log
-
-    def receipts(self) -> list[dict[str, Any]]:
-        """Return the rows of the receipts that mailer took, once the process has stopped."""
-        return self._taken("receipt")
-
-    def replies(self) -> list[dict[str, Any]]:
-        """Return the rows of the replies that mailer took, once the process has stopped."""
-        return self._taken("reply")
-
-    def _taken(self, kind: str) -> list[dict[str, Any]]:
-        rows: Iterable[dict[str, Any]] = map(
-            msgspec.json.decode, self._log.read_bytes().splitlines()
-        )
-        return [row for row in rows if row["kind"] == kind and row["taken"]]
-
-
-@asynccontextmanager
-async def sandbox(folder: Path, *options: str) -> AsyncIterator[SandboxProcess]:
-    """Run `mailer sandbox` with options."""
-    log = folder / "sandbox.jsonl"
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "mailer", "sandbox", "--port", "0", "--log", str(log), *options),
-        env={name: value for name, value in os.environ.items() if "MAILER" not in name},
-        stdout=asyncio.subprocess.PIPE,
-    )
-    assert process.stdout is not None
-    url = (await process.stdout.readline()).decode().strip()
-    draining = asyncio.create_task(process.stdout.read())
-    try:
-        yield SandboxProcess(url, log)
-    finally:
-        process.terminate()
-        await asyncio.wait_for(process.wait(), EVENT_TIMEOUT)
-        await draining
 
 
 def expected_outcomes(receipts: Iterable[dict[str, Any]]) -> dict[int, str]:

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from msgspec.structs import replace
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from tests.event_timeout import let_run
 from tests.factories import (
     GATEWAY,
     LEASE,
@@ -23,6 +24,7 @@ from tests.factories import (
 from mailer.db.engine import asyncpg_connection
 from mailer.gateway.callback import CallbackContent, Receipt, ReceiptStatus
 from mailer.mailing import purging
+from mailer.mailing.finishing import finish
 from mailer.message import recovery, store
 from mailer.message.model import ClaimedMessage, MessageResult
 from mailer.receipt import inbox as inbox_module
@@ -170,6 +172,19 @@ async def test_message_without_a_receipt_in_time_stays_sent_and_is_final(
     await assert_counts_agree(engine)
 
     await receive(engine, Receipt("delivered", message_id))  # years late
+    assert await state(engine, message_id) == ("delivered", None, 1)
+    await assert_counts_agree(engine)
+
+
+async def test_late_receipt_counts_if_the_mailing_is_being_settled(engine: AsyncEngine) -> None:
+    mailing_id, [message_id] = await add_sent(engine)
+    await receive(engine, Receipt("failed", message_id))
+    async with engine.connect() as connection:
+        assert [mailing.id for mailing in await finish(connection)] == [mailing_id]
+        receiving = asyncio.create_task(receive(engine, Receipt("delivered", message_id)))
+        await let_run(receiving)
+        await connection.commit()
+    await receiving
     assert await state(engine, message_id) == ("delivered", None, 1)
     await assert_counts_agree(engine)
 

@@ -184,6 +184,7 @@ class SandboxCaller:
                 part=planned.part,
                 is_stop=planned.is_stop,
                 is_repeat=planned.is_repeat,
+                is_early=planned.is_early,
                 started=delivery.started or now,
                 ended=now,
                 attempts=delivery.attempts,

@@ -109,7 +109,8 @@ def _write_call(log: TextIO, call: SandboxCall) -> None:
 
     `id` is mailer's id of the message, or null; `gateway_id` ends the id that the gateway gave.
     `answer` is the status of the last response, or null, and `taken` whether it was the one that
-    the provider expects. `stop` and `repeat` are there if true, `part` if the receipt is of a part.
+    the provider expects. `stop`, `repeat` and `early` are there if true, and `part` if the receipt
+    is of a part.
     """
     is_reply = call.content == "reply"
     row: dict[str, object] = {
@@ -125,6 +126,7 @@ def _write_call(log: TextIO, call: SandboxCall) -> None:
         "taken": call.is_taken,
         "stop": call.is_stop or None,
         "repeat": call.is_repeat or None,
+        "early": call.is_early or None,
     }
     always = {"id", "answer"}
     kept = {name: value for name, value in row.items() if value is not None or name in always}

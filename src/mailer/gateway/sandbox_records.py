@@ -59,6 +59,8 @@ class SandboxCall(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Whether it was a reply with a stop word."""
     is_repeat: bool = False
     """Whether it was a receipt that the sandbox sends twice on purpose."""
+    is_early: bool = False
+    """Whether its first attempt came before the response to the request."""
     started: int
     """When the first attempt began, in microseconds of Unix time."""
     ended: int
