@@ -66,14 +66,15 @@ LOCK_MESSAGES = text("""
     bindparam("ids", type_=ARRAY(BigInteger))
 )
 # The counts of settled mailings are in `settled_totals`. So a mailing whose final messages change
-# is no longer settled, and the lock prevents that it becomes so before the change is committed.
+# is no longer settled. The lock comes first, in a statement of its own: it waits for a transaction
+# that is settling the mailing, and keeps others from doing so before the change is committed.
+LOCK_MAILINGS = text("""
+    SELECT id FROM mailing WHERE id = ANY (:ids) ORDER BY id FOR NO KEY UPDATE""").bindparams(
+    bindparam("ids", type_=ARRAY(BigInteger))
+)
 UNSETTLE = text("""
     UPDATE mailing SET is_settled = false, updated_at = now()
     WHERE id = ANY (:ids) AND is_settled""").bindparams(bindparam("ids", type_=ARRAY(BigInteger)))
-LOCK_MAILINGS = text("""
-    SELECT id FROM mailing WHERE id = ANY (:ids) ORDER BY id FOR SHARE""").bindparams(
-    bindparam("ids", type_=ARRAY(BigInteger))
-)
 # `updated_at` of a message that is being sent is the time of its claim, so it must not change.
 # A message that a receipt shows to be accepted was sent at its last attempt.
 UPDATE_MESSAGES = text("""
@@ -177,8 +178,8 @@ async def _write(
         {old.mailing_id for old, new in changed if old.is_final and new.status != old.status}
     )
     if settled:
-        await connection.execute(UNSETTLE, {"ids": settled})
         await connection.execute(LOCK_MAILINGS, {"ids": settled})
+        await connection.execute(UNSETTLE, {"ids": settled})
     values = {
         "ids": [new.id for _, new in changed],
         "statuses": [new.status for _, new in changed],
