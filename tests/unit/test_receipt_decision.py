@@ -157,6 +157,13 @@ def test_receipt_of_a_part_waits_until_the_number_of_parts_is_stored() -> None:
     assert not must_wait(MessageState(1, 1, "sending"), Receipt("delivered"))
 
 
+def test_failure_waits_while_a_message_that_was_accepted_before_is_sent_again() -> None:
+    again = replace(SENT, status="sending")
+    assert must_wait(again, Receipt("failed", gateway_message_id="m1"))
+    assert not must_wait(again, Receipt("delivered", gateway_message_id="m1"))
+    assert not must_wait(replace(again, gateway_message_id=None), Receipt("failed"))
+
+
 @given(st.sampled_from(MESSAGE_STATUSES), st.lists(receipts, max_size=8))
 def test_repeated_receipts_change_nothing(status: MessageStatus, received: list[Receipt]) -> None:
     start = MessageState(1, 1, status, gateway="main", gateway_message_id="m1")

@@ -110,7 +110,7 @@ class MessageHistory(Message, frozen=True):
     failures: tuple[FailedAttempt, ...]
     """The newest failed attempts, at most 20, oldest first."""
     receipts: tuple[StoredReceipt, ...]
-    """The newest receipts, at most 20, oldest first."""
+    """The newest receipts, at most 100, oldest first."""
     operator_code: str
     """The client's operator code when the message was created."""
     time_zone: str

@@ -61,9 +61,29 @@ class MessageState(msgspec.Struct, frozen=True):
 def must_wait(message: MessageState, receipt: Receipt) -> bool:
     """Return whether a receipt can be applied only after the result of the message is recorded.
 
-    Receipts of single parts need the number of parts, which is stored with the result.
+    Receipts of single parts need the number of parts, which is stored with the result. If the
+    message has the gateway's id of an earlier attempt, only the id of this attempt tells whether a
+    failure is about it.
     """
-    return message.status == "sending" and receipt.part is not None
+    return message.status == "sending" and (
+        receipt.part is not None or _may_be_about_earlier_attempt(message, receipt)
+    )
+
+
+def note_waiting(message: MessageState, receipt: Receipt) -> MessageState:
+    """Return a message that is being sent after a receipt that must wait.
+
+    That of a part shows that the gateway has accepted the message: if the result is lost, the
+    message is not sent again before the receipt is applied.
+    """
+    shows_nothing = receipt.status == "unknown" or _may_be_about_earlier_attempt(message, receipt)
+    if shows_nothing or message.receipt_status is not None:
+        return message
+    return replace(message, receipt_status="sent")
+
+
+def _may_be_about_earlier_attempt(message: MessageState, receipt: Receipt) -> bool:
+    return receipt.status in {"failed", "expired"} and message.gateway_message_id is not None
 
 
 def apply_receipt(

@@ -1,4 +1,4 @@
-"""The inbox: stores what providers report, many calls in one transaction.
+"""The inbox: stores what providers report, many calls together.
 
 A call is answered after its receipts and replies are stored. While one transaction is running, the
 next calls gather, and are then stored together. So a burst of calls costs few transactions.
@@ -103,24 +103,30 @@ class Inbox:
                     item.stored.set_result(None)
 
     async def _store(self, batch: Sequence[_Item]) -> None:
+        """Store the receipts, and then the replies of each gateway, in transactions of their own.
+
+        A stop word locks the messages that it cancels. In the transaction of other changes, which
+        have locked the counts of a mailing, it could wait in a circle with a claim. If a later
+        transaction fails, the calls are repeated, and receipts that are stored change nothing.
+        """
         received = [
             ReceivedReceipt(item.gateway, receipt, item.at)
             for item in batch
             for receipt in item.content.receipts
         ]
-        async with self._engine.begin() as connection:
-            if received:
-                result = await apply_receipts(connection, received)
-            for gateway, replies in _replies_by_gateway(batch).items():
-                await add_replies(connection, gateway, replies, batch[-1].at, self._rules)
         if received:
+            async with self._engine.begin() as connection:
+                result = await apply_receipts(connection, received)
             metrics.receipts_stored(result.applied, result.early, result.ignored)
+        for gateway, replies in _replies_by_gateway(batch).items():
+            async with self._engine.begin() as connection:
+                await add_replies(connection, gateway, replies, batch[-1].at, self._rules)
 
 
 def _replies_by_gateway(batch: Sequence[_Item]) -> dict[str, list[Reply]]:
-    """Return the replies of a batch by gateway; gateways in one order, to avoid deadlocks."""
+    """Return the replies of a batch by gateway."""
     replies: dict[str, list[Reply]] = {}
-    for item in sorted(batch, key=lambda item: item.gateway):
+    for item in batch:
         if item.content.replies:
             replies.setdefault(item.gateway, []).extend(item.content.replies)
     return replies

@@ -23,7 +23,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.gateway.callback import Receipt
 from mailer.message.model import StoredReceipt
-from mailer.receipt.decision import NO_RECEIPT, MessageState, apply_receipt, must_wait
+from mailer.receipt.decision import (
+    NO_RECEIPT,
+    MessageState,
+    apply_receipt,
+    must_wait,
+    note_waiting,
+)
 
 EARLY_RECEIPT_AGE = timedelta(minutes=10)
 """How long a receipt without a message is kept: much longer than a gateway's answer takes."""
@@ -66,8 +72,8 @@ LOCK_MESSAGES = text("""
     bindparam("ids", type_=ARRAY(BigInteger))
 )
 # The counts of settled mailings are in `settled_totals`. So a mailing whose final messages change
-# is no longer settled, and the lock prevents that it becomes so before the change is committed. The
-# lock comes first: the UPDATE would not see a mailing that is being settled by another transaction.
+# is no longer settled. The lock comes first, in a statement of its own: it waits for a transaction
+# that is settling the mailing, and keeps others from doing so before the change is committed.
 LOCK_MAILINGS = text("""
     SELECT id FROM mailing WHERE id = ANY (:ids) ORDER BY id FOR NO KEY UPDATE""").bindparams(
     bindparam("ids", type_=ARRAY(BigInteger))
@@ -121,8 +127,11 @@ async def apply_receipts(
     early: list[ReceivedReceipt] = []
     for each, message_id in zip(received, ids, strict=True):
         state = None if message_id is None else changed.get(message_id)
-        if message_id is None or (state is not None and must_wait(state, each.receipt)):
+        if message_id is None:
             early.append(each)
+        elif state is not None and must_wait(state, each.receipt):
+            early.append(each)
+            changed[message_id] = note_waiting(state, each.receipt)
         elif state is None:
             result.ignored += 1
         else:
