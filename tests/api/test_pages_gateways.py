@@ -175,6 +175,16 @@ async def test_pages_of_an_unknown_gateway_are_404(api: httpx.AsyncClient, path:
     await get_page(api, "/gateways/main/nope", 404)
 
 
+async def test_the_page_of_a_gateway_says_whether_it_awaits_receipts(
+    api: httpx.AsyncClient, main: Channel
+) -> None:
+    page = as_text(await get_page(api, "/gateways/main"))
+    assert "Receipts none: a message is delivered when the gateway accepts it" in page
+    main.receipts = ReceiptUse(is_awaited=True)
+    page = as_text(await get_page(api, "/gateways/main"))
+    assert "Receipts awaited: a message is delivered when its receipt says so" in page
+
+
 # ---- deliveries -----------------------------------------------------------------------------
 
 
