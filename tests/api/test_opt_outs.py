@@ -1,5 +1,6 @@
 """Opt-outs in the API: adding, listing, deleting, import and export."""
 
+import re
 from datetime import UTC, datetime
 from typing import Any
 
@@ -205,6 +206,27 @@ async def test_good_lines_of_a_file_go_in_and_bad_ones_are_reported(
         "value": "916",
         "message": "must be 7 and ten more digits, such as 79161234567",
     }
+
+
+async def test_the_example_in_the_message_about_a_wrong_time_is_a_right_time(
+    api: httpx.AsyncClient,
+) -> None:
+    content = f"phone,opted_out_at\n{PHONE},yesterday\n"
+    refused = await api.post("/opt-outs/import", content=content, headers=CSV)
+    [error] = refused.json()["errors"]
+    example = re.search(r"such as (\S+)", error["message"])
+    assert example is not None
+    content = f"phone,opted_out_at\n{PHONE},{example[1]}\n"
+    imported = await api.post("/opt-outs/import", content=content, headers=CSV)
+    assert imported.json() == {"created": 1, "unchanged": 0, "rejected": 0, "errors": []}
+
+
+async def test_the_example_of_the_api_documentation_can_be_imported(api: httpx.AsyncClient) -> None:
+    document = (await api.get("http://mailer/openapi.json")).json()
+    operation = document["paths"]["/api/v1/opt-outs/import"]["post"]
+    example = operation["requestBody"]["content"]["text/csv"]["example"]
+    imported = await api.post("/opt-outs/import", content=example, headers=CSV)
+    assert imported.json() == {"created": 2, "unchanged": 0, "rejected": 0, "errors": []}
 
 
 async def test_a_file_with_a_wrong_header_or_type_is_refused(api: httpx.AsyncClient) -> None:

@@ -175,6 +175,16 @@ async def test_pages_of_an_unknown_gateway_are_404(api: httpx.AsyncClient, path:
     await get_page(api, "/gateways/main/nope", 404)
 
 
+async def test_the_page_of_a_gateway_says_whether_it_awaits_receipts(
+    api: httpx.AsyncClient, main: Channel
+) -> None:
+    page = as_text(await get_page(api, "/gateways/main"))
+    assert "Receipts none: a message is delivered when the gateway accepts it" in page
+    main.receipts = ReceiptUse(is_awaited=True)
+    page = as_text(await get_page(api, "/gateways/main"))
+    assert "Receipts awaited: a message is delivered when its receipt says so" in page
+
+
 # ---- deliveries -----------------------------------------------------------------------------
 
 
@@ -205,7 +215,10 @@ async def test_a_gateway_with_receipts_shows_its_delivery_by_operator_code(
     # rate, accepted, delivered, undelivered, awaiting, no receipt
     assert "All 75% 6 3 1 2 0 916 75% 6 3 1 2 0" in last_day
     assert "All 87.5% 10 7 1 2 0 916 87.5% 10 7 1 2 0" in last_week
-    assert "6 100% 3 75%" in as_text(await get_page(api, "/gateways"))
+    listed = as_text(await get_page(api, "/gateways"))
+    assert "6 100% 3 75%" in listed
+    assert "The percentage of accepted messages is the gateway's share" in listed
+    assert "The percentage of delivered messages is of those" in listed
 
 
 async def test_a_fall_of_the_delivery_rate_is_shown_on_the_gateway_the_list_and_the_overview(

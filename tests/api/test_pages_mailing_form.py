@@ -34,6 +34,13 @@ async def test_a_new_form_proposes_a_day_and_a_sending_window(api: httpx.AsyncCl
     assert form["on_unknown"] == "retry"
 
 
+async def test_the_form_says_that_a_receipt_ends_an_unknown_delivery(
+    api: httpx.AsyncClient,
+) -> None:
+    page = await get_html(api, "/mailings/new")
+    assert "“delivery unknown” until a receipt comes, or until you send" in page
+
+
 async def test_the_form_creates_a_mailing_in_its_time_zone(api: httpx.AsyncClient) -> None:
     mailing = await save_form(api, "/mailings/new", NEW_FORM)
     assert mailing["datetime_start"] == "2040-01-01T08:00:00Z"

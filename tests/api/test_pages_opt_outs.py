@@ -108,6 +108,15 @@ async def test_a_file_is_imported_and_its_wrong_lines_are_shown(api: httpx.Async
     assert "is not one of the columns phone, opted_out_at" in refused.text
 
 
+async def test_the_example_file_can_be_imported(api: httpx.AsyncClient) -> None:
+    page = await get_page(api, "/opt-outs/import")
+    content = page.partition('<pre class="example">')[2].partition("</pre>")[0]
+    assert content
+    headers = {"Content-Type": "text/csv"}
+    imported = await api.post("/opt-outs/import", content=content, headers=headers)
+    assert imported.json() == {"created": 2, "unchanged": 0, "rejected": 0, "errors": []}
+
+
 # ---- clients ---------------------------------------------------------------------------------
 
 

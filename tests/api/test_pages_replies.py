@@ -196,6 +196,21 @@ async def test_replies_are_shown_with_their_client_and_on_the_pages_of_client_an
     assert f'href="/mailings/{mailing_id}"' in detail
 
 
+@pytest.mark.parametrize("text", ["", " \n "])
+async def test_a_reply_without_visible_text_has_a_link_that_says_so(
+    api: httpx.AsyncClient, engine: AsyncEngine, text: str
+) -> None:
+    mailing_id = await add_due_messages(engine, 1)
+    await execute(
+        engine, "UPDATE message SET status = 'delivered', sent_at = now(), gateway = 'main'"
+    )
+    [client] = await rows(engine, "SELECT phone FROM client")
+    await add(engine, text, phone=client["phone"])
+    for path in ("/replies", f"/mailings/{mailing_id}"):
+        assert '<a href="/replies/1">no text</a>' in await get_page(api, path)
+    assert "The reply has no text." in await get_page(api, "/replies/1")
+
+
 # ---- one reply ------------------------------------------------------------------------------
 
 

@@ -13,6 +13,7 @@ from tests.webhook_receiver import add_webhook
 
 from mailer.app import create_app
 from mailer.webhook.addresses import AddressPolicy
+from mailer.webhook.retry_policy import MAX_CONSECUTIVE_FAILURES
 
 FORM = {
     "name": "Shop",
@@ -155,6 +156,18 @@ async def test_the_page_says_why_a_webhook_is_disabled_and_what_it_missed(
         page = await site.get(path)
         assert sentence in page.text
         assert "7 events were dropped" in page.text
+
+
+async def test_the_page_says_when_a_failing_webhook_is_disabled(
+    site: httpx.AsyncClient, engine: AsyncEngine
+) -> None:
+    path = f"/webhooks/{await add_webhook(engine, URL)}"
+    limit = f"after {MAX_CONSECUTIVE_FAILURES} failed attempts in a row in at least a day"
+    assert limit not in (await site.get(path)).text
+    await execute(engine, "UPDATE webhook SET failures = 7, failing_since = now()")
+    page = await site.get(path)
+    assert "7 failed attempts in a row since" in page.text
+    assert limit in page.text
 
 
 @pytest.mark.parametrize("path", ["/webhooks/9", "/webhooks/9/edit", "/webhooks/9/delete"])

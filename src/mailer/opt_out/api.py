@@ -55,7 +55,7 @@ class OptOutImportOperation(Operation):
             " name `opted_out_at`, a date and time with an offset; default: now. Phones, delimiters"
             " and encodings are as in the import of clients. At most 50 MiB.",
         )
-        example = "phone,opted_out_at\n79161234567,2030-01-15T09:30:00Z\n79031234567,\n"
+        example = "phone,opted_out_at\n79161234567,2025-01-15T09:30:00Z\n79031234567,\n"
         media = OpenAPIMediaType(schema=text, example=example)
         self.request_body = RequestBody(content={"text/csv": media}, required=True)
 

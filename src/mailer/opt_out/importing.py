@@ -33,7 +33,7 @@ OPT_OUT_COLUMNS = ("phone", "opted_out_at")
 CANCEL_BATCH = 1_000
 """Clients whose messages one transaction cancels."""
 WRONG_PHONE = "must be 7 and ten more digits, such as 79161234567"
-WRONG_TIME = "must be a past date and time with an offset, such as 2030-01-15T09:00:00Z"
+WRONG_TIME = "must be a past date and time with an offset, such as 2025-01-15T09:00:00Z"
 FIRST_TIME = datetime(1970, 1, 1, tzinfo=UTC)
 """The earliest time of an opt-out."""
 
