@@ -5,6 +5,7 @@ next calls gather, and are then stored together. So a burst of calls costs few t
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Sequence
 from datetime import datetime
 
@@ -55,7 +56,7 @@ class Inbox:
     def __init__(self, engine: AsyncEngine, rules: ReplyRules) -> None:
         self._engine = engine
         self._rules = rules
-        self._waiting: list[_Item] = []
+        self._waiting: deque[_Item] = deque()
         self._size = 0
         self._writing: asyncio.Task[None] | None = None
 
@@ -79,7 +80,7 @@ class Inbox:
             await asyncio.sleep(GATHER_SECONDS)
             batch, size = [], 0
             while self._waiting and size < MAX_INBOX_BATCH:
-                item = self._waiting.pop(0)
+                item = self._waiting.popleft()
                 batch.append(item)
                 size += item.size
             self._size -= size
