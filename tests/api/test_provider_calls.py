@@ -39,6 +39,13 @@ callback_secret = "{SECRET}"
 previous_callback_secret = "{OLD_SECRET}"
 
 [[gateway]]
+name = "without-secret"
+kind = "kannel"
+url = "http://127.0.0.1:13013"
+username = "u"
+password = "p"
+
+[[gateway]]
 name = "twilio"
 kind = "twilio"
 account = "AC1"
@@ -160,6 +167,7 @@ async def test_signature_is_made_over_the_public_url_and_not_over_that_behind_th
     ("method", "path", "expected"),
     [
         ("GET", "/gateways/unknown/receipts", 404),
+        ("GET", "/gateways/without-secret/receipts", 404),
         ("POST", "/gateways/kannel/receipts", 405),
         ("DELETE", "/gateways/twilio/receipts", 405),
         ("GET", "/gateways/kannel/receipts/more", 404),

@@ -99,6 +99,11 @@ class Channel:
         return self.pauses.get(self.name)
 
     @property
+    def takes_calls(self) -> bool:
+        """Whether the provider may call mailer: its kind has receipts or replies, and a secret."""
+        return bool(self.callback_rules.methods) and self.configured.callbacks.can_be_proved
+
+    @property
     def outage(self) -> Outage | None:
         """Since when and why the gateway is not used; None while it is used."""
         if self.paused_at is not None:

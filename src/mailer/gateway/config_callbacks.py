@@ -76,6 +76,11 @@ class Callbacks(msgspec.Struct, frozen=True, dict=True, kw_only=True):
     def _url_fields(self) -> FormFields:
         return FormFields([JsonPath(SECRET_FIELD)])
 
+    @cached_property
+    def can_be_proved(self) -> bool:
+        """Whether a secret is known with which a call can be proved to be the provider's."""
+        return bool(self._signature_secrets or self._url_secrets)
+
     def authenticate(self, callback: Callback, now: datetime) -> bool:
         """Return whether a call is the provider's: by a secret in its URL, or by a signature."""
         if self._url_secrets:
@@ -168,7 +173,7 @@ class Callbacks(msgspec.Struct, frozen=True, dict=True, kw_only=True):
             return "this kind has none"
         if public_url is None:
             return "set MAILER_PUBLIC_URL to the address at which the provider reaches mailer"
-        if not self._signature_secrets and not self._url_secrets:
+        if not self.can_be_proved:
             return "set callback_secret, so that mailer can tell the provider's calls from others"
         length = len(self._url(public_url)) + len(str(MAX_ID))
         if self.is_given_url and receipt.max_url_length and length > receipt.max_url_length:

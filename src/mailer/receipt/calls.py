@@ -38,7 +38,10 @@ MAX_REFUSALS = 10.0
 More of them are answered 429."""
 
 # the problems with which calls are refused
-UNKNOWN_GATEWAY = problem(HTTPStatus.NOT_FOUND, "No gateway of this name takes calls.")
+UNKNOWN_GATEWAY = problem(
+    HTTPStatus.NOT_FOUND,
+    "No gateway of this name takes calls: its kind has none, or no secret is set.",
+)
 WRONG_METHOD = problem(HTTPStatus.METHOD_NOT_ALLOWED, "Providers of this kind use another method.")
 LARGE_BODY = problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"At most {MAX_CALLBACK_BYTES} bytes.")
 SLOW_BODY = problem(HTTPStatus.REQUEST_TIMEOUT, "The body did not arrive in time.")
@@ -97,7 +100,7 @@ class ProviderCalls:
         self, channel: Channel | None, scope: HTTPScope, receive: Receive
     ) -> tuple[bytes, str]:
         """Store what a call brings. Return the body and the media type of the answer."""
-        if channel is None or not channel.callback_rules.methods:
+        if channel is None or not channel.takes_calls:
             raise _RefusedCallError(UNKNOWN_GATEWAY)
         if scope["method"] not in channel.callback_rules.methods:
             allowed = ", ".join(sorted(channel.callback_rules.methods))
