@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 
 import asyncpg
 import pytest
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.event_timeout import EVENT_TIMEOUT
 from tests.factories import (
@@ -29,7 +30,7 @@ from tests.integration.test_recorder import recording
 
 from mailer.access.model import COMMAND_LINE
 from mailer.db import origin
-from mailer.db.engine import create_engine
+from mailer.db.engine import connect, create_engine
 from mailer.dispatch.claims import WorkerClaims
 from mailer.dispatch.dispatcher import Dispatcher, DispatcherLimits
 from mailer.gateway.channel import Channels
@@ -67,6 +68,17 @@ class SlowGateway(FakeGateway):
             return request.outcome_of_abort() or Unknown("timeout")
         self.written.append(request.message.id)
         return self.answer(request)
+
+
+@asynccontextmanager
+async def listening(database_url: str, has_heard: asyncio.Event) -> AsyncIterator[None]:
+    """Set an event when workers are notified of opt-outs."""
+    connection = await connect(database_url)
+    await connection.add_listener(store.CLIENTS_OPTED_OUT, lambda *_: has_heard.set())
+    try:
+        yield
+    finally:
+        await connection.close()
 
 
 @pytest.fixture
@@ -200,6 +212,27 @@ async def test_an_imported_file_stops_claimed_messages(
         gateway.may_write.set()
         await until_equal(engine, OPEN, 0)
     assert len(gateway.written) == 5
+
+
+async def test_workers_hear_of_imported_opt_outs_before_scheduled_messages_are_cancelled(
+    engine: AsyncEngine, database_url: str
+) -> None:
+    """Cancelling may wait for other transactions, and takes long for many clients."""
+    await add_due_messages(engine, 1)
+    phone = await phone_of(engine, await value(engine, FIRST_CLIENT))
+
+    async def file() -> AsyncIterator[bytes]:
+        yield f"phone\n{phone}".encode()
+
+    has_heard = asyncio.Event()
+    async with listening(database_url, has_heard), engine.begin() as other:
+        await other.execute(text("SELECT FROM message FOR UPDATE"))
+        importing = asyncio.create_task(import_opt_outs(engine, file(), COMMAND_LINE))
+        async with asyncio.timeout(EVENT_TIMEOUT):
+            await has_heard.wait()
+        assert not importing.done()
+    await importing
+    assert await value(engine, WITH_REASON) == 1
 
 
 async def test_an_opt_out_while_the_worker_had_no_connection_stops_its_messages(

@@ -25,7 +25,7 @@ from mailer.clock import database_clock
 from mailer.db.engine import IMPORT_LOCK, asyncpg_connection
 from mailer.idempotency.do_once import do_once
 from mailer.idempotency.model import IdempotencyClaim
-from mailer.opt_out.store import ADD_OPT_OUTS, DIGEST, stop_messages
+from mailer.opt_out.store import ADD_OPT_OUTS, DIGEST, NOTIFY_OPT_OUTS, stop_messages
 from mailer.time_slices import TimeSlices
 
 OPT_OUT_COLUMNS = ("phone", "opted_out_at")
@@ -203,6 +203,8 @@ async def _store(
     await database.execute(LOCK_IMPORT, IMPORT_LOCK, timeout=timeout)
     await database.execute(ANALYZE_STAGED_OPT_OUTS, timeout=timeout)
     created = await database.fetchval(STORE_OPT_OUTS, timeout=timeout)
+    # not only with the chunks that follow: workers stop claimed messages right after the commit
+    await database.execute(NOTIFY_OPT_OUTS)
     # the right may have been revoked during a long upload
     await reauthorize.ensure_authorized(database, actor, "write")
     counts = {"created": created, "unchanged": report.unchanged - created}

@@ -37,13 +37,15 @@ NEXT_POSITION = text("""
     """).bindparams(bindparam("interval", type_=Interval))
 SELECT_AWAITING = text("""
     SELECT awaiting.id, awaiting.gateway_message_id, awaiting.mailing_id, awaiting.sent_at,
-        awaiting.gateway = :gateway AS is_wanted, client.phone
+        awaiting.gateway = :gateway AS is_wanted,
+        CASE WHEN awaiting.gateway = :gateway
+            THEN (SELECT phone FROM client WHERE client.id = client_id) END AS phone
     FROM (
         SELECT id, gateway_message_id, mailing_id, sent_at, gateway, client_id FROM message
         WHERE status = 'sent' AND reason IS NULL
             AND (mailing_id, sent_at, id) > (:mailing_id, :sent_at, :message_id)
         ORDER BY mailing_id, sent_at, id LIMIT :scanned
-    ) AS awaiting JOIN client ON client.id = client_id
+    ) AS awaiting
     ORDER BY awaiting.mailing_id, awaiting.sent_at, awaiting.id""")
 MOVE_POSITION = text("""
     UPDATE receipt_poll SET mailing_id = :mailing_id, sent_at = :sent_at, message_id = :message_id
