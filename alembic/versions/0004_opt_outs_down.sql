@@ -1,3 +1,11 @@
+DO $$
+BEGIN
+    IF EXISTS (SELECT FROM opt_out) THEN
+        RAISE EXCEPTION 'a downgrade would lose the opt-outs'
+            USING HINT = 'Export them, delete the rows of opt_out, and try again.';
+    END IF;
+END $$;
+
 ALTER TABLE mailing DROP COLUMN purpose;
 
 CREATE OR REPLACE FUNCTION add_segment_deltas_of_insert() RETURNS trigger

@@ -156,6 +156,19 @@ async def test_late_receipt_changes_the_counts_of_a_settled_mailing(engine: Asyn
     await assert_counts_agree(engine)
 
 
+async def test_mailing_that_was_settled_too_early_is_settled_again(engine: AsyncEngine) -> None:
+    """A receipt that ends an unknown delivery may come in the moment in which it is settled."""
+    mailing_id, [message_id] = await add_sent(engine)
+    await settle(engine, mailing_id)
+    await execute(engine, "UPDATE mailing SET is_settled = true")
+
+    await receive(engine, Receipt("delivered", message_id))
+    assert not await is_settled(engine, mailing_id)
+    await advance(engine)
+    assert await is_settled(engine, mailing_id)
+    await assert_counts_agree(engine)
+
+
 async def test_message_without_a_receipt_in_time_stays_sent_and_is_final(
     engine: AsyncEngine,
 ) -> None:

@@ -278,6 +278,11 @@ def is_data_error(error: DBAPIError) -> bool:
     return isinstance(cause_of(error), DATA_ERRORS)
 
 
+def is_rolled_back(error: DBAPIError) -> bool:
+    """Return whether the transaction was rolled back, as after a deadlock, and may be repeated."""
+    return isinstance(cause_of(error), asyncpg.TransactionRollbackError)
+
+
 def is_fatal(error: BaseException) -> bool:
     """Return whether the server ended the session with `error` or refused to open one.
 

@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from datetime import datetime
 
 import msgspec
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer import metrics
 from mailer.clock import database_clock
-from mailer.db.engine import is_unavailable
+from mailer.db.engine import is_rolled_back, is_unavailable
 from mailer.errors import UnavailableError
 from mailer.gateway.callback import CallbackContent, Reply
 from mailer.receipt.store import ReceivedReceipt, apply_receipts
@@ -89,7 +90,7 @@ class Inbox:
     async def _write(self, batch: list[_Item]) -> None:
         """Store a batch; if that fails, each call apart, so that one affects no other."""
         try:
-            await self._store(batch)
+            await self._store_again_after_deadlock(batch)
         except Exception as error:  # noqa: BLE001  # it is raised in the calls
             if len(batch) > 1 and not is_unavailable(error):
                 for item in batch:
@@ -102,6 +103,15 @@ class Inbox:
             for item in batch:
                 if not item.stored.done():
                     item.stored.set_result(None)
+
+    async def _store_again_after_deadlock(self, batch: Sequence[_Item]) -> None:
+        """Store a batch, once more if it was rolled back: some providers do not repeat a call."""
+        try:
+            await self._store(batch)
+        except DBAPIError as error:
+            if not is_rolled_back(error):
+                raise
+            await self._store(batch)
 
     async def _store(self, batch: Sequence[_Item]) -> None:
         """Store the receipts, and then the replies of each gateway, in transactions of their own.

@@ -183,12 +183,11 @@ async def _write(
     changed = [(old, new) for old, new in messages if new != old]
     if not changed:
         return
-    settled = sorted(
-        {old.mailing_id for old, new in changed if old.is_final and new.status != old.status}
-    )
-    if settled:
-        await connection.execute(LOCK_MAILINGS, {"ids": settled})
-        await connection.execute(UNSETTLE, {"ids": settled})
+    with_new_status = [old for old, new in changed if new.status != old.status]
+    if may_be_settled := sorted({old.mailing_id for old in with_new_status if old.is_final}):
+        await connection.execute(LOCK_MAILINGS, {"ids": may_be_settled})
+    # also of messages that are not final: a receipt may have come just before the mailing settled
+    await connection.execute(UNSETTLE, {"ids": sorted({old.mailing_id for old in with_new_status})})
     values = {
         "ids": [new.id for _, new in changed],
         "statuses": [new.status for _, new in changed],
