@@ -11,7 +11,8 @@ CACHES := .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
 BENCHES := first_request deliver import_clients cost profiles against_bare against_peers finished_rows million \
 	scale many_mailings waiting_mailings held_snapshot access admin_pages two_processes idle loop_blocks \
-	several_gateways sending_during_import hostile_headers schema soak
+	receipts several_gateways changing_routes webhooks sending_during_import hostile_headers schema \
+	soak
 
 # The package on npm that contains Twilio's OpenAPI description.
 TWILIO_OPENAPI := @twilio/cli-core@8.3.2

@@ -22,7 +22,8 @@ import uvloop
 
 import harness
 from mailer.clock import database_clock, elapsed
-from mailer.gateway.config import ConfiguredGateway, GatewayConfig
+from mailer.gateway.config import ConfiguredGateway
+from mailer.gateway.config_table import GatewayConfig
 from mailer.gateway.http import HttpGateway
 from mailer.gateway.profile_file import load_profile, shipped_kinds
 from mailer.gateway.protocol import Accepted, OutgoingMessage, Request

@@ -10,9 +10,12 @@ cancelled, retried and deleted. Meanwhile these faults are injected at random:
 - two workers are killed, frozen and started again, and their wall clock is set;
 - hostile files and request headers are sent to the API.
 
+Two of the gateways send receipts: late, early, twice, in disorder, contradictory, and some never.
+Some clients reply with a stop word, and later with a start word.
+
 At the end, checks compare the gateways' own logs with the counts, with the final state of every
 message, and with every state that it had. Limit: no violation of a guarantee. Takes `--minutes` and
-up to a minute more. Needs Debian's `faketime`.
+up to two minutes more. Needs Debian's `faketime`.
 
 The parts, in `soaking/`: the *journal* contains what the soak did and what mailer logged. The
 *record* contains every state of every message and mailing, and all requests that the gateways
@@ -35,6 +38,7 @@ import asyncpg
 import harness
 from mailer.db.engine import create_engine, is_unavailable
 from mailer.db.migrate import migrate
+from soaking.contradictions import inject_contradictions
 from soaking.evidence import CheckReport, Evidence
 from soaking.faults import (
     Fleet,
@@ -44,23 +48,28 @@ from soaking.faults import (
     inject_gateway_faults,
 )
 from soaking.final import check_final, count_unfinished, print_figures, read_final
+from soaking.forwarder import Forwarder
 from soaking.gateway_checks import check_gateways
 from soaking.hostile import send_hostile_headers, send_hostile_imports
-from soaking.journal import Journal, RandomSource
+from soaking.journal import RECEIPT_WAIT, Journal, RandomSource
 from soaking.noise import measured_noise
 from soaking.operator import Operator, create_clients
+from soaking.opt_out_checks import check_opt_outs
+from soaking.opt_outs import inject_replies
 from soaking.outcomes import check_outcomes
 from soaking.postgres import Postgres
+from soaking.receipt_checks import check_receipts
 from soaking.record import read_record, start_recording
 from soaking.requests import check_requests
 from soaking.routing import GatewayFile, inject_configurations, inject_pauses
-from soaking.sandbox import Sandbox, sandboxes
+from soaking.sandbox import Sandbox, free_ports, sandboxes
 from soaking.silence import check_silence
+from soaking.stalls import watch_stalls
 from soaking.wall_clock import inject_clock_steps
 
 FINAL_SECONDS = timedelta(seconds=5)
 """Time between the last fault and the end of the last mailings."""
-DRAIN_TIMEOUT = 45.0
+DRAIN_TIMEOUT = 45.0 + RECEIPT_WAIT
 """Seconds after the end of the last mailings in which leases expire and all messages must end."""
 DRAIN_INTERVAL = 0.5
 """Seconds between two checks whether everything has ended."""
@@ -68,7 +77,7 @@ PROGRESS_INTERVAL = 10.0
 """Seconds between the lines of progress."""
 SELECT_TOTALS = """
     SELECT count(*) AS mailings, coalesce(sum(scheduled + sending), 0) AS waiting,
-        coalesce(sum(delivered), 0) AS delivered,
+        coalesce(sum(sent), 0) AS sent, coalesce(sum(delivered), 0) AS delivered,
         coalesce(sum(undelivered + "unknown" + cancelled), 0) AS others FROM mailing_counts"""
 
 
@@ -86,6 +95,7 @@ async def run(  # noqa: PLR0913, PLR0917  # one parameter for each part of the s
     gateways: list[Sandbox],
     file: GatewayFile,
     fleet: Fleet,
+    forwarder: Forwarder,
     journal: Journal,
     rng: RandomSource,
     minutes: float,
@@ -110,6 +120,10 @@ async def run(  # noqa: PLR0913, PLR0917  # one parameter for each part of the s
         tasks.create_task(inject_clock_steps(fleet.clock, journal, rng.substream("clock")))
         tasks.create_task(send_hostile_imports(fleet, journal, rng.substream("imports")))
         tasks.create_task(send_hostile_headers(fleet, journal, rng.substream("heads")))
+        replies = inject_replies(database.url(), forwarder, journal, rng.substream("replies"))
+        tasks.create_task(replies)
+        stream = rng.substream("contradictions")
+        tasks.create_task(inject_contradictions(database.url(), forwarder, journal, stream))
         tasks.create_task(operator.run())
         tasks.create_task(print_progress(database.url(), journal))
         await asyncio.sleep((ends_at - FINAL_SECONDS - datetime.now(UTC)).total_seconds())
@@ -156,11 +170,21 @@ async def soak(database: Postgres, folder: Path, minutes: float, seed: int) -> i
     async with (
         measured_noise() as noise,
         sandboxes(folder, rng.substream("gateways")) as gateways,
-        fleet_on(database, file_path, folder, journal, rng.substream("fleet")) as fleet,
+        Forwarder(next(free_ports()), rng.substream("forwarder")) as forwarder,
+        fleet_on(
+            database,
+            {"gateways": file_path, "public_url": forwarder.url},
+            folder,
+            journal,
+            rng.substream("fleet"),
+        ) as fleet,
     ):
+        forwarder.addresses = lambda: fleet.addresses
         file = GatewayFile(file_path, gateways, journal)
-        created_count = await run(database, gateways, file, fleet, journal, rng, minutes)
+        stalls = asyncio.create_task(watch_stalls(url, journal))
+        created_count = await run(database, gateways, file, fleet, forwarder, journal, rng, minutes)
         await drain(url)
+        stalls.cancel()
         await fleet.close(signal.SIGTERM)
     connection = await asyncpg.connect(url)
     logs = [log for gateway in gateways for log in gateway.logs]
@@ -173,6 +197,8 @@ async def soak(database: Postgres, folder: Path, minutes: float, seed: int) -> i
     check_requests(report, evidence)
     check_outcomes(report, evidence)
     check_gateways(report, evidence)
+    check_receipts(report, evidence, final)
+    check_opt_outs(report, evidence, final)
     check_final(report, evidence, final, noise.max_excess)
     check_silence(report, evidence)
     return verdict.status

@@ -42,8 +42,11 @@ EMPTY = (
             tables CONSTANT text[] := '{message, mailing_counts, mailing, client_to_replan, client,
                 daily_report, session, oidc_sign_in, api_key, app_user, login_throttle,
                 known_network, idempotency, origin, audit, message_count, message_count_delta,
-                outcome_count, segment_count, segment_count_delta, operator_route, route,
-                gateway_pause}';
+                outcome_count, delivery_count, segment_count, segment_count_delta,
+                operator_route, route, gateway_pause, early_receipt, receipt_poll, opt_out,
+                opt_out_to_link, opt_out_count, answer, reply, reply_part, webhook,
+                webhook_event, webhook_delivery, gateway_outage, mailing_hold, rerouting,
+                routes_applied}';
             table_name text;
             has_rows boolean;
         BEGIN

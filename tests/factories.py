@@ -261,7 +261,7 @@ async def advance(engine: AsyncEngine, chunk: int = CHUNK) -> None:
             if work.must_replan:
                 await do(engine, lambda db: replanning.replan_chunk(db, chunk))
             if work.must_reroute:
-                await do(engine, lambda db: rerouting.reroute_chunk(db, SkippedMailings()))
+                await do(engine, rerouting.reroute_chunk)
             if work.must_retry:
                 await schedule_retried(engine, chunk)
             if work.must_end_messages:

@@ -28,6 +28,7 @@ from mailer.db import requirements
 from mailer.errors import InvalidError, MailerError, StartError
 from mailer.mailing.model import missing_window_bound
 from mailer.oidc import model as oidc_model
+from mailer.opt_out.importing import OPT_OUT_COLUMNS, WRONG_TIME
 from mailer.statuses import STATUSES
 from mailer.validation import Input, rule_texts
 from mailer.web.startup_gate import STARTING_DETAIL
@@ -93,11 +94,13 @@ def _unmarked() -> Iterable[str]:
     """Return the texts that no call marks; those with numbers have `{}` in place of them."""
     for name in ("send_interval_time_start", "send_interval_time_end"):
         yield from (error.message for error in missing_window_bound({name: "09:00"}))
-    yield f"is not one of the columns {', '.join(CSV_COLUMNS)}"
+    for columns in (CSV_COLUMNS, OPT_OUT_COLUMNS):
+        yield f"is not one of the columns {', '.join(columns)}"
     yield "has {} fields, but the header has {}"
+    yield "has more than {} parts, the gateway's limit"
     yield from oidc_model.REASON_TEXTS.values()
     yield from (rules.label for rules in STATUSES.values())
-    yield ROUNDED_MESSAGE
+    yield from (ROUNDED_MESSAGE, WRONG_TIME)
     yield from (f"is not {encoding}" for encoding in get_args(Encoding))
     yield from {*requirements.ERROR_SENTENCES.values(), requirements.UNREACHABLE, STARTING_DETAIL}
     for text in (csv_reader.TOO_LONG, csv_reader.MALFORMED_CSV):

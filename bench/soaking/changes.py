@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator
 
 from soaking.claims import UNKNOWN_REASONS, Change, Message
 from soaking.evidence import Evidence, is_open, matches, moment
-from soaking.journal import END_MARGIN, LAG, RETRY_ATTEMPTS
+from soaking.journal import END_MARGIN, LAG, RECEIPT_WAIT, RETRY_ATTEMPTS
 
 RESCHEDULABLE_REASONS = frozenset({"expired", "no_window", "filter_changed"})
 """Reasons of cancelled messages that a change of the mailing may schedule again."""
@@ -71,25 +71,49 @@ def illegal_changes(evidence: Evidence) -> Iterator[str]:
     """Yield the changes of status that mailer must never make."""
     for message in evidence.record.messages.values():
         for before, after in _transitions(message):
-            match before.status if before else None, after.status:
-                case None, "scheduled" | "cancelled":
-                    is_legal = True
-                case "scheduled", "scheduled" | "sending" | "cancelled":
-                    is_legal = True
-                case "scheduled", "unknown":  # it may have been accepted, and its mailing ended
-                    is_legal = after.reason in {*UNKNOWN_REASONS, "bad_response"}
-                case "sending", status:
-                    is_legal = status != "sending"
-                case "cancelled", "scheduled" | "cancelled":
-                    is_legal = before is not None and before.reason in RESCHEDULABLE_REASONS
-                case "undelivered" | "unknown", "scheduled" | "cancelled":
-                    since = before.at if before else after.at
-                    is_legal = evidence.was_retried(after.mailing_id, since, after.at)
-                case _:
-                    is_legal = False
+            if before is None:
+                is_legal = after.status in {"scheduled", "cancelled"}
+            else:
+                is_legal = _is_legal(evidence, before, after) or _is_by_receipt(
+                    message, before, after
+                )
             if not is_legal:
                 old_state = describe_state(before) if before else "new"
                 yield f"message {after.message_id}: {old_state} to {describe_state(after)}"
+
+
+def _is_legal(evidence: Evidence, before: Change, after: Change) -> bool:
+    """Return whether mailer may make a change without a receipt."""
+    match before.status, after.status:
+        case "scheduled", "scheduled" | "sending" | "cancelled":
+            return True
+        case "scheduled", "unknown":  # it may have been accepted, and its mailing ended
+            return after.reason in {*UNKNOWN_REASONS, "bad_response"}
+        case "sent", "sent":
+            return (before.reason, after.reason) == (None, "no_receipt")
+        case "cancelled", "scheduled" | "cancelled":
+            return before.reason in RESCHEDULABLE_REASONS
+        case "undelivered" | "unknown", "scheduled" | "cancelled":
+            return evidence.was_retried(after.mailing_id, before.at, after.at)
+        case old_status, status:
+            return old_status == "sending" and status != "sending"
+
+
+def _is_by_receipt(message: Message, before: Change, after: Change) -> bool:
+    """Return whether a receipt may have changed a message that was not being sent.
+
+    It shows that the gateway has accepted a message whose delivery is unknown, or decides about one
+    that is `sent`. That the message is delivered, it may show at any time.
+    """
+    may_have_been_accepted = before.status in {"sent", "unknown"} or (
+        before.status == "scheduled" and before.unknown_reason is not None
+    )
+    return (
+        after.is_receipt_state
+        and after.status in {each.shown for each in message.receipts_until(after.at)}
+        and (may_have_been_accepted or after.status == "delivered")
+        and before.status not in {after.status, "delivered"}
+    )
 
 
 def wrong_reasons(evidence: Evidence) -> Iterator[str]:
@@ -99,7 +123,8 @@ def wrong_reasons(evidence: Evidence) -> Iterator[str]:
             rule = REASON_RULES.get(change.reason or "")
             if rule is not None and not rule(evidence, change):
                 state = describe_state(change)
-                yield f"message {change.message_id}: {state} at {moment(change.at)}"
+                history = ", ".join(_describe(each) for each in message.changes)
+                yield f"message {change.message_id}: {state} at {moment(change.at)} in {history}"
 
 
 def _is_expired(evidence: Evidence, change: Change) -> bool:
@@ -131,6 +156,26 @@ def _is_cancelled(evidence: Evidence, change: Change) -> bool:
     return any(version.status == "cancelled" for version in versions)
 
 
+def _has_no_receipt(evidence: Evidence, change: Change) -> bool:
+    """Return whether the receipt of a message has been awaited since an accepted request."""
+    claims, _ = evidence.record.messages[change.message_id].lives()[-1]
+    return any(
+        claim.opened.at + RECEIPT_WAIT - LAG <= change.at
+        for claim in claims
+        if claim.request is not None and claim.request.kind == "accepted"
+    )
+
+
+def _has_opted_out(evidence: Evidence, change: Change) -> bool:
+    """Return whether the client may have been opted out, and the mailing was not of service."""
+    [purpose] = {version.purpose for version in evidence.record.mailings[change.mailing_id]}
+    may_be_out = any(
+        opt_out.began <= change.at <= opt_out.may_end + LAG
+        for opt_out in evidence.opt_outs_of(change.client_id)
+    )
+    return purpose == "marketing" and may_be_out
+
+
 def _is_exhausted(_: Evidence, change: Change) -> bool:
     """Return whether the message had all its attempts."""
     return change.attempts == RETRY_ATTEMPTS
@@ -141,6 +186,8 @@ REASON_RULES = {
     "no_window": _has_no_window,
     "filter_changed": _is_filtered_out,
     "mailing_cancelled": _is_cancelled,
+    "opted_out": _has_opted_out,
+    "no_receipt": _has_no_receipt,
     "attempts_exhausted": _is_exhausted,
 }
 """By reason: the function that returns whether the reason is true for a change of a message. Other

@@ -1,13 +1,17 @@
-"""The claims of a message, and the matching of the gateway's requests to claims.
+"""The claims and receipts of a message, and the matching of the gateways' requests to claims.
 
 Under each claim a worker may send the message once. The logs of the gateways show requests but not
 claims; the database shows claims but not requests. `match_requests` finds the claim of each request
 by time.
 """
 
+from collections.abc import Iterator
+from itertools import pairwise
+
 import msgspec
 
-from soaking.journal import LAG
+from soaking.journal import LAG, Receipt
+from soaking.sandbox import KINDS
 
 END_OF_TIME = float("inf")
 
@@ -35,6 +39,12 @@ KINDS_BY_REASON: dict[str, frozenset[str]] = {
 begin with `rejected_` are not listed."""
 
 
+ACCEPTED_STATUSES = {kind.name: "sent" if kind.has_receipts else "delivered" for kind in KINDS}
+"""By gateway: the status of a message that it has accepted, before any receipt."""
+RECEIPT_REASONS = ("not_delivered", "validity_expired")
+"""Beginnings of the reasons of messages that are undelivered because a receipt says so."""
+
+
 class Change(msgspec.Struct, frozen=True):
     """A change of a message's row, with the new values."""
 
@@ -53,6 +63,18 @@ class Change(msgspec.Struct, frozen=True):
     """Why delivery by an attempt is unknown."""
     route: int
     gateway: str | None
+
+    @property
+    def is_receipt_state(self) -> bool:
+        """Whether a receipt may have led to this status and reason."""
+        if self.status == "undelivered":
+            return (self.reason or "").startswith(RECEIPT_REASONS)
+        return self.status in {"sent", "delivered"} and self.reason is None
+
+    @property
+    def is_accepted(self) -> bool:
+        """Whether the message counts as accepted by the gateway."""
+        return self.is_receipt_state or self.status == "sent"
 
 
 class Request(msgspec.Struct):
@@ -83,6 +105,8 @@ class Claim(msgspec.Struct):
     """The next change of the message, by any worker; None if there was none."""
     request: Request | None = None
     """The request that was sent under the claim, if there was one."""
+    shown: frozenset[str] = frozenset()
+    """The statuses that receipts of the message may have shown before the end of the claim."""
 
     @property
     def until(self) -> float:
@@ -118,12 +142,24 @@ class Claim(msgspec.Struct):
             return self.closed.unknown_reason == "bad_response"
         return self.outcome in UNKNOWN_REASONS
 
+    @property
+    def may_be_by_receipt(self) -> bool:
+        """Whether a receipt that came before the end of the claim may have decided its end."""
+        closed = self.closed
+        return closed is not None and closed.is_receipt_state and closed.status in self.shown
+
     def agrees_with(self, request: Request) -> bool:
-        """Return whether the recorded outcome is one that this request can have led to."""
+        """Return whether the recorded outcome is one that this request can have led to.
+
+        A receipt of an earlier attempt may have led to it whatever the answer to the request was.
+        """
         if self.closed is None:
             return False
+        if self.may_be_by_receipt:
+            return True
         if self.closed.reason is None:
-            return self.closed.status == "delivered" and request.kind == "accepted"
+            accepted = ACCEPTED_STATUSES[request.gateway]
+            return self.closed.status == accepted and request.kind == "accepted"
         if self.closed.reason.startswith("rejected_"):
             return request.kind == "reject"
         return request.kind in KINDS_BY_REASON.get(self.closed.reason, ())
@@ -134,13 +170,55 @@ class Message(msgspec.Struct):
 
     changes: list[Change]
     claims: list[Claim]
+    receipts: list[Receipt]
+    """In the order in which the calls began."""
     unclaimed: list[Request] = []
     """Requests without a claim, or beyond the first request of a claim."""
+
+    def __post_init__(self) -> None:
+        """Find out what receipts may have shown before the end of each claim."""
+        for claim in self.claims:
+            closed_at = END_OF_TIME if claim.closed is None else claim.closed.at
+            claim.shown = frozenset(receipt.shown for receipt in self.receipts_until(closed_at))
 
     @property
     def last(self) -> Change:
         """The last change, with the final values."""
         return self.changes[-1]
+
+    def receipts_until(self, at: float) -> list[Receipt]:
+        """Return the receipts that may have come until a Unix time."""
+        return [each for each in self.receipts if each.attempts and each.started <= at + LAG]
+
+    def receipt_changes(self) -> Iterator[tuple[Change, Change]]:
+        """Yield the changes between two statuses that receipts lead to, each with the one before.
+
+        Also those from and to `sent` with the reason `no_receipt`.
+        """
+        for before, after in pairwise(self.changes):
+            is_after_receipt = before.is_receipt_state or before.reason == "no_receipt"
+            if is_after_receipt and after.is_receipt_state:
+                yield before, after
+
+    def lives(self) -> list[tuple[list[Claim], Change]]:
+        """Return the claims and the last change of each life of the message.
+
+        A new life begins when a user retries a message that is undelivered as a receipt says:
+        nothing of the life before may have reached the client.
+        """
+        starts = [
+            after.at
+            for before, after in pairwise(self.changes)
+            if before.status == "undelivered"
+            and before.is_receipt_state
+            and after.status == "scheduled"
+        ]
+        lives = []
+        for start, end in pairwise([0.0, *starts, END_OF_TIME]):
+            claims = [claim for claim in self.claims if start <= claim.opened.at < end]
+            changes = [change for change in self.changes if start <= change.at < end]
+            lives.append((claims, changes[-1]))
+        return lives
 
 
 def build_claims(changes: list[Change]) -> list[Claim]:

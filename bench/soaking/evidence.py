@@ -13,7 +13,17 @@ from zoneinfo import ZoneInfo
 
 import harness
 from soaking.claims import Claim, Message, Request
-from soaking.journal import END_MARGIN, LAG, REACTION, BreakerOpening, Call, Fault, Journal
+from soaking.journal import (
+    END_MARGIN,
+    GATEWAY_TIMEOUT,
+    LAG,
+    REACTION,
+    BreakerOpening,
+    Call,
+    Fault,
+    Journal,
+)
+from soaking.opt_outs import OptOut, find_opt_outs
 from soaking.record import Record, Version
 
 MAX_EXAMPLES = 5
@@ -52,6 +62,10 @@ class Evidence:
             self._faults_by_worker[fault.worker or ""].append(fault)
         self.late_after_freeze = 0
         """Number of requests that a worker wrote after its lease, when its freeze ended."""
+        self.opt_outs = list(find_opt_outs(journal.keyword_replies))
+        self._opt_outs_by_client: dict[int, list[OptOut]] = defaultdict(list)
+        for opt_out in self.opt_outs:
+            self._opt_outs_by_client[opt_out.client_id].append(opt_out)
         for message in record.messages.values():
             self._match_late_requests(message)
             for claim in message.claims:
@@ -91,6 +105,10 @@ class Evidence:
     def message_of(self, request: Request) -> Message:
         """Return the message of a request; raises `KeyError` for a request without one."""
         return self.record.messages[request.id or 0]  # no message has the id 0
+
+    def opt_outs_of(self, client_id: int) -> list[OptOut]:
+        """Return the opt-outs of a client, in order."""
+        return self._opt_outs_by_client[client_id]
 
     def was_frozen(self, worker: str, start: float, end: float) -> bool:
         """Return whether a worker was frozen at some moment from `start` to `end`."""
@@ -199,12 +217,26 @@ class Evidence:
             return "gateway unavailable"
         if self.was_frozen(claim.opened.worker, claim.opened.at, closed_at):
             return "mailer frozen"
+        if self._was_receipt_slow(claim, closed_at):
+            return "the gateway waited until its receipt was answered"
         # mailer aborts requests END_MARGIN before the end; LAG allows for its estimate of the clock
         latest_end = closed_at + END_MARGIN + LAG
         versions = self.versions(claim.opened.mailing_id, claim.opened.at, closed_at)
         if any(claim.opened.at < version.end <= latest_end for version in versions):
             return "aborted at the mailing's end"
         return None
+
+    def _was_receipt_slow(self, claim: Claim, closed_at: float) -> bool:
+        """Return whether a receipt before the answer may have delayed the answer to a request."""
+        request = claim.request
+        if request is None or request.kind != "accepted":
+            return False
+        receipts = self.record.messages[claim.opened.message_id].receipts_until(closed_at)
+        timeout = min(closed_at, request.earliest + GATEWAY_TIMEOUT) - LAG
+        return any(
+            each.is_early and request.arrived <= each.started and each.ended > timeout
+            for each in receipts
+        )
 
 
 class CheckReport:

@@ -44,13 +44,13 @@ class Fleet:
     def __init__(
         self,
         database: Postgres,
-        gateways: Path,
+        settings: dict[str, object],
         folder: Path,
         journal: Journal,
         rng: RandomSource,
     ) -> None:
         self._database = database
-        self._gateways = gateways
+        self._settings = settings
         self._folder = folder
         self._journal = journal
         self._rng = rng
@@ -113,7 +113,8 @@ class Fleet:
 
     async def _start(self) -> Worker:
         name = f"worker_{next(self._worker_numbers)}"
-        worker = Worker(name, self._database.url(name), self._gateways, self._journal, self.clock)
+        settings = self._settings | {"database_url": self._database.url(name)}
+        worker = Worker(name, settings, self._journal, self.clock)
         self.alive.append(worker)
         await worker.start(self._folder)
         return worker
@@ -155,16 +156,20 @@ class Fleet:
 
 @asynccontextmanager
 async def fleet_on(
-    database: Postgres, gateways: Path, folder: Path, journal: Journal, rng: RandomSource
+    database: Postgres,
+    settings: dict[str, object],
+    folder: Path,
+    journal: Journal,
+    rng: RandomSource,
 ) -> AsyncIterator[Fleet]:
     """Yield a fleet; workers that still run at the end are killed.
 
-    `gateways` is the file of gateways.
+    `settings` are settings of the workers that differ between two soaks.
     """
     connection = await asyncpg.connect(database.url())
     await connection.execute(";".join(CREATE_ROLE.format(n) for n in range(1, MAX_WORKERS)))
     await connection.close()
-    fleet = Fleet(database, gateways, folder, journal, rng)
+    fleet = Fleet(database, settings, folder, journal, rng)
     try:
         yield fleet
     finally:

@@ -14,11 +14,16 @@ from mailer.statistics.verify import find_differences
 from mailer.statuses import MESSAGE_STATUSES
 from soaking.evidence import CheckReport, Evidence, matches
 from soaking.journal import Journal
+from soaking.opt_outs import RECIPIENT
 from soaking.record import Record
 
-SELECT_CLIENTS = "SELECT id, operator_code, tag, time_zone FROM client"
+SELECT_CLIENTS = "SELECT id, operator_code, tag, time_zone, opted_out_at FROM client"
 SELECT_MESSAGES = """
-    SELECT id, mailing_id, client_id, status, reason, attempts, gateway FROM message ORDER BY id"""
+    SELECT id, mailing_id, client_id, status, reason, attempts, gateway, gateway_message_id,
+        receipts::text
+    FROM message ORDER BY id"""
+SELECT_REPLY_COUNTS = """
+    SELECT gateway, count(*) FROM reply WHERE recipient IS DISTINCT FROM $1 GROUP BY gateway"""
 SELECT_MAILINGS = f"""
     SELECT id, status, clients_count, audience_until IS NOT NULL AS has_started,
         deleted_at IS NOT NULL AS is_deleted,
@@ -27,11 +32,13 @@ SELECT_MAILINGS = f"""
 COUNT_UNFINISHED = """
     SELECT (SELECT count(*) FROM mailing
             WHERE status NOT IN ('finished', 'cancelled') OR deleted_at IS NOT NULL)
-        + (SELECT count(*) FROM message WHERE status IN ('scheduled', 'sending'))"""
+        + (SELECT count(*) FROM message
+            WHERE status IN ('scheduled', 'sending') OR status = 'sent' AND reason IS NULL)
+        + (SELECT count(*) FROM early_receipt JOIN message ON message.id = message_id)"""
 
 
 async def count_unfinished(connection: asyncpg.Connection) -> int:
-    """Return the number of mailings and messages that have not ended.
+    """Return the number of mailings, messages and receipts that still wait for something.
 
     A deleted mailing counts until mailer has removed its row.
     """
@@ -46,6 +53,8 @@ class Final(msgspec.Struct):
     """The clients by id."""
     messages: list[asyncpg.Record]
     mailings: list[asyncpg.Record]
+    reply_counts: dict[str, int]
+    """The number of replies by gateway, without those that the soak itself has sent."""
     differences: list[str]
     """The output of `mailer verify`."""
 
@@ -58,7 +67,10 @@ async def read_final(connection: asyncpg.Connection, database_url: str) -> Final
     clients = {row["id"]: dict(row) for row in await connection.fetch(SELECT_CLIENTS)}
     messages = await connection.fetch(SELECT_MESSAGES)
     mailings = await connection.fetch(SELECT_MAILINGS)
-    return Final(clients, messages, mailings, wrong_counts)
+    reply_counts = {
+        row[0]: row[1] for row in await connection.fetch(SELECT_REPLY_COUNTS, RECIPIENT)
+    }
+    return Final(clients, messages, mailings, reply_counts, wrong_counts)
 
 
 def check_final(report: CheckReport, evidence: Evidence, final: Final, noise: float) -> None:
@@ -75,9 +87,9 @@ def check_final(report: CheckReport, evidence: Evidence, final: Final, noise: fl
     report.expect_none("mailings that did not end", _unfinished_mailings(final), of=mailings)
     report.expect_none("messages that did not end", _unfinished_messages(final), of=messages)
     report.expect_none(
-        "delivered messages that name another gateway than the one that accepted them",
+        "sent and delivered messages that name another gateway than the one that accepted them",
         _wrong_acceptors(evidence, final),
-        of=sum(row["status"] == "delivered" for row in final.messages),
+        of=sum(row["status"] in {"sent", "delivered"} for row in final.messages),
     )
     report.expect_none(
         "messages that differ from their last recorded change",
@@ -135,7 +147,8 @@ def _wrong_audiences(evidence: Evidence, final: Final) -> Iterator[str]:
         if missing := audience - rows.keys():
             yield f"mailing {mailing['id']} {mailing['status']}: {len(missing)} clients missing"
         for row in (rows[client] for client in rows.keys() - audience):
-            was_sent = row["attempts"] > 0 or row["status"] in {"delivered", "unknown"}
+            last = evidence.record.messages[row["id"]].last
+            was_sent = row["attempts"] > 0 or last.is_accepted or last.status == "unknown"
             if not was_sent and row["status"] != "cancelled":
                 yield f"message {row['id']}: {row['status']}/{row['reason']}, not in the audience"
 
@@ -149,16 +162,17 @@ def _unfinished_mailings(final: Final) -> Iterator[str]:
 
 
 def _unfinished_messages(final: Final) -> Iterator[str]:
-    """Yield the messages that are still open."""
+    """Yield the messages that are still open, or still await a receipt."""
     for row in final.messages:
-        if row["status"] in {"scheduled", "sending"}:
+        is_awaited = (row["status"], row["reason"]) == ("sent", None)
+        if is_awaited or row["status"] in {"scheduled", "sending"}:
             yield f"message {row['id']} of mailing {row['mailing_id']}: {row['status']}"
 
 
 def _wrong_acceptors(evidence: Evidence, final: Final) -> Iterator[str]:
-    """Yield the delivered messages whose last accepted request went to another gateway."""
+    """Yield the accepted messages whose last accepted request went to another gateway."""
     for row in final.messages:
-        if row["status"] == "delivered":
+        if row["status"] in {"sent", "delivered"}:
             requests = [claim.request for claim in evidence.record.messages[row["id"]].claims]
             acceptors = [each.gateway for each in requests if each and each.kind == "accepted"]
             if acceptors[-1:] != [row["gateway"]]:

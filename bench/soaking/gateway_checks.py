@@ -76,9 +76,9 @@ def _while_paused(evidence: Evidence) -> Iterator[str]:
 
 def _left_gateway(evidence: Evidence) -> Iterator[str]:
     """Yield the claims for another gateway than the one that may have the message already."""
-    for message in evidence.record.messages.values():
+    for claims in _lives(evidence):
         keeper = None
-        for claim in message.claims:
+        for claim in claims:
             if keeper is not None and claim.opened.gateway != keeper:
                 yield f"{_describe(claim.opened)}, though {keeper} may have it"
             if claim.is_unknown:
@@ -104,11 +104,18 @@ def _misrouted(evidence: Evidence) -> Iterator[str]:
 
 def _routed_claims(evidence: Evidence) -> Iterator[Claim]:
     """Yield the claims of messages that no gateway may have already."""
-    for message in evidence.record.messages.values():
-        for claim in message.claims:
+    for claims in _lives(evidence):
+        for claim in claims:
             yield claim
             if claim.is_unknown:
                 break
+
+
+def _lives(evidence: Evidence) -> Iterator[list[Claim]]:
+    """Yield the claims of each life of each message."""
+    for message in evidence.record.messages.values():
+        for claims, _ in message.lives():
+            yield claims
 
 
 def _allowed_gateways(evidence: Evidence, change: Change) -> set[str]:

@@ -22,6 +22,7 @@ GATEWAY_TIMEOUT = 2.0
 LEASE = 6.0
 RETRY_ATTEMPTS = 8
 RETRY_CAP = 3.0
+RECEIPT_WAIT = 20.0
 
 JITTER = 0.9
 """Part by which the latency of a gateway varies at random, up and down."""
@@ -97,12 +98,50 @@ class Call(msgspec.Struct, frozen=True):
     """HTTP status; 0 if no answer came."""
 
 
+class KeywordReply(msgspec.Struct):
+    """A client's reply with a stop word or a start word, first sent at `began`."""
+
+    client_id: int
+    is_stop: bool
+    began: float
+    ended: float = math.inf
+    """When mailer answered it with 200; infinite if it never did."""
+
+
+class Receipt(msgspec.Struct, frozen=True):
+    """A call of a gateway with a receipt, or with a reply, from its first to its last attempt."""
+
+    message_id: int
+    gateway: str
+    content: str
+    """The status that it reports, of which `failed` stands for `expired` too; or `reply`."""
+    gateway_id: str
+    """The end of the gateway's id of the message; "" if the receipt has none."""
+    started: float
+    """Unix time at which the first attempt began; likewise `ended`."""
+    ended: float
+    attempts: int
+    """0 if the gateway stopped before it was due."""
+    is_taken: bool
+    """Whether mailer answered the last attempt with 200."""
+    is_early: bool = False
+    """Whether the gateway waited for the first attempt before it answered the request."""
+
+    @property
+    def shown(self) -> str:
+        """The status that it gives to a message."""
+        return "undelivered" if self.content == "failed" else self.content
+
+
 class Journal:
     """Everything that the soak has done, and what mailer answered and logged, in order."""
 
     def __init__(self) -> None:
         self.faults: list[Fault] = []
         self.calls: list[Call] = []
+        self.keyword_replies: list[KeywordReply] = []
+        self.receipts: list[Receipt] = []
+        """Receipts that the soak itself has sent."""
         self.violations: list[str] = []
         """Descriptions of events that mailer's guarantees exclude, such as unexpected answers and
         exits."""

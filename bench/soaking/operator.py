@@ -28,6 +28,8 @@ WINDOW_SHARE = 0.5
 """Share of the mailings that have a sending window."""
 GATEWAY_SHARE = 0.25
 """Share of the mailings that have a gateway of their own."""
+SERVICE_SHARE = 0.2
+"""Share of the mailings that clients get although they have opted out."""
 RESUME_SHARE = 0.8
 """Share of the paused mailings that are resumed."""
 MIN_DURATION = timedelta(seconds=3)
@@ -122,6 +124,7 @@ def new_mailing(rng: RandomSource, ends_at: datetime) -> dict[str, Any]:
         "client_filter": rng.choice(FILTERS),
         "on_unknown": rng.choice(("retry", "hold")),
         "gateway": rng.choice(GATEWAYS) if rng.random() < GATEWAY_SHARE else None,
+        "purpose": "service" if rng.random() < SERVICE_SHARE else "marketing",
         **random_window(rng, now),
     }
 

@@ -13,7 +13,6 @@ from soaking.claims import (
     UNANSWERED,
     UNKNOWN_REASONS,
     Claim,
-    Message,
 )
 from soaking.evidence import CheckReport, Evidence, moment
 from soaking.journal import RETRY_ATTEMPTS
@@ -47,37 +46,44 @@ def check_outcomes(report: CheckReport, evidence: Evidence) -> None:
 
 
 def _check_accepted(report: CheckReport, evidence: Evidence) -> None:
-    """Compare the requests that the gateway accepted with the delivered messages.
+    """Compare the requests that the gateway accepted with the messages that count as accepted.
 
-    A message may be accepted and not delivered only if the answer was lost, so that the outcome of
-    the claim is unknown. A message may be accepted again only after a lost answer.
+    Those are sent or delivered, or not delivered as a receipt says. A message may be accepted and
+    not count as that only if the answer was lost, so that the outcome of the claim is unknown. A
+    message may be accepted again only after a lost answer, or in another life.
     """
-    delivered, accepted, repeats, lost_answers = 0, 0, 0, 0
+    counted, accepted, repeats, lost_answers = 0, 0, 0, 0
     never_accepted: list[str] = []
     wrong_status: list[str] = []
     unexplained: list[str] = []
     explained: Counter[str] = Counter()
     for message_id, message in evidence.record.messages.items():
-        claims = _accepted_claims(message)
-        state = describe_state(message.last)
-        is_delivered = message.last.status == "delivered"
-        delivered += is_delivered
-        accepted += bool(claims)
-        repeats += max(0, len(claims) - 1)
-        lost_answers += sum(claim.is_unknown for claim in claims)
-        if is_delivered and not claims:
-            never_accepted.append(f"message {message_id}: delivered, never accepted")
-        claims_without_delivery = claims[:-1] if is_delivered else claims
-        if not all(claim.is_unknown for claim in claims_without_delivery):
-            unexplained.append(f"message {message_id}: {state}, {len(claims)} accepted")
-        elif claims and not is_delivered:
-            is_deleted = evidence.record.mailings[message.last.mailing_id][-1].is_deleted
-            if not is_deleted and message.last.status in {"cancelled", "undelivered"}:
-                wrong_status.append(f"message {message_id}: {state}, accepted")
-            explained[f"{'deleted' if is_deleted else state}: {claims[-1].outcome}"] += 1
-    report.expect_none("delivered messages that were never accepted", never_accepted, of=delivered)
+        if message.last.is_accepted:
+            counted += 1
+            if not _accepted_claims(message.claims):
+                state = describe_state(message.last)
+                never_accepted.append(f"message {message_id}: {state}, never accepted")
+        for all_claims, last in message.lives():
+            claims = _accepted_claims(all_claims)
+            state = describe_state(last)
+            accepted += bool(claims)
+            repeats += max(0, len(claims) - 1)
+            lost_answers += sum(claim.is_unknown for claim in claims)
+            uncounted = claims[:-1] if last.is_accepted else claims
+            if not all(claim.is_unknown for claim in uncounted):
+                unexplained.append(f"message {message_id}: {state}, {len(claims)} accepted")
+            elif claims and not last.is_accepted:
+                is_deleted = evidence.record.mailings[last.mailing_id][-1].is_deleted
+                if not is_deleted and last.status in {"cancelled", "undelivered"}:
+                    wrong_status.append(f"message {message_id}: {state}, accepted")
+                explained[f"{'deleted' if is_deleted else state}: {claims[-1].outcome}"] += 1
+    report.expect_none(
+        "sent, delivered and not delivered messages that were never accepted",
+        never_accepted,
+        of=counted,
+    )
     report.expect_none("accepted, but cancelled or undelivered", wrong_status, of=accepted)
-    report.expect_none("accepted, not delivered, outcome not unknown", unexplained, of=accepted)
+    report.expect_none("accepted, not sent, outcome not unknown", unexplained, of=accepted)
     for explanation, count in sorted(explained.items()):
         print(f"    accepted, answer lost, ended as {explanation}: {count:,}")
     report.expect_none(
@@ -88,12 +94,10 @@ def _check_accepted(report: CheckReport, evidence: Evidence) -> None:
     print(f"    {repeats:,} repeats, {lost_answers:,} accepted requests whose answer was lost")
 
 
-def _accepted_claims(message: Message) -> list[Claim]:
-    """Return the claims of a message whose request the gateway accepted."""
+def _accepted_claims(claims: list[Claim]) -> list[Claim]:
+    """Return the claims whose request the gateway accepted."""
     return [
-        claim
-        for claim in message.claims
-        if claim.request is not None and claim.request.kind == "accepted"
+        claim for claim in claims if claim.request is not None and claim.request.kind == "accepted"
     ]
 
 
@@ -119,7 +123,7 @@ def _wrong_outcomes(evidence: Evidence, claims: list[Claim]) -> Iterator[str]:
         if closed is None or request is None or claim.outcome == "lease_expired":
             continue
         is_unknown = closed.reason in UNKNOWN_REASONS or claim.is_unknown
-        must_stay_unknown = _on_unknown(evidence, claim) == {"hold"}
+        must_stay_unknown = _on_unknown(evidence, claim) == {"hold"} and not claim.may_be_by_receipt
         if not claim.agrees_with(request) and not is_unknown:
             yield _describe(claim)
         elif must_stay_unknown and request.kind in UNANSWERED and closed.status != "unknown":
@@ -183,7 +187,8 @@ def _expired_leases(evidence: Evidence, claims: list[Claim]) -> Iterator[str]:
             cause = evidence.why_lease_expired(claim)
             causes[cause or "unknown cause"] += 1
             if cause is None:
-                yield _describe(claim)
+                faults = evidence.possible_causes(claim.opened.at, claim.until)
+                yield f"{_describe(claim)}; {faults}"
     listed = ", ".join(f"{cause} {count:,}" for cause, count in sorted(causes.items()))
     print(f"    expired leases: {listed or 'none'}")
 
@@ -214,7 +219,8 @@ def _uncounted_sent(evidence: Evidence, claims: list[Claim]) -> Iterator[str]:
         was_open = evidence.was_breaker_open(
             claim.opened.worker, request.earliest, closed.at, request.gateway
         )
-        if closed.reason is None or not was_open:
+        is_failure = closed.reason is not None or claim.may_be_by_receipt
+        if not is_failure or not was_open:
             yield _describe(claim)
     print(f"    {uncounted:,} requests cost no attempt: failures while the breaker was open")
 

@@ -12,7 +12,7 @@ import msgspec
 
 import harness
 from mailer.loop_monitor import MIN_REPORTED_BLOCK, Block
-from soaking.journal import LEASE, RETRY_ATTEMPTS, RETRY_CAP, Journal
+from soaking.journal import LEASE, RECEIPT_WAIT, RETRY_ATTEMPTS, RETRY_CAP, Journal
 from soaking.wall_clock import WallClock
 
 SETTINGS = {
@@ -25,6 +25,7 @@ SETTINGS = {
     "retry_base": 0.2,
     "retry_cap": RETRY_CAP,
     "breaker_reset": 2,
+    "receipt_wait": RECEIPT_WAIT,
     "shutdown_grace": 5,
 }
 """Settings of the workers. Times are shorter than usual, so that much happens within minutes."""
@@ -34,24 +35,19 @@ class Worker:
     """A `mailer serve` process, from its start to its end.
 
     `name` is also its database role, which shows in the record which worker made a change.
+    `settings` are further settings of mailer, in lower case.
     """
 
     def __init__(
-        self,
-        name: str,
-        database_url: str,
-        gateways: Path,
-        journal: Journal,
-        clock: WallClock,
+        self, name: str, settings: dict[str, object], journal: Journal, clock: WallClock
     ) -> None:
         self.name = name
         self.address: str | None = None
         """The address of the API; None while the worker does not serve."""
         self.is_serving = asyncio.Event()
         """Set when the worker has started to serve, and never unset."""
-        settings = SETTINGS | {"database_url": database_url, "gateways": gateways}
         inherited = {key: value for key, value in os.environ.items() if "MAILER_" not in key}
-        own = {f"MAILER_{key.upper()}": str(value) for key, value in settings.items()}
+        own = {f"MAILER_{key.upper()}": str(value) for key, value in (SETTINGS | settings).items()}
         self._environ = inherited | own | clock.environ
         self._journal = journal
         self._must_reload = False

@@ -14,8 +14,15 @@ from typing import Any
 import asyncpg
 import msgspec
 
-from soaking.claims import END_OF_TIME, Change, Message, Request, build_claims, match_requests
-from soaking.journal import JITTER, LAG, Fault, Journal
+from soaking.claims import (
+    END_OF_TIME,
+    Change,
+    Message,
+    Request,
+    build_claims,
+    match_requests,
+)
+from soaking.journal import JITTER, LAG, Fault, Journal, Receipt
 from soaking.sandbox import SandboxLog
 
 # Tables and triggers of the recording. `n` orders the changes. `session_user` is the database role,
@@ -28,11 +35,13 @@ CREATE TABLE soak.message_change (
     worker name DEFAULT session_user, message_id bigint, mailing_id bigint, client_id bigint,
     status text, reason text, attempts int, leased_until timestamptz, unknown_reason text,
     route int, gateway text);
+CREATE INDEX ON soak.message_change (n);
+CREATE TABLE soak.probe AS SELECT clock_timestamp() AS at;
 CREATE TABLE soak.mailing_change (
     n bigint GENERATED ALWAYS AS IDENTITY, at timestamptz DEFAULT clock_timestamp(),
     xid xid DEFAULT pg_current_xact_id()::xid, mailing_id bigint, status text,
     datetime_end timestamptz, opens time, closes time, client_filter jsonb, on_unknown text,
-    is_deleted boolean, gateway text);
+    is_deleted boolean, gateway text, purpose text);
 CREATE TABLE soak.pause_change (
     n bigint GENERATED ALWAYS AS IDENTITY, at timestamptz DEFAULT clock_timestamp(),
     xid xid DEFAULT pg_current_xact_id()::xid, gateway text, is_paused boolean);
@@ -63,10 +72,10 @@ CREATE FUNCTION soak.message_changed() RETURNS trigger LANGUAGE plpgsql AS $$ BE
 END $$;
 CREATE FUNCTION soak.mailing_changed() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
     INSERT INTO soak.mailing_change (mailing_id, status, datetime_end, opens, closes,
-        client_filter, on_unknown, is_deleted, gateway)
+        client_filter, on_unknown, is_deleted, gateway, purpose)
     VALUES (NEW.id, NEW.status, NEW.datetime_end, NEW.send_interval_time_start,
         NEW.send_interval_time_end, NEW.client_filter, NEW.on_unknown, NEW.deleted_at IS NOT NULL,
-        NEW.gateway);
+        NEW.gateway, NEW.purpose);
     RETURN NULL;
 END $$;
 CREATE FUNCTION soak.pause_changed() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
@@ -99,7 +108,7 @@ SELECT_VERSIONS = """
     SELECT mailing_id, extract(epoch FROM at)::float8,
         extract(epoch FROM pg_xact_commit_timestamp(xid))::float8, status,
         extract(epoch FROM datetime_end)::float8, opens, closes, client_filter, on_unknown,
-        is_deleted, gateway
+        is_deleted, gateway, purpose
     FROM soak.mailing_change ORDER BY mailing_id, n"""
 # All pauses and resumptions of gateways, in order.
 SELECT_PAUSES = """
@@ -128,6 +137,7 @@ class Version(msgspec.Struct):
     is_deleted: bool
     gateway: str | None
     """The gateway of its own; None if it has none."""
+    purpose: str
     until: float = END_OF_TIME
     """The commit of the next change."""
 
@@ -151,6 +161,10 @@ class Record(msgspec.Struct):
     """In the order of their arrival."""
     unmatched_requests: list[Request]
     """Requests with an id that no message has had."""
+    receipts: list[Receipt]
+    """Receipts, in the order in which the calls began."""
+    replies: list[Receipt]
+    """Replies, likewise. None of them has a stop word."""
     pauses: list[Pause]
     routes: dict[int, frozenset[str]]
     """The names of the gateways of each route, by the route's id."""
@@ -170,8 +184,13 @@ async def read_record(
     by_message: dict[int, list[Change]] = defaultdict(list)
     for row in await connection.fetch(SELECT_CHANGES):
         by_message[row["message_id"]].append(Change(*row))
+    calls = sorted([*_read_calls(logs), *journal.receipts], key=lambda call: call.started)
+    receipts = [call for call in calls if call.content != "reply"]
+    receipts_by_id: dict[int, list[Receipt]] = defaultdict(list)
+    for receipt in receipts:
+        receipts_by_id[receipt.message_id].append(receipt)
     messages = {
-        message_id: Message(changes, build_claims(changes))
+        message_id: Message(changes, build_claims(changes), receipts_by_id[message_id])
         for message_id, changes in by_message.items()
     }
     mailings: dict[int, list[Version]] = defaultdict(list)
@@ -193,7 +212,10 @@ async def read_record(
     pauses = await _read_pauses(connection)
     rows = await connection.fetch(SELECT_ROUTES)
     routes = {row["id"]: frozenset(row["gateways"]) for row in rows}
-    return Record(messages, mailings, requests, unmatched_requests, pauses, routes)
+    replies = [call for call in calls if call.content == "reply"]
+    return Record(
+        messages, mailings, requests, unmatched_requests, receipts, replies, pauses, routes
+    )
 
 
 async def _read_pauses(connection: asyncpg.Connection) -> list[Pause]:
@@ -215,8 +237,9 @@ def read_logs(logs: list[SandboxLog], freezes: list[Fault]) -> Iterator[Request]
     freeze may have been written during the freeze, so its `earliest` is the start of the freeze.
     """
     for log in logs:
-        for line in log.path.read_bytes().splitlines():
-            row = msgspec.json.decode(line)
+        for row in _rows(log):
+            if row["kind"] == "call":
+                continue
             arrived = row["arrived"] / 1e6
             freeze_starts = [
                 freeze.began
@@ -232,3 +255,25 @@ def read_logs(logs: list[SandboxLog], freezes: list[Fault]) -> Iterator[Request]
                 answered=arrived + log.latency * (1 + JITTER),
                 is_overlap=row["overlap"],
             )
+
+
+def _read_calls(logs: list[SandboxLog]) -> Iterator[Receipt]:
+    """Yield every call of a gateway to mailer."""
+    for log in logs:
+        for row in _rows(log):
+            if row["kind"] == "call":
+                yield Receipt(
+                    message_id=row["message_id"],
+                    gateway=log.gateway,
+                    content=row["content"],
+                    gateway_id=str(row["new_id"]),
+                    started=row["started"] / 1e6,
+                    ended=row["ended"] / 1e6,
+                    attempts=row["attempts"],
+                    is_taken=row["is_taken"],
+                    is_early=row["is_early"],
+                )
+
+
+def _rows(log: SandboxLog) -> Iterator[dict[str, Any]]:
+    return map(msgspec.json.decode, log.path.read_bytes().splitlines())

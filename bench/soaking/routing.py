@@ -61,7 +61,7 @@ class GatewayFile:
 
     def _table(self, name: str, entry: Entry) -> str:
         """Return the `[[gateway]]` of a gateway."""
-        [account] = [kind.account for kind in KINDS if kind.name == name]
+        [kind] = [kind for kind in KINDS if kind.name == name]
         values: dict[str, object] = {
             "name": name,
             "kind": name,
@@ -70,7 +70,8 @@ class GatewayFile:
             "concurrency": CONCURRENCY,
             "rate": RATE,
             "timeout": GATEWAY_TIMEOUT,
-            **account,
+            **kind.account,
+            **kind.callback_keys,
             "order": entry.order,
         }
         if entry.operator_codes is not None:

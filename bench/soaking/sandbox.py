@@ -17,14 +17,18 @@ import msgspec
 
 import harness
 from mailer.gateway.protocol import AccountTrouble
-from mailer.gateway.sandbox import Faults
-from soaking.journal import JITTER, RandomSource
+from mailer.gateway.sandbox import CallOptions, Faults
+from soaking.journal import JITTER, RECEIPT_WAIT, RandomSource
 from soaking.sandbox_process import SandboxOptions
 
 PORTS = range(20_000, 30_000)
-"""Ports for the gateways. The system does not use them for outgoing connections, so the port of a
-gateway stays free while it is down."""
+"""Ports for the gateways and the forwarder. The system does not use them for outgoing connections,
+so the port of a gateway stays free while it is down."""
 PROCESS = str(Path(__file__).with_name("sandbox_process.py"))
+
+
+CALLBACK_SECRET = "secret-of-the-soak"  # noqa: S105  # of simulated gateways
+"""It is in the URLs for receipts of `json`, and signs those of `vonage`."""
 
 
 class Kind(NamedTuple):
@@ -34,12 +38,19 @@ class Kind(NamedTuple):
     account: dict[str, str]
     trouble: AccountTrouble
     """What the gateway says while its account cannot send."""
+    has_receipts: bool
+    """Whether the gateway sends receipts; else an accepted message counts as delivered."""
+
+    @property
+    def callback_keys(self) -> dict[str, object]:
+        """What the configuration says about receipts."""
+        return {"callback_secret": CALLBACK_SECRET} if self.has_receipts else {"receipts": False}
 
 
 KINDS = (
-    Kind("json", {"token": "bench"}, "bad_credentials"),
-    Kind("vonage", {"account": "bench", "token": "bench"}, "no_credit"),
-    Kind("infobip", {"token": "bench"}, "no_credit"),
+    Kind("json", {"token": "bench"}, "bad_credentials", has_receipts=True),
+    Kind("vonage", {"account": "bench", "token": "bench"}, "no_credit", has_receipts=True),
+    Kind("infobip", {"token": "bench"}, "no_credit", has_receipts=False),
 )
 GATEWAYS = tuple(kind.name for kind in KINDS)
 """The names of the gateways."""
@@ -58,6 +69,20 @@ SLOW = msgspec.structs.replace(USUAL, latency=0.4)
 WRONG = msgspec.structs.replace(USUAL, error_rate=0.3, malformed_rate=0.3)
 BEHAVIOURS = (USUAL, USUAL, SLOW, WRONG)
 """A gateway that starts chooses one of these."""
+CALLS = CallOptions(
+    callback_secret=CALLBACK_SECRET,
+    receipt_delay=2.0,
+    receipt_failed=0.15,
+    receipt_loss=0.1,
+    receipt_repeat=0.2,
+    receipt_disorder=0.2,
+    receipt_early=0.1,
+    reply_share=0.03,
+)
+"""Seconds until a receipt, and shares of what happens to receipts. No reply has a stop word: the
+soak sends those itself."""
+LATE_CALLS = msgspec.structs.replace(CALLS, receipt_delay=0.6 * RECEIPT_WAIT)
+"""Some receipts come after `RECEIPT_WAIT`."""
 
 
 class SandboxLog(NamedTuple):
@@ -96,6 +121,7 @@ class Sandbox:
             port=self._port,
             faults=msgspec.structs.replace(faults, seed=self._rng.randrange(10**6)),
             trouble=self._kind.trouble,
+            calls=self._rng.choice((CALLS, CALLS, LATE_CALLS)),
             log=str(log),
         )
         self._process = await asyncio.create_subprocess_exec(
@@ -130,7 +156,7 @@ async def sandboxes(folder: Path, rng: RandomSource) -> AsyncIterator[list[Sandb
     """Yield a running sandbox gateway of each kind; stop them at the end."""
     gateways = [
         Sandbox(kind, port, folder, rng.substream(kind.name))
-        for kind, port in zip(KINDS, _free_ports(), strict=False)
+        for kind, port in zip(KINDS, free_ports(), strict=False)
     ]
     try:
         for gateway in gateways:
@@ -141,7 +167,7 @@ async def sandboxes(folder: Path, rng: RandomSource) -> AsyncIterator[list[Sandb
             await gateway.stop()
 
 
-def _free_ports() -> Iterator[int]:
+def free_ports() -> Iterator[int]:
     """Yield the free ports of `PORTS`."""
     for port in PORTS:
         with socket.socket() as probe, contextlib.suppress(OSError):

@@ -15,7 +15,13 @@ import msgspec
 import uvloop
 
 from mailer.gateway.protocol import AccountTrouble
-from mailer.gateway.sandbox import Faults, SandboxGateway, SandboxRequest
+from mailer.gateway.sandbox import (
+    CallOptions,
+    Faults,
+    SandboxCall,
+    SandboxGateway,
+    SandboxRequest,
+)
 
 
 class SandboxOptions(msgspec.Struct):
@@ -27,8 +33,9 @@ class SandboxOptions(msgspec.Struct):
     faults: Faults
     trouble: AccountTrouble
     """Why the account cannot send after SIGUSR1."""
+    calls: CallOptions
     log: str
-    """Path of the file with one line of JSON for each request."""
+    """Path of the file with one line of JSON for each request, and for each call to mailer."""
 
 
 async def serve(options: SandboxOptions, log: BinaryIO) -> None:
@@ -38,8 +45,16 @@ async def serve(options: SandboxOptions, log: BinaryIO) -> None:
         row = {"id": request.id, "arrived": request.arrived, "kind": request.kind}
         log.write(msgspec.json.encode(row | {"overlap": request.overlap}) + b"\n")
 
+    def write_call(call: SandboxCall) -> None:
+        log.write(msgspec.json.encode(msgspec.structs.asdict(call) | {"kind": "call"}) + b"\n")
+
     sandbox = SandboxGateway(
-        options.faults, kind=options.kind, on_request=write_row, **options.account
+        options.faults,
+        kind=options.kind,
+        on_request=write_row,
+        calls=options.calls,
+        on_call=write_call,
+        **options.account,
     )
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()

@@ -174,7 +174,7 @@ def check_gateways(phone: str | None) -> None:
             "mailer: set MAILER_GATEWAYS to the path of a file, see docs/gateways.md", err=True
         )
         sys.exit(EXIT_CANNOT_START)
-    if not run(check.check_gateways(configured, phone, click.echo)):
+    if not run(check.check_gateways(configured, phone, click.echo, settings.public_url)):
         sys.exit(1)
 
 
@@ -210,8 +210,22 @@ def _fraction_option(name: str, description: str) -> Callable[[Command], Command
 @click.option("--username", help="User to require, if the kind has one; default: any.")
 @click.option("--password", help="Password to require, if the kind has one; default: any.")
 @click.option("--token", help="Token to require, if the kind has one; default: any or none.")
+@click.option("--receipts-url", help="Where to call mailer, if requests do not say it.")
+@click.option("--callback-secret", help="Secret of the signatures; default: the token.")
 @click.option(
-    "--log", type=click.File("w"), help="Write one line of JSON for each request to this file."
+    "--receipt-delay", type=click.FloatRange(0), default=0, help="Mean seconds before a receipt."
+)
+@_fraction_option("--receipt-failed", "Fraction of accepted messages that are not delivered")
+@_fraction_option("--receipt-loss", "Fraction of receipts that are never sent")
+@_fraction_option("--receipt-repeat", "Fraction of receipts that are sent twice")
+@_fraction_option("--receipt-disorder", "Fraction of messages with receipts in the wrong order")
+@_fraction_option("--receipt-early", "Fraction of messages with receipts before the answer")
+@_fraction_option("--reply-share", "Fraction of messages to which the client replies")
+@_fraction_option("--stop-share", "Fraction of replies that are a stop word")
+@click.option(
+    "--log",
+    type=click.File("w"),
+    help="Write one line of JSON for each request and each call to this file.",
 )
 def sandbox(host: str, port: int, log: TextIO | None, **options: Any) -> None:  # noqa: ANN401  # values by click
     """Run only the sandbox gateway: it speaks as a real one, with faults, and sends nothing."""
@@ -221,13 +235,18 @@ def sandbox(host: str, port: int, log: TextIO | None, **options: Any) -> None:  
 async def _run_sandbox(host: str, port: int, log: TextIO | None, options: dict[str, Any]) -> None:
     """Run the sandbox until a signal ends it.
 
-    `options` are the fields of `Faults`, the kind of the gateway and the keys of its account.
+    `options` are the fields of `Faults` and of `CallOptions`, the kind of the gateway and the keys
+    of its account.
     """
     from mailer.gateway.faults import Faults
     from mailer.gateway.sandbox_command import run_sandbox
+    from mailer.gateway.sandbox_options import CallOptions
 
     faults = Faults(**{name: options.pop(name) for name in Faults.__struct_fields__})
-    sandbox_task = asyncio.create_task(run_sandbox(faults, host, port, log, click.echo, **options))
+    calls = CallOptions(**{name: options.pop(name) for name in CallOptions.__struct_fields__})
+    sandbox_task = asyncio.create_task(
+        run_sandbox(faults, host, port, log, click.echo, calls=calls, **options)
+    )
     loop = asyncio.get_running_loop()
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signal_number, sandbox_task.cancel)

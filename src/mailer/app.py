@@ -21,6 +21,8 @@ from mailer.idempotency.middleware import Idempotency, claim_of
 from mailer.limits import RateLimiter
 from mailer.mailing.api import MailingController
 from mailer.oidc.provider import create_provider
+from mailer.opt_out.api import OptOutController
+from mailer.reply.api import ReplyController
 from mailer.settings import Settings
 from mailer.statistics.api import StatisticsController, show_metrics
 from mailer.web.assets import static_router
@@ -31,6 +33,8 @@ from mailer.web.routing import PathIds, set_allow_header
 from mailer.web.server.connection import ConnectionLimits
 from mailer.web.shutdown import AnswerAbortedRequests
 from mailer.web.startup_gate import Startup, StartupGate
+from mailer.webhook.addresses import AddressPolicy
+from mailer.webhook.api import WebhookController
 
 CONNECTION_LIMITS = ConnectionLimits()
 """The timeouts and the number of HTTP connections."""
@@ -52,17 +56,20 @@ def create_app(  # noqa: PLR0913  # the dependencies of the handlers
     limits: ConnectionLimits = CONNECTION_LIMITS,
     startup: Startup | None = None,
     why_not_ready: WhyNotReady = lambda: None,
+    webhook_addresses: AddressPolicy | None = None,
 ) -> Litestar:
     """Return the web application; it uses the database through `engine`.
 
     `channels` are those of the gateways; None if none is configured. Until `startup` is done, most
     requests are answered with 503. The readiness probe fails as long as `why_not_ready` returns a
-    reason.
+    reason. `webhook_addresses` says which addresses a webhook may have; None: the settings do.
     """
     settings = settings or Settings()
     startup = startup or Startup()
     channels = channels if channels is not None else Channels()
     provider = create_provider(settings)
+    if webhook_addresses is None:
+        webhook_addresses = AddressPolicy(allows_private=settings.webhook_private_addresses)
     # handlers get these objects as parameters with the same names
     dependencies = {
         "engine": engine,
@@ -73,15 +80,19 @@ def create_app(  # noqa: PLR0913  # the dependencies of the handlers
         "oidc_rate": RateLimiter(OIDC_RATE),
         "startup": startup,
         "why_not_ready": why_not_ready,
+        "webhook_addresses": webhook_addresses,
     }
     api = Router(
         "/api/v1",
         route_handlers=[
             ClientController,
+            OptOutController,
             ErasureController,
             MailingController,
             StatisticsController,
             GatewayController,
+            WebhookController,
+            ReplyController,
             AuditController,
         ],
         opt={AUTH_METHOD: "key"},

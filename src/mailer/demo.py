@@ -1,10 +1,12 @@
 """The demo: mailer on loopback with two sandbox gateways, sample clients and sample mailings.
 
-The command `mailer demo` starts it.
+The first gateway sends receipts and replies of clients. The command `mailer demo` starts it.
 """
 
 import asyncio
+import secrets
 import shutil
+import socket
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -19,7 +21,7 @@ from mailer.access.model import COMMAND_LINE
 from mailer.clock import database_clock
 from mailer.db.engine import asyncpg_connection
 from mailer.gateway.faults import Faults
-from mailer.gateway.sandbox import SandboxGateway
+from mailer.gateway.sandbox import CallOptions, SandboxGateway
 from mailer.mailing import service
 from mailer.mailing.model import NewMailing
 from mailer.sample_data import (
@@ -36,6 +38,8 @@ from mailer.settings import Settings
 SANDBOX_FAULTS = Faults(
     latency=0.25, jitter=0.5, error_rate=0.03, malformed_rate=0.01, reject_rate=0.02, seed=1
 )
+RECEIPT_DELAY, RECEIPT_WAIT = 4.0, 300.0
+"""Mean seconds until a receipt, and how many mailer waits for one."""
 MAIN, BACKUP = "telnyx", "kannel"
 """The kinds of the two gateways. The second one is used while the first one is out."""
 CONCURRENCY = 5
@@ -43,8 +47,10 @@ CONCURRENCY = 5
 messages a second: slow enough to watch."""
 MAIN_KEYS = f'sender = "Acme"\nconcurrency = {CONCURRENCY}\norder = 1\nprice = 3.2\n'
 BACKUP_KEYS = f'sender = "Acme"\nconcurrency = {CONCURRENCY}\norder = 2\nprice = 4.5\n'
-UNTIL_OUTAGE, OUTAGE_SECONDS = 10.0, 15.0
+UNTIL_OUTAGE, OUTAGE_SECONDS = 20.0, 15.0
 """The first gateway alternately has credit and no credit, for so many seconds."""
+BREAKER_RESET = 5.0
+"""Seconds after which mailer probes whether it has credit again."""
 
 CLIENT_COUNT = 1000
 OPERATOR_CODES = ("903", "912", "916", "921", "999")
@@ -70,8 +76,12 @@ class EndedMailing(msgspec.Struct, frozen=True):
     text: str
     tag: str | None
     """The clients with this tag are its audience; None: all clients."""
-    undelivered_percent: int
+    rejected_percent: int
     """Messages in each hundred that the gateway rejected."""
+    not_delivered_percent: int
+    """Messages in each hundred that the gateway accepted and could not deliver."""
+    no_receipt_percent: int = 1
+    """Messages in each hundred of which the gateway said no more than that it accepted them."""
 
 
 ENDED_MAILINGS = (
@@ -80,14 +90,16 @@ ENDED_MAILINGS = (
         duration=9 * HOUR,
         text="Our new shop opens on Friday at ten.",
         tag=None,
-        undelivered_percent=3,
+        rejected_percent=1,
+        not_delivered_percent=2,
     ),
     EndedMailing(
         started_ago=6 * HOUR,
         duration=4 * HOUR,
         text="A gift waits for you at the counter.",
         tag="vip",
-        undelivered_percent=8,
+        rejected_percent=2,
+        not_delivered_percent=6,
     ),
 )
 # $1: the tag of the clients, or null for all clients.
@@ -99,7 +111,19 @@ async def demo_environment(settings: Settings) -> AsyncIterator[Settings]:
     """Run the sandbox gateways and create a data folder; yield the settings that use them."""
     folder = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="mailer-demo-"))
     await asyncio.to_thread(folder.chmod, 0o755)  # PostgreSQL's user must enter it
-    main = SandboxGateway(SANDBOX_FAULTS, kind=MAIN)
+    port = settings.port or await asyncio.to_thread(_find_free_port)
+    calls = CallOptions(
+        callback_secret=secrets.token_urlsafe(),
+        receipt_delay=RECEIPT_DELAY,
+        receipt_failed=0.04,
+        receipt_loss=0.01,
+        reply_share=0.05,
+        stop_share=0.3,
+    )
+    is_main_used = asyncio.Event()
+    main = SandboxGateway(
+        SANDBOX_FAULTS, kind=MAIN, calls=calls, on_request=lambda _request: is_main_used.set()
+    )
     backup = SandboxGateway(SANDBOX_FAULTS, kind=BACKUP)
     try:
         async with main.run() as main_url, backup.run() as backup_url:
@@ -109,11 +133,15 @@ async def demo_environment(settings: Settings) -> AsyncIterator[Settings]:
                 backup.gateway_table("backup", backup_url) + BACKUP_KEYS,
             )
             await asyncio.to_thread(gateways.write_text, "\n".join(tables), encoding="utf-8")
-            outages = asyncio.create_task(_cause_outages(main))
+            outages = asyncio.create_task(_cause_outages(main, is_main_used))
             yield msgspec.structs.replace(
                 settings,
                 auth="none",
                 host="127.0.0.1",
+                port=port,
+                public_url=f"http://127.0.0.1:{port}",
+                receipt_wait=RECEIPT_WAIT,
+                breaker_reset=BREAKER_RESET,
                 database_url=None,
                 data_dir=str(folder),
                 gateways=str(gateways),
@@ -124,8 +152,16 @@ async def demo_environment(settings: Settings) -> AsyncIterator[Settings]:
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
 
-async def _cause_outages(gateway: SandboxGateway) -> None:
-    """Let a gateway be without credit for a while, again and again."""
+def _find_free_port() -> int:
+    """Return a port that is free now: the sandbox must know the port before mailer listens."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
+async def _cause_outages(gateway: SandboxGateway, is_used: asyncio.Event) -> None:
+    """Let a gateway be without credit for a while, again and again, once it is used."""
+    await is_used.wait()
     while True:
         await asyncio.sleep(UNTIL_OUTAGE)
         gateway.fail_for(OUTAGE_SECONDS, "no_credit")
@@ -176,8 +212,12 @@ async def _create_ended_mailing(
         client_filter=ended.tag,
     )
     [mailing_id] = await create_mailings(database, mailing)
-    results: list[SampleResult] = [("undelivered", "rejected_400")] * ended.undelivered_percent
-    results += [("delivered", None)] * (100 - ended.undelivered_percent)
+    results: list[SampleResult] = [
+        *[("undelivered", "rejected_400")] * ended.rejected_percent,
+        *[("undelivered", "not_delivered_40001")] * ended.not_delivered_percent,
+        *[("sent", "no_receipt")] * ended.no_receipt_percent,
+    ]
+    results += [("delivered", None)] * (100 - len(results))
     spread = 0.9 * ended.duration  # the last result comes a little before the end
     await create_messages(database, mailing_id, audience, *results, at=start, spread=spread)
     await settle_mailings(database, [mailing_id])
@@ -200,6 +240,7 @@ def print_greeting(address: str, echo: Callable[[str], None]) -> None:
 mailer runs with two sandbox gateways, {CLIENT_COUNT:,} sample clients and sample mailings:
 one is being sent, one starts in half a minute, others have ended, are paused or start tomorrow.
 The gateway "main" is without credit for a while, again and again. Meanwhile "backup" is used.
+Messages of "main" are accepted first, and delivered when its receipts say so. Some clients reply.
 
   pages          {address}/
   try the API    {address}/docs

@@ -1,4 +1,4 @@
-"""Erasing a client: also cancels the client's scheduled messages and erases stored responses.
+"""Erasing a client: also cancels scheduled messages and erases replies and stored responses.
 
 It is apart from `mailer.client`, which knows nothing of messages.
 """
@@ -13,6 +13,7 @@ from mailer.client import store as clients
 from mailer.client.api import ClientId
 from mailer.idempotency import store as claims
 from mailer.mailing import ending
+from mailer.reply import store as replies
 
 
 async def erase_client(engine: AsyncEngine, client_id: int, actor: Actor) -> None:
@@ -21,6 +22,7 @@ async def erase_client(engine: AsyncEngine, client_id: int, actor: Actor) -> Non
     Raises `ClientNotFoundError`.
     """
     async with engine.begin() as connection:
+        await replies.erase_of_client(connection, client_id)  # while the client has a phone
         await clients.erase(connection, client_id)
         await claims.erase_of_client(connection, client_id)
         await ending.cancel_scheduled_of_client(connection, client_id)

@@ -36,6 +36,19 @@ _results = BoundedCounter(
         registry=REGISTRY,
     )
 )
+_callbacks = Counter(
+    "mailer_callbacks",
+    "Calls of gateways that bring receipts and replies, by result: stored, empty, not_authentic,"
+    " unreadable, unavailable.",
+    ["gateway", "result"],
+    registry=REGISTRY,
+)
+_receipts = Counter(
+    "mailer_receipts",
+    "Receipts by result: applied, early (kept until their message is known), ignored.",
+    ["result"],
+    registry=REGISTRY,
+)
 _discarded_results = Counter(
     "mailer_results_discarded",
     "Results that came after the lease was lost; they were not stored.",
@@ -147,6 +160,22 @@ _job_failures = Counter(
 )
 
 
+_webhook_deliveries = Counter(
+    "mailer_webhook_deliveries",
+    "Attempts to deliver an event to a webhook: delivered, retried later, failed, or dropped"
+    " because too many were waiting.",
+    ["result"],
+    registry=REGISTRY,
+)
+for _result in ("delivered", "retried", "failed", "dropped"):  # exported as 0 at first
+    _webhook_deliveries.labels(_result)
+
+
+def webhook_attempted(result: str, deliveries: int = 1) -> None:
+    """Count attempts to deliver events to webhooks by their result."""
+    _webhook_deliveries.labels(result).inc(deliveries)
+
+
 def watch_job(job: str, age: Callable[[], float]) -> None:
     """Export the seconds since a job last succeeded; each scrape calls `age` to get them.
 
@@ -216,6 +245,18 @@ def results_recorded(
         _discarded_results.inc(discarded)
 
 
+def callback_answered(gateway: str, result: str) -> None:
+    """Count a call of a gateway that brings receipts or replies."""
+    _callbacks.labels(gateway, result).inc()
+
+
+def receipts_stored(applied: int, early: int, ignored: int) -> None:
+    """Count receipts of one transaction by their result."""
+    for result, receipts in (("applied", applied), ("early", early), ("ignored", ignored)):
+        if receipts:
+            _receipts.labels(result).inc(receipts)
+
+
 def gateway_latency(gateway: str) -> HistogramSeries:
     """Return the series that counts the durations of a gateway's requests, in seconds.
 
@@ -247,7 +288,7 @@ def watch_pool(name: str, usage: Callable[[], tuple[int, int]]) -> None:
 
 
 # By the field of `mailer.statistics.backlog.Backlog` that each shows. They are in no registry,
-# because they are exported only when the backlog could be read.
+# because they are exported only when the database could be read.
 _backlog = {
     "waiting": Gauge(
         "mailer_backlog_messages",
@@ -279,14 +320,38 @@ _backlog = {
         "1 while a restored database sends nothing, until a user approves.",
         registry=None,
     ),
+    "webhook_deliveries": Gauge(
+        "mailer_webhook_waiting_deliveries",
+        "Events that wait for an attempt to deliver them to a webhook.",
+        registry=None,
+    ),
+    "webhooks_disabled": Gauge(
+        "mailer_webhooks_disabled",
+        "Webhooks that mailer has disabled because they fail.",
+        registry=None,
+    ),
 }
 
 
-def exposition(backlog: Mapping[str, float] | None, *, is_up: bool) -> bytes:
+_deliveries = Gauge(
+    "mailer_gateway_deliveries",
+    "Messages that the gateway accepted in the last hour (period: hour) or in the 24 hours before"
+    " (day_before), by what receipts say. Only of gateways that send receipts.",
+    ["gateway", "period", "result"],
+    registry=None,
+)
+DeliveryNumbers = Mapping[tuple[str, str, str], int]
+"""Numbers of messages by gateway, period and result."""
+
+
+def exposition(
+    backlog: Mapping[str, float] | None, deliveries: DeliveryNumbers, *, is_up: bool
+) -> bytes:
     """Return all metrics in Prometheus' text format.
 
-    `backlog` has a value for each name in `_backlog`. It is None when the backlog could not be
-    read; then its metrics are left out. `is_up` is whether the database answered.
+    `backlog` has a value for each name in `_backlog`. It is None when the database could not be
+    read; then its metrics and the deliveries are left out. `is_up` is whether the database
+    answered.
     """
     _database_up.set(is_up)
     text = generate_latest(REGISTRY)
@@ -296,4 +361,8 @@ def exposition(backlog: Mapping[str, float] | None, *, is_up: bool) -> bytes:
     for name, gauge in _backlog.items():
         gauge.set(backlog[name])
         backlog_registry.register(gauge)
+    _deliveries.clear()
+    for labels, messages in deliveries.items():
+        _deliveries.labels(*labels).set(messages)
+    backlog_registry.register(_deliveries)
     return text + generate_latest(backlog_registry)

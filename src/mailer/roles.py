@@ -7,8 +7,8 @@ ROLES: tuple[Role, ...] = ("viewer", "operator", "admin")
 """Roles of users, from the least powerful on."""
 Scope = Literal["read", "write", "admin"]
 """Scopes of API keys and of roles. `read`: see clients, mailings and messages. `write`: also change
-them. `admin`: also read the audit log; users with this scope also see the system's state and manage
-API keys and users."""
+them. `admin`: also read the audit log and manage webhooks; users with this scope also see the
+system's state and manage API keys and users."""
 SCOPES: tuple[Scope, ...] = ("read", "write", "admin")
 """All scopes; each includes those before it."""
 SCOPE_BY_ROLE: dict[Role, Scope] = {"viewer": "read", "operator": "write", "admin": "admin"}

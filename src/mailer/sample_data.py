@@ -56,12 +56,15 @@ SETTLE_MAILINGS = """
 # Inserts a message of mailing $1 for each client of $2. It has a status of $3, and the reason at
 # the same place in $4. `lot` is that place: the message's position times a prime, so that the
 # results are used equally often, but in no order that one can see. The message is due at $5, and
-# gets its result at `at`, within the interval $6 after $5: the power makes most come early.
+# gets its result at `at`, within the interval $6 after $5: the power makes most come early. A
+# message was also sent if its reason is that of a receipt, as `not_delivered`.
 INSERT_SAMPLE_MESSAGES = f"""
     INSERT INTO message (mailing_id, client_id, operator_code, time_zone, due_at, created_at,
         sent_at, updated_at, attempts, status, reason)
     SELECT $1, given.id, coalesce(operator_code, '916'), coalesce(time_zone, 'UTC'), $5,
-        least($5, now()), CASE WHEN {one_of("status", SENT)} THEN at END, at,
+        least($5, now()),
+        CASE WHEN {one_of("status", SENT)} OR reason ~ '^(not_delivered|validity_expired)'
+            THEN at END, at,
         CASE WHEN status IN ('scheduled', 'cancelled') THEN 0 ELSE 1 END, status, reason
     FROM unnest($2::bigint[]) WITH ORDINALITY AS given (id, position)
     LEFT JOIN client ON client.id = given.id

@@ -17,6 +17,7 @@ from msgspec import Meta
 
 from mailer.errors import StartError
 from mailer.roles import ROLES, parse_role_mapping
+from mailer.text import fold_keyword
 from mailer.urls import is_loopback, read_gateway_url, split_url
 from mailer.variables import PREFIX, find_wrong_characters, printable_name, read_variables
 
@@ -47,6 +48,16 @@ Count = Annotated[int, Meta(ge=1, le=10_000)]
 HourAndMinute = Annotated[str, Meta(pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]$", max_length=5)]
 HeaderToken = Annotated[str, Meta(pattern=r"^[!-~]+(?!\n)$")]
 """Visible ASCII characters, which can be sent in the header Authorization."""
+
+
+STOP_WORDS = (
+    "STOP, STOPALL, STOP ALL, UNSUBSCRIBE, CANCEL, END, QUIT, REVOKE, OPTOUT, OPT OUT, СТОП,"
+    " ОТПИСАТЬСЯ, ОТПИСКА, ОТПИСАТЬ, ОТПИШИТЕ, ОТКАЗ"  # noqa: RUF001  # a word of Russian
+)
+"""The English words are those of Twilio:
+https://www.twilio.com/docs/messaging/tutorials/advanced-opt-out."""
+START_WORDS = "START, UNSTOP, SUBSCRIBE, СТАРТ, ПОДПИСАТЬСЯ, ПОДПИСКА"  # noqa: RUF001  # words of Russian
+"""Without YES, which Twilio has: it is the answer to many other questions."""
 
 
 def default_data_dir() -> str:
@@ -85,6 +96,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     key_rate: Annotated[float, Meta(ge=0, le=1_000_000)] = 100
     monitoring_token: HeaderToken | None = None
     trusted_proxies: str | None = None
+    public_url: str | None = None
+    receipt_wait: Annotated[float, Meta(gt=0, le=30 * 86_400)] = 3 * 86_400
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["console", "json"] | None = None
     smtp_url: str | None = None
@@ -99,7 +112,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     oidc_roles: Annotated[str, Meta(max_length=10_000)] = ",".join(
         f"{role}={role}" for role in ROLES
     )
+    webhook_private_addresses: bool = False
     retention_days: Annotated[int, Meta(ge=0, le=36_500)] = 0
+    stop_words: Annotated[str, Meta(max_length=10_000)] = STOP_WORDS
+    start_words: Annotated[str, Meta(max_length=10_000)] = START_WORDS
+    opt_out_text: Annotated[str, Meta(max_length=1_600)] | None = None
 
     def redacted(self) -> dict[str, object]:
         """Return all settings by name, with `HIDDEN` instead of each secret."""
@@ -178,6 +195,7 @@ def _find_errors(settings: Settings) -> list[str]:
         errors.append(f"{PREFIX}DATABASE_URL: must be a URL that starts with {prefixes}")
     errors += _find_url_errors(settings)
     errors += _find_oidc_errors(settings)
+    errors += _find_word_errors(settings)
     if not settings.is_auth_enabled and not settings.is_loopback:
         errors.append(f"{PREFIX}AUTH=none is allowed on a loopback {PREFIX}HOST only")
     errors += [
@@ -194,7 +212,7 @@ def _find_errors(settings: Settings) -> list[str]:
 
 
 def _find_url_errors(settings: Settings) -> list[str]:
-    """Return the errors in the URLs of the gateway and of the mail server."""
+    """Return the errors in the URLs of the gateway, of mailer and of the mail server."""
     errors = []
     if settings.gateways is not None and settings.gateway_url is not None:
         errors.append(f"{PREFIX}GATEWAYS and {PREFIX}GATEWAY_URL: set only one")
@@ -207,12 +225,23 @@ def _find_url_errors(settings: Settings) -> list[str]:
             if settings.gateway_token and user is not None:
                 conflict = f"a user in it cannot be combined with {PREFIX}GATEWAY_TOKEN"
                 errors.append(f"{PREFIX}GATEWAY_URL: {conflict}")
+    if settings.public_url is not None and (reason := _find_url_mistake(settings.public_url)):
+        errors.append(f"{PREFIX}PUBLIC_URL: {reason}")
     if settings.smtp_url is not None:
         try:
             split_url(settings.smtp_url, ("smtp", "smtps"))
         except ValueError as error:
             errors.append(f"{PREFIX}SMTP_URL: {error}")
     return errors
+
+
+def _find_url_mistake(value: str) -> str | None:
+    """Return why `value` cannot be the start of mailer's own URLs; None if it can."""
+    try:
+        split_url(value, ("http", "https"))
+    except ValueError as error:
+        return str(error)
+    return "must have no user, query or fragment" if set("?#@") & set(value) else None
 
 
 def _find_oidc_errors(settings: Settings) -> list[str]:
@@ -232,6 +261,27 @@ def _find_oidc_errors(settings: Settings) -> list[str]:
             f"{PREFIX}OIDC_ROLES: must be like viewer=staff,operator=marketing,admin=it, each name"
             " for one role"
         )
+    return errors
+
+
+def fold_keywords(words: str) -> frozenset[str]:
+    """Return the keywords in a setting, which commas separate, in the form for comparison."""
+    return frozenset(fold_keyword(word) for word in words.split(","))
+
+
+def _find_word_errors(settings: Settings) -> list[str]:
+    """Return the errors in the stop and start words of replies."""
+    stop_words, start_words = (
+        fold_keywords(settings.stop_words),
+        fold_keywords(settings.start_words),
+    )
+    errors = [
+        f"{PREFIX}{name}: must be words of letters or digits, separated by commas"
+        for name, words in (("STOP_WORDS", stop_words), ("START_WORDS", start_words))
+        if "" in words
+    ]
+    if not errors and stop_words & start_words:
+        errors.append(f"{PREFIX}STOP_WORDS and {PREFIX}START_WORDS: a word is in both")
     return errors
 
 

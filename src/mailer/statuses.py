@@ -13,10 +13,13 @@ from msgspec import Meta
 MailingStatus = Literal["scheduled", "running", "paused", "finished", "cancelled"]
 MAILING_STATUSES: tuple[MailingStatus, ...] = get_args(MailingStatus)
 
-MessageStatus = Literal["scheduled", "sending", "delivered", "undelivered", "unknown", "cancelled"]
+MessageStatus = Literal[
+    "scheduled", "sending", "sent", "delivered", "undelivered", "unknown", "cancelled"
+]
 """`scheduled`: waits until it is due. `sending`: claimed by a worker. The others are outcomes.
-`undelivered`: the gateway did not accept it. `unknown`: the gateway may have accepted it.
-`cancelled`: mailer did not send it."""
+`sent`: the gateway has accepted it, and a receipt is awaited or never came. `delivered`: the
+receipt says so, or the gateway has accepted it and sends no receipts. `undelivered`: it failed
+permanently. `unknown`: the gateway may have accepted it. `cancelled`: mailer did not send it."""
 
 
 class StatusRules(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,7 +33,8 @@ class StatusRules(msgspec.Struct, frozen=True, kw_only=True):
     is_sent: bool = False
     """Whether the gateway has accepted the message, or may have."""
     is_final: bool = False
-    """Whether nothing changes the message any more, unless a user does."""
+    """Whether nothing changes the message any more, unless a user or a late receipt does. A message
+    that is `sent` is final too once its reason is `no_receipt`."""
     is_failure: bool = False
     """Whether the client did not get the message, as far as is known."""
     may_be_retried: bool = False
@@ -42,6 +46,7 @@ class StatusRules(msgspec.Struct, frozen=True, kw_only=True):
 STATUSES: dict[MessageStatus, StatusRules] = {
     "scheduled": StatusRules(label="waiting", is_open=True),
     "sending": StatusRules(label="being sent", is_open=True),
+    "sent": StatusRules(label="accepted", is_sent=True, colour="#7a52cc"),
     "delivered": StatusRules(label="delivered", is_sent=True, is_final=True, colour="#12806a"),
     "undelivered": StatusRules(
         label="undelivered", is_final=True, is_failure=True, may_be_retried=True, colour="#c2371f"
@@ -95,6 +100,7 @@ class MessageCounts(Counts, frozen=True, kw_only=True):
 
     scheduled: Total
     sending: Total
+    sent: Total
     delivered: Total
     undelivered: Total
     unknown: Total
@@ -104,6 +110,7 @@ class MessageCounts(Counts, frozen=True, kw_only=True):
 class OutcomeCounts(Counts, frozen=True, kw_only=True):
     """Messages by outcome."""
 
+    sent: Total
     delivered: Total
     undelivered: Total
     unknown: Total
@@ -111,7 +118,7 @@ class OutcomeCounts(Counts, frozen=True, kw_only=True):
 
 
 EXAMPLE_COUNTS = msgspec.structs.asdict(
-    MessageCounts.of(scheduled=900, sending=50, delivered=240, undelivered=10)
+    MessageCounts.of(scheduled=900, sending=50, sent=40, delivered=200, undelivered=10)
 )
 """Counts of messages in the examples of the OpenAPI document."""
 EXAMPLE_OUTCOMES = {name: EXAMPLE_COUNTS[name] for name in OUTCOMES}

@@ -41,6 +41,13 @@ JOINERS = "\u200c\u200d"
 BLANK = _compile_class([*_SHAPING_RANGES, *_BLANK_RANGES])
 """`SHAPING`, and letters and signs that look like blanks."""
 
+_SIMILAR_LETTERS = str.maketrans("АВЕЁКМНОРСТУХІЅЈ", "ABEEKMHOPCTYXISJ")
+"""Capital Cyrillic letters, to Latin ones of the same shape. Ё is often written as E."""
+_AROUND_WORDS = re.compile(r"^[\W_]+|[\W_]+$")
+"""Punctuation, blanks and other signs at the ends of a text."""
+MAX_KEYWORD_LENGTH = 100
+"""Characters of the longest text that can be a keyword."""
+
 MAX_NORMALIZED_LENGTH = 5_000
 """Characters of the longest text that is normalized: three times a message. A longer text stays as
 it is, and validation refuses it."""
@@ -103,3 +110,17 @@ def fold_label(text: str) -> str:
     if len(text) > MAX_NORMALIZED_LENGTH:
         return text.casefold()
     return compose(clean_label(SHAPING.sub("", text)).casefold())
+
+
+def fold_keyword(text: str) -> str:
+    """Return the form in which keywords are compared, such as the stop words of replies.
+
+    Keywords are the same that differ only in case, in blanks and punctuation around them, in
+    nothing visible, or in Cyrillic and Latin letters of the same shape as capitals: clients mix
+    both alphabets. Returns "" for a text that is too long to be a keyword.
+    """
+    if len(text) > MAX_KEYWORD_LENGTH:
+        return ""
+    plain = unicodedata.normalize("NFKC", SHAPING.sub("", strip_invisible(text)))
+    words = " ".join(plain.upper().split())
+    return _AROUND_WORDS.sub("", words).translate(_SIMILAR_LETTERS)

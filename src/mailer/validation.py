@@ -115,7 +115,8 @@ def _convert(field: FieldRule, value: object, at: datetime, *, strict: bool) -> 
         msgspec.convert(value[:MAX_LIST_ENTRIES], field.annotation, strict=strict)
         raise InvalidError([FieldError("", "must have 1,000 entries at most")])
     converted = msgspec.convert(value, field.annotation, strict=strict)
-    if isinstance(value, str) and isinstance(converted, int) and str(converted) != value:
+    is_number = isinstance(converted, int) and not isinstance(converted, bool)
+    if isinstance(value, str) and is_number and str(converted) != value:
         raise msgspec.ValidationError("Expected a whole number")  # msgspec accepts 1.0, 1e2 and -0
     return converted
 

@@ -36,17 +36,24 @@ from mailer.db.startup import (
     provide_database_url,
 )
 from mailer.dispatch.dispatcher import Dispatcher, DispatcherLimits
+from mailer.dispatch.loop_failures import log_task_error
 from mailer.dispatch.route_update import RouteUpdate
 from mailer.errors import StartError
 from mailer.gateway.channel import Channels
 from mailer.gateway.opening import open_channels
 from mailer.gateway.toml_file import ConfigFileError
 from mailer.loop_monitor import DEBUG_PROBE_INTERVAL, PROBE_INTERVAL, LoopMonitor
+from mailer.receipt.calls import ProviderCalls
+from mailer.receipt.inbox import Inbox
+from mailer.reply.rules import ReplyRules
 from mailer.server import act_on_signals, listen, notify_systemd, url_of
 from mailer.settings import Settings
 from mailer.web.asgi_wrappers import wrap_asgi
 from mailer.web.server.uvicorn_server import Server
 from mailer.web.startup_gate import STARTING_DETAIL, Startup
+from mailer.webhook.addresses import AddressPolicy
+from mailer.webhook.delivery import WebhookDelivery
+from mailer.webhook.sending import WebhookClient
 
 log = structlog.get_logger()
 
@@ -54,6 +61,8 @@ API_CONNECTIONS = 10
 """Size of the connection pool for requests to the API and the pages."""
 DISPATCHER_CONNECTIONS = 4
 """Size of the dispatcher's own connection pool, so that slow API requests never delay sending."""
+WEBHOOK_CONNECTIONS = 1
+"""Size of the connection pool for deliveries to webhooks, which have one transaction at a time."""
 CHUNK_STATEMENT_TIMEOUT = 60.0
 """Statement timeout of the dispatcher's pool, in seconds: a chunk of an audience may take long."""
 
@@ -130,13 +139,17 @@ async def _serve(
         )
         channels = _open_channels(settings)
         mail = None if smtp is None else _create_mail(stack, settings, smtp, dispatcher_engine)
+        inbox = Inbox(dispatcher_engine, ReplyRules.of(settings))
         dispatcher = Dispatcher(
             database_url,
             dispatcher_engine,
             channels,
             DispatcherLimits.of(settings),
             report=None if mail is None else mail.run,
+            inbox=inbox,
         )
+        webhook_addresses = AddressPolicy(allows_private=settings.webhook_private_addresses)
+        webhooks = _create_webhook_delivery(stack, database_url, webhook_addresses)
         live = LiveUpdates()
         startup = Startup(STARTING_DETAIL)
         app = create_app(
@@ -146,9 +159,22 @@ async def _serve(
             settings=settings,
             startup=startup,
             why_not_ready=dispatcher.why_not_ready,
+            webhook_addresses=webhook_addresses,
+        )
+        take_calls = partial(
+            ProviderCalls,
+            channels=channels,
+            inbox=inbox,
+            startup=startup,
+            public_url=settings.public_url,
         )
         server = Server(
-            wrap_asgi(app, settings.proxies, is_auth_enabled=settings.is_auth_enabled),
+            wrap_asgi(
+                app,
+                settings.proxies,
+                is_auth_enabled=settings.is_auth_enabled,
+                intercept=take_calls,
+            ),
             CONNECTION_LIMITS,
             grace=settings.shutdown_grace,
         )
@@ -171,11 +197,12 @@ async def _serve(
             server.stop()
             opening.cancel()
             dispatcher.stop()
+            webhooks.stop()
 
         act_on_signals(stop, partial(_reload_gateways, settings, channels, dispatcher))
         known_zones()  # fills its cache, because it reads hundreds of folders and files
         _freeze_garbage_collector()
-        await _run(server, listening_socket, dispatcher, opening)
+        await _run(server, listening_socket, dispatcher, webhooks, opening)
     if not opening.cancelled():
         opening.result()  # raises its error outside the task group, which would wrap it
     log.info("stopped")
@@ -197,6 +224,21 @@ def _create_engine(
     stack.push_async_callback(engine.dispose)
     metrics.watch_pool(pool_name, partial(pool_usage, engine))
     return engine
+
+
+def _create_webhook_delivery(
+    stack: AsyncExitStack, database_url: str, policy: AddressPolicy
+) -> WebhookDelivery:
+    """Return the part that delivers events to webhooks, with a connection of its own."""
+    engine = _create_engine(
+        stack,
+        database_url,
+        pool_name="webhooks",
+        pool_size=WEBHOOK_CONNECTIONS,
+        statement_timeout=STATEMENT_TIMEOUT,
+    )
+    on_error = partial(log_task_error, at="deliver_webhooks")
+    return WebhookDelivery(engine, WebhookClient(policy), on_error)
 
 
 def _open_channels(settings: Settings) -> Channels:
@@ -287,9 +329,12 @@ async def _run(
     server: Server,
     listening_socket: socket.socket,
     dispatcher: Dispatcher,
+    webhooks: WebhookDelivery,
     opening: asyncio.Task[None],
 ) -> None:
-    """Serve requests until the server is stopped; dispatch messages once the database is open.
+    """Serve requests until the server is stopped.
+
+    Once the database is open, dispatch messages and deliver events to webhooks.
 
     `opening` is the task that waits for the database. If it fails, the server stops.
     """
@@ -300,4 +345,5 @@ async def _run(
         if opening.cancelled() or opening.exception():
             server.stop()
         else:
+            tasks.create_task(webhooks.run())
             await dispatcher.run()

@@ -188,9 +188,10 @@ async def test_sandbox_gateway_speaks_the_kind_that_it_is_told(tmp_path: Path) -
     [
         (("--kind", "kanel"), "mailer: kind: must be one of android, "),
         (("--kind", "kannel", "--token", "t"), "mailer: token: is not used by the kind kannel"),
+        (("--receipts-url", "mailer"), "mailer: receipts_url: must start with http:// or https://"),
     ],
 )
-def test_sandbox_gateway_names_a_wrong_kind_or_key(options: tuple[str, ...], message: str) -> None:
+def test_sandbox_gateway_names_a_wrong_option(options: tuple[str, ...], message: str) -> None:
     process = run("sandbox", "--port", "0", *options)
     assert process.returncode == 1
     assert process.stderr.startswith(message)

@@ -19,6 +19,7 @@ NEW_FORM = {
     "closes": "21:00",
     "audience": "everybody",
     "on_unknown": "hold",
+    "purpose": "marketing",
 }
 """A valid form of a new mailing."""
 HTMX = BROWSER | {"HX-Request": "true"}

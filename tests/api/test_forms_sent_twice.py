@@ -26,6 +26,7 @@ FORMS = {
         "end": "2040-01-02T09:00",
         "audience": "everybody",
         "on_unknown": "retry",
+        "purpose": "marketing",
         "time_zone": "UTC",
     },
     "/users/new": {
@@ -35,6 +36,11 @@ FORMS = {
         "repeated_password": SECRET,
     },
     "/keys": {"name": "shop", "scope": "write", "expires": "90"},
+    "/webhooks/new": {
+        "name": "shop",
+        "url": "https://93.184.216.34/",  # a public address, so that no host is resolved
+        "event-gateway.up": "on",
+    },
 }
 """Forms that create an object, with the fields to send."""
 COUNTS = {
@@ -42,6 +48,7 @@ COUNTS = {
     "/mailings/new": "SELECT count(*) FROM mailing",
     "/users/new": "SELECT count(*) FROM app_user WHERE name = 'oleg'",
     "/keys": "SELECT count(*) FROM api_key",
+    "/webhooks/new": "SELECT count(*) FROM webhook",
 }
 CREATE_NOTHING = frozenset(
     {
@@ -50,6 +57,14 @@ CREATE_NOTHING = frozenset(
         "/clients/import",  # importing a file twice changes nothing
         "/clients/{client_id:int}",
         "/clients/{client_id:int}/delete",
+        "/clients/{client_id:int}/opt-out",
+        "/clients/{client_id:int}/opt-in",
+        "/opt-outs/new",  # an opt-out that exists stays as it is
+        "/opt-outs/import",
+        "/opt-outs/{opt_out_id:int}/delete",
+        "/replies/preview",
+        "/replies/{reply_id:int}/read",
+        "/replies/{reply_id:int}/unread",
         "/gateway/try",
         "/gateways/{name:str}/{verb:str}",
         "/keys/{key_id:int}/revoke",
@@ -65,11 +80,15 @@ CREATE_NOTHING = frozenset(
         "/users/{user_id:int}/sign-out",
         "/preferences",
         "/restored",
+        "/webhooks/{webhook_id:int}/edit",
+        "/webhooks/{webhook_id:int}/rotate-secret",
+        "/webhooks/{webhook_id:int}/{verb:str}",
+        "/webhooks/{webhook_id:int}/deliveries/{delivery_id:int}/redeliver",
     }
 )
 """Forms that create nothing: sending them twice has the result of sending them once."""
-NEED_GATEWAY = frozenset({"/gateways/{name:str}/test"})
-"""Forms that need a configured gateway; `test_pages_gateways` sends them twice."""
+NEED_GATEWAY = frozenset({"/gateways/{name:str}/test", "/replies/{reply_id:int}/answer"})
+"""Forms that need a configured gateway; the tests of their pages send them twice."""
 LOSE_RESPONSE = """
     UPDATE idempotency SET status = NULL, media_type = NULL, body = NULL, leased_until = now()"""
 """Sets the state after a worker created the object and died before it responded."""

@@ -28,7 +28,6 @@ from mailer.gateway.channel import Channels
 from mailer.gateway.protocol import TemporaryFailure
 from mailer.gateway_control import service
 from mailer.mailing import rerouting
-from mailer.mailing.skipped import SkippedMailings
 from mailer.settings import Settings
 
 ACTIONS = ("pause", "resume", "release-unknown")
@@ -102,6 +101,7 @@ async def test_gateways_are_listed_in_the_order_of_the_configuration(
         "operator_codes": None,
         "sender": "Acme",
         "price": 2.5,
+        "awaits_receipts": False,
         "state": "up",
         "breaker": "closed",
         "held": None,
@@ -114,6 +114,10 @@ async def test_gateways_are_listed_in_the_order_of_the_configuration(
         "delivered": 0,
         "undelivered": 0,
         "unknown": 0,
+        "awaiting": 0,
+        "no_receipt": 0,
+        "delivery_rate": None,
+        "delivery_drop": None,
         "parts": 0,
         "cost": 0,
         "errors": [],
@@ -137,8 +141,8 @@ async def test_rate_and_latency_are_those_that_this_worker_has_measured(
 async def test_outcomes_of_the_last_day_are_counted_by_gateway(
     api: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
-    clients = await add_clients(engine, 7)
-    mailing_id = await add_mailing(engine, clients=7)
+    clients = await add_clients(engine, 9)
+    mailing_id = await add_mailing(engine, clients=9)
     await add_messages(engine, mailing_id, clients, "scheduled")
     first = await value(engine, "SELECT min(id) FROM message")
     results = [
@@ -149,6 +153,8 @@ async def test_outcomes_of_the_last_day_are_counted_by_gateway(
         ("undelivered", "rejected_400", "main", None, "1 hour"),
         ("undelivered", "rejected_400", "main", None, "2 hours"),
         ("unknown", "timeout", "main", None, "0 hours"),
+        ("sent", None, "main", 1, "1 hour"),
+        ("undelivered", "not_delivered_30003", "main", 3, "1 hour"),
     ]
     for number, (status, reason, gateway, parts, ago) in enumerate(results):
         await execute(
@@ -159,10 +165,13 @@ async def test_outcomes_of_the_last_day_are_counted_by_gateway(
                 sent_at = now() - interval '{ago}' WHERE id = {first + number}""",  # noqa: S608  # values of the test
         )
     main, spare = await get(api, "main"), await get(api, "spare")
-    assert (main["delivered"], main["undelivered"], main["unknown"]) == (2, 2, 1)
-    assert (main["parts"], main["cost"]) == (3, 7.5)
+    assert main["accepted"] == 4
+    assert (main["delivered"], main["undelivered"], main["unknown"]) == (2, 3, 1)
+    assert (main["awaiting"], main["no_receipt"]) == (1, 0)
+    assert (main["parts"], main["cost"]) == (7, 17.5)
     assert main["errors"] == [
         {"reason": "rejected_400", "messages": 2},
+        {"reason": "not_delivered_30003", "messages": 1},
         {"reason": "timeout", "messages": 1},
     ]
     assert (spare["delivered"], spare["parts"], spare["cost"]) == (1, 1, None)
@@ -320,7 +329,7 @@ async def test_after_a_release_the_configuration_decides_on_the_gateways_again(
             WHERE id = (SELECT max(id) FROM message)""",
     )
     await do(engine, lambda db: routes.apply_routes(db, {"spare": None, "third": None}))
-    await do(engine, lambda db: rerouting.reroute_chunk(db, SkippedMailings()))
+    await do(engine, rerouting.reroute_chunk)
     assert await gateways_of_messages(engine) == [["spare", "third"], ["main"]]
 
 

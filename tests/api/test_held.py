@@ -130,6 +130,16 @@ async def test_only_running_mailings_are_held_while_the_breaker_is_open(
     assert [row["held"] for row in running] == [HELD]
 
 
+async def test_a_mailing_is_held_since_its_start_if_the_breaker_opened_before(
+    api: httpx.AsyncClient, engine: AsyncEngine, breaker: Breaker
+) -> None:
+    address = f"/mailings/{(await add_mailings(api, engine))['running']}"
+    open_breaker(breaker)
+    start = "2030-01-15T07:00:00Z"
+    await execute(engine, f"UPDATE mailing SET datetime_start = '{start}'")  # noqa: S608  # a time of the test
+    assert (await get(api, address))["held"] == HELD | {"since": start}
+
+
 async def test_mailings_are_not_held_while_the_breaker_is_closed(
     api: httpx.AsyncClient, engine: AsyncEngine, breaker: Breaker
 ) -> None:

@@ -8,11 +8,16 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.api.browser_session import signed_in_browser
 from tests.asgi_client import inside
-from tests.factories import add_mailing, create_channels, execute, value
+from tests.factories import NOON, add_mailing, create_channels, execute, value
+from tests.webhook_receiver import add_webhook
 
 from mailer.access.middleware import IS_POLLED
 from mailer.admin.live import LiveUpdates
 from mailer.app import create_app
+from mailer.gateway.callback import Reply
+from mailer.reply.rules import ReplyRules
+from mailer.reply.store import add_replies
+from mailer.settings import Settings
 
 MAKE_ALMOST_EXPIRED = "UPDATE session SET seen_at = now() - interval '1 hour 59 minutes'"
 IS_SEEN_RECENTLY = "SELECT seen_at > now() - interval '1 minute' FROM session"
@@ -29,12 +34,19 @@ IS_SEEN_RECENTLY = "SELECT seen_at > now() - interval '1 minute' FROM session"
         ("/live/gateways", False),
         ("/live/gateways/default", False),
         ("/live/system", False),
+        ("/live/replies", False),
+        ("/live/replies/1", False),
+        ("/live/webhooks/1", False),
     ],
 )
 async def test_only_requests_of_the_user_keep_the_session_alive(
     engine: AsyncEngine, path: str, *, is_seen: bool
 ) -> None:
     await add_mailing(engine)
+    await add_webhook(engine, "https://example.com/", ["test"])
+    async with engine.begin() as connection:
+        rules = ReplyRules.of(Settings())
+        await add_replies(connection, "main", [Reply("79160000001", "Yes")], NOON, rules)
     live = LiveUpdates()
     live.stop()  # event streams end at once
     app = create_app(engine, create_channels(), live=live)
@@ -53,5 +65,5 @@ def test_every_route_of_live_updates_is_marked_as_polled(engine: AsyncEngine) ->
         for handler in getattr(route, "route_handlers", ())
         if "GET" in handler.http_methods
     }
-    assert len(is_polled) == 6  # the routes in the test above
+    assert len(is_polled) == 9  # the routes in the test above
     assert set(is_polled.values()) == {True}

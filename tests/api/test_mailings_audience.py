@@ -118,6 +118,7 @@ async def test_from_the_start_on_the_counters_add_up(
     assert {name: mailing[name] for name in COUNT_FIELDS} == {
         "scheduled_messages": 1,
         "sending_messages": 0,
+        "sent_messages": 0,
         "delivered_messages": 1,
         "undelivered_messages": 1,
         "unknown_messages": 1,

@@ -37,7 +37,7 @@ from mailer.db.paging import Cursor
 from mailer.gateway import routes
 from mailer.gateway.channel import Channel, Channels
 from mailer.gateway.opening import open_channels
-from mailer.gateway.protocol import TemporaryFailure
+from mailer.gateway.protocol import ReceiptUse, TemporaryFailure
 from mailer.roles import Role
 from mailer.settings import Settings
 from mailer.web.cookie import SESSION_COOKIE
@@ -133,13 +133,13 @@ async def test_the_page_of_a_gateway_shows_its_configuration_and_what_it_did(
         engine,
         """UPDATE message SET status = 'delivered', gateway = 'main', parts = 2,
             sent_at = now()""",
-        """UPDATE message SET status = 'undelivered', reason = 'rejected_400'
+        """UPDATE message SET status = 'undelivered', reason = 'rejected_400', parts = NULL
             WHERE id = (SELECT min(id) FROM message)""",
     )
     page = as_text(await get_page(api, "/gateways/main"))
     assert "Gateway main Pause Release unknown In use Messages are sent through it." in page
     assert "Operator codes all Order 1 Weight none: as many messages as it can take" in page
-    assert "delivered 2 100%" in page
+    assert "accepted 2 100% delivered 2 undelivered 1" in page
     assert "parts 4 cost 10.00 the gateway rejected it with 400: 1" in page
 
 
@@ -175,6 +175,74 @@ async def test_pages_of_an_unknown_gateway_are_404(api: httpx.AsyncClient, path:
     await get_page(api, "/gateways/main/nope", 404)
 
 
+async def test_the_page_of_a_gateway_says_whether_it_awaits_receipts(
+    api: httpx.AsyncClient, main: Channel
+) -> None:
+    page = as_text(await get_page(api, "/gateways/main"))
+    assert "Receipts none: a message is delivered when the gateway accepts it" in page
+    main.receipts = ReceiptUse(is_awaited=True)
+    page = as_text(await get_page(api, "/gateways/main"))
+    assert "Receipts awaited: a message is delivered when its receipt says so" in page
+
+
+# ---- deliveries -----------------------------------------------------------------------------
+
+
+async def add_accepted(engine: AsyncEngine, status: str, count: int, ago: str = "0 hours") -> None:
+    """Create messages to the operator code 916 that `main` has accepted."""
+    mailing_id = await add_due_messages(engine, count)
+    reason = "'not_delivered'" if status == "undelivered" else "NULL"
+    await execute(
+        engine,
+        f"""UPDATE message SET status = '{status}', gateway = 'main', reason = {reason},
+            sent_at = now() - interval '{ago}' WHERE mailing_id = {mailing_id}""",  # noqa: S608  # values of the test
+    )
+
+
+async def test_a_gateway_with_receipts_shows_its_delivery_by_operator_code(
+    api: httpx.AsyncClient, engine: AsyncEngine, main: Channel
+) -> None:
+    await add_accepted(engine, "delivered", 3)
+    await add_accepted(engine, "undelivered", 1)
+    await add_accepted(engine, "sent", 2)
+    await add_accepted(engine, "delivered", 4, ago="50 hours")
+    assert "Delivery by operator code" not in await get_page(api, "/gateways/main")
+
+    main.receipts = ReceiptUse(is_awaited=True)
+
+    page = as_text(await get_page(api, "/gateways/main"))
+    last_day, last_week = page.split("Accepted in the last 7 days")
+    # rate, accepted, delivered, undelivered, awaiting, no receipt
+    assert "All 75% 6 3 1 2 0 916 75% 6 3 1 2 0" in last_day
+    assert "All 87.5% 10 7 1 2 0 916 87.5% 10 7 1 2 0" in last_week
+    listed = as_text(await get_page(api, "/gateways"))
+    assert "6 100% 3 75%" in listed
+    assert "The percentage of accepted messages is the gateway's share" in listed
+    assert "The percentage of delivered messages is of those" in listed
+
+
+async def test_a_fall_of_the_delivery_rate_is_shown_on_the_gateway_the_list_and_the_overview(
+    api: httpx.AsyncClient, engine: AsyncEngine, main: Channel
+) -> None:
+    main.receipts = ReceiptUse(is_awaited=True)
+    await add_accepted(engine, "delivered", 188, ago="5 hours")
+    await add_accepted(engine, "undelivered", 12, ago="5 hours")
+    await add_accepted(engine, "delivered", 61)
+    await add_accepted(engine, "undelivered", 38)
+    paths = ("/gateways/main", "/gateways", "/")
+    notice = "known were delivered; in the 24 hours before: 94%."
+    assert [path for path in paths if notice in await get_page(api, path)] == []  # too few
+
+    await add_accepted(engine, "undelivered", 1)
+
+    notice = (
+        "Only 61% of the messages accepted in the last hour whose delivery is known were delivered;"
+        " in the 24 hours before: 94%."
+    )
+    assert [path for path in paths if notice not in await get_page(api, path)] == []
+    assert 'class="card warning" id="gateway"' in await get_page(api, "/")
+
+
 # ---- the notice on other pages --------------------------------------------------------------
 
 
@@ -199,7 +267,7 @@ async def test_the_overview_says_when_no_gateway_is_used(
 ) -> None:
     assert "not accepting messages" not in await get_page(api, "/")
     fail(main)
-    spare.paused_at = NOON
+    spare.pauses = {"spare": NOON}
     page = as_text(await get_page(api, "/"))
     assert "not accepting messages Running mailings wait; no messages are lost." in page
     assert "main : the account at the SMS provider has no credit" in page
@@ -373,6 +441,7 @@ async def test_gateway_and_sender_are_saved_shown_copied_and_changed(
         "end": "2040-01-02T09:00",
         "audience": "everybody",
         "on_unknown": "retry",
+        "purpose": "marketing",
         "gateway": "spare",
         "sender": "Acme",
     }
@@ -407,6 +476,7 @@ async def test_a_wrong_gateway_or_sender_is_an_error_beside_its_field(
         "end": "2040-01-02T09:00",
         "audience": "everybody",
         "on_unknown": "retry",
+        "purpose": "marketing",
     }
     for field, wrong in (("gateway", "nope"), ("gateway", "No!"), ("sender", "Привет")):
         response = await api.post(
@@ -437,7 +507,7 @@ async def test_a_mailing_of_a_paused_gateway_says_why_it_waits(
     mailing_id = (await create_mailing(api, DUE | {"gateway": "main"}))["id"]
     await execute(engine, "INSERT INTO client (phone, operator_code) VALUES ('79160000001', '916')")
     await start_and_enqueue(engine)
-    main.paused_at = NOON
+    main.pauses = {"main": NOON}
     page = await get_page(api, f"/mailings/{mailing_id}")
     assert "A user has paused the gateway, so nothing is sent." in page
 

@@ -34,6 +34,13 @@ async def test_a_new_form_proposes_a_day_and_a_sending_window(api: httpx.AsyncCl
     assert form["on_unknown"] == "retry"
 
 
+async def test_the_form_says_that_a_receipt_ends_an_unknown_delivery(
+    api: httpx.AsyncClient,
+) -> None:
+    page = await get_html(api, "/mailings/new")
+    assert "“delivery unknown” until a receipt comes, or until you send" in page
+
+
 async def test_the_form_creates_a_mailing_in_its_time_zone(api: httpx.AsyncClient) -> None:
     mailing = await save_form(api, "/mailings/new", NEW_FORM)
     assert mailing["datetime_start"] == "2040-01-01T08:00:00Z"
@@ -103,6 +110,7 @@ async def test_the_form_has_three_ways_to_choose_the_audience(
         ),
         ({"audience": "lists", "tags": "x" * 200_000}, {"tags": "must be tags of up to 64"}),
         ({"on_unknown": ""}, {"on_unknown": "must be one of the two"}),
+        ({"purpose": ""}, {"purpose": "must be marketing or service"}),
         (
             {"text": "", "end": "", "opens": "", "audience": "lists"},
             {
@@ -189,13 +197,15 @@ async def test_a_copy_has_all_fields_and_the_same_duration(api: httpx.AsyncClien
         "send_interval_time_end": "06:00",
         "client_filter": {"tags": ["a,b", "vip"]},
         "on_unknown": "hold",
+        "purpose": "service",
     }
     original = await create_mailing(api, payload)
     page = await get_html(api, f"/mailings/new?from={original['id']}", "Europe/Berlin")
     assert f"Copy of mailing #{original['id']}" in page
     assert "Nothing is saved yet" in page
     copy = await save_form(api, f"/mailings/new?from={original['id']}", form_values(page))
-    same = ("send_interval_time_start", "send_interval_time_end", "client_filter", "on_unknown")
+    window = ("send_interval_time_start", "send_interval_time_end")
+    same = (*window, "client_filter", "on_unknown", "purpose")
     assert {name: copy[name] for name in same} == {name: original[name] for name in same}
     assert copy["text"] == "Zeile\nzwei"
 

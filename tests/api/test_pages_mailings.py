@@ -24,6 +24,7 @@ from tests.factories import (
 from mailer.app import create_app
 from mailer.gateway.channel import Channels
 from mailer.gateway.protocol import TemporaryFailure
+from mailer.statuses import OUTCOMES, STATUSES
 
 UNKNOWN_ID = 10**9
 """An id that no mailing has."""
@@ -203,7 +204,10 @@ async def test_the_page_shows_counts_by_gateway_if_several_were_used(
     mailing_id = await add_mailing(engine, clients=3)
     await add_messages(engine, mailing_id, clients[:2], "delivered")
     await add_messages(engine, mailing_id, clients[2:], "unknown", "timeout")
-    await execute(engine, "UPDATE message SET gateway = 'main', parts = 4")
+    await execute(
+        engine,
+        "UPDATE message SET gateway = 'main', parts = CASE status WHEN 'delivered' THEN 4 END",
+    )
     assert "By gateway" not in await get_page(api, f"/mailings/{mailing_id}")
 
     await execute(engine, "UPDATE message SET gateway = 'spare' WHERE status = 'unknown'")
@@ -212,10 +216,32 @@ async def test_the_page_shows_counts_by_gateway_if_several_were_used(
     table = page[page.index('id="by-gateway"') :].partition("</table>")[0]
     rows = [re.findall(r">([^<>]+)</t[hd]>", row) for row in table.split("<tr>")[1:]]
     assert rows == [
-        ["Gateway", "delivered", "undelivered", "delivery unknown", "cancelled", "parts"],
-        ["main", "2", "0", "0", "0", "8"],
-        ["spare", "0", "0", "1", "0", "0"],
+        ["Gateway", *(STATUSES[name].label for name in OUTCOMES), "parts"],
+        ["main", "0", "2", "0", "0", "0", "8"],
+        ["spare", "0", "0", "0", "1", "0", "0"],
     ]
+
+
+async def test_the_page_of_a_finished_mailing_says_that_receipts_are_awaited(
+    api: httpx.AsyncClient, engine: AsyncEngine
+) -> None:
+    clients = await add_clients(engine, 4)
+    mailing_id = await add_mailing(engine, clients=4, status="finished")
+    await add_messages(engine, mailing_id, clients[:2], "sent")
+    await add_messages(engine, mailing_id, clients[2:3], "sent", "no_receipt")
+    await add_messages(engine, mailing_id, clients[3:], "delivered")
+
+    page = re.sub(r"</?time[^>]*>", "", await get_page(api, f"/mailings/{mailing_id}"))
+
+    assert "Nothing is left to send. Receipts still come in." in page
+    assert "2 messages await a receipt, until 18 Jan 2020, 12:00 at the latest." in page
+    assert f'data-live="/live/mailings/{mailing_id}"' in page
+
+    await execute(engine, "UPDATE message SET status = 'delivered' WHERE reason IS NULL")
+    page = await get_page(api, f"/mailings/{mailing_id}")
+    assert "Nothing is left to send." in page
+    assert "Receipts still come in." not in page
+    assert "await a receipt" not in page
 
 
 async def test_the_page_shows_that_the_audience_is_being_enqueued(
@@ -445,7 +471,9 @@ async def test_confirmations_state_the_effects_with_numbers(
         assert "<header>" in page
 
     await check_confirmation(
-        "cancel", "2 waiting messages will not be sent.", "1 delivered message stays"
+        "cancel",
+        "2 waiting messages will not be sent.",
+        "1 message that a gateway has accepted stays",
     )
     await check_confirmation(
         "pause",

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import re
 
 import httpx
@@ -135,6 +136,23 @@ async def test_a_message_under_another_mailing_is_404(
 FAILURE = """'[{"attempt": 1, "claimed_at": "2030-01-15T06:00:00+00:00",
     "ended_at": "2030-01-15T06:00:10+00:00", "reason": "timeout"}]'"""
 """SQL value of the column `failures`: one failed attempt."""
+ACCEPTED = "attempts = 1, gateway = 'main', sent_at = '2030-01-15 06:00Z', claimed_at = now()"
+"""SQL assignments of a message that the gateway has accepted."""
+
+
+def receipts(*given: str) -> str:
+    """Return an SQL assignment of receipts, each a second later than the one before.
+
+    Each is given as its status, its code and its part, as far as there are any.
+    """
+    fields = [dict(zip(("status", "code", "part"), each.split(), strict=False)) for each in given]
+    stored = [
+        {"at": f"2030-01-15T06:01:0{number}+00:00", "gateway": "main", **each}
+        for number, each in enumerate(fields)
+    ]
+    return f"receipts = '{json.dumps(stored)}'"
+
+
 LEASED = "lease_owner = gen_random_uuid(), lease_expires_at = '2040-01-15 06:00Z'"
 """SQL assignments of a message that a worker is sending."""
 
@@ -167,9 +185,51 @@ LEASED = "lease_owner = gen_random_uuid(), lease_expires_at = '2040-01-15 06:00Z
             "status = 'delivered', attempts = 1, sent_at = '2030-01-15Z', claimed_at = now()",
             [
                 "Attempt 1: the gateway accepted the message.",
+                "Without receipts, this counts as delivered.",
                 "15 Jan 2030, 00:00:00",
                 "Nothing: this status is final.",
             ],
+        ),
+        (
+            f"status = 'sent', {ACCEPTED}",
+            [
+                "Attempt 1: the gateway accepted the message.",
+                "Its receipt is awaited until 18 Jan 2030, 06:00:00.",
+            ],
+        ),
+        (
+            f"status = 'sent', reason = 'no_receipt', updated_at = '2030-01-18 06:00Z', {ACCEPTED}",
+            [
+                "18 Jan 2030, 06:00:00 <p>No receipt came in time",
+                "Nothing more is awaited. A receipt that comes late still counts.",
+            ],
+        ),
+        (
+            f"status = 'delivered', {ACCEPTED}, {receipts('sent', 'delivered')}",
+            [
+                "Attempt 1: the gateway accepted the message.",
+                "15 Jan 2030, 06:01:00",
+                "Receipt from main: on its way.",
+                "15 Jan 2030, 06:01:01",
+                "Receipt from main: delivered.",
+                "Nothing: this status is final.",
+            ],
+        ),
+        (
+            f"{ACCEPTED}, status = 'undelivered', reason = 'not_delivered_30003',"
+            + receipts("failed 30003 part-1", "expired", "unknown"),
+            [
+                "Attempt 1: the gateway accepted the message.",
+                "Receipt from main: undelivered.",
+                "Code: 30003, Id of the part: part-1</span>",
+                "Receipt from main: the phone could not be reached in time.",
+                "Receipt from main: the provider does not know whether it was delivered.",
+                "Nothing happens by itself. You can send",
+            ],
+        ),
+        (
+            f"status = 'sending', attempts = 1, {LEASED}, {receipts('delivered')}",
+            ["Attempt 1 started", "Receipt from main: delivered."],
         ),
         (
             "status = 'undelivered', reason = 'attempts_exhausted'",
@@ -188,6 +248,11 @@ LEASED = "lease_owner = gen_random_uuid(), lease_expires_at = '2040-01-15 06:00Z
         "failed",
         "sending",
         "delivered",
+        "accepted",
+        "without a receipt in time",
+        "delivered by receipt",
+        "undelivered by receipt",
+        "receipt before the answer",
         "undelivered",
         "unknown",
         "cancelled",
@@ -206,3 +271,69 @@ async def test_the_page_shows_the_history_of_a_message(
     page = await get_page(api, f"/mailings/{mailing_id}/messages/{message_id}")
     text = re.sub(r"</?time[^>]*>", "", page)
     assert [sentence for sentence in sentences if sentence not in text] == []
+
+
+async def test_failures_and_receipts_are_shown_in_the_order_of_their_times(
+    api: httpx.AsyncClient, engine: AsyncEngine
+) -> None:
+    await add_clients(engine, 1)
+    mailing_id = await create_running_mailing(api, engine)
+    failure = {
+        "attempt": 1,
+        "claimed_at": "2030-01-15T06:01:02+00:00",
+        "ended_at": "2030-01-15T06:01:03+00:00",
+        "reason": "timeout",
+    }
+    await execute(
+        engine,
+        f"UPDATE message SET status = 'delivered', {ACCEPTED}, {receipts('sent', 'delivered')},"  # noqa: S608  # values of the test
+        f" failures = '{json.dumps([failure])}'",
+        "UPDATE message SET sent_at = '2030-01-15 06:01:00.5Z'",
+    )
+    page = await get_page(api, f"/mailings/{mailing_id}/messages/1")
+    events = ("on its way", "the gateway accepted", "main: delivered", "no answer in time")
+    places = [page.index(event) for event in events]
+    assert places == sorted(places)
+
+
+async def test_reasons_of_receipts_have_labels_in_both_languages(
+    api: httpx.AsyncClient, engine: AsyncEngine
+) -> None:
+    clients = await add_clients(engine, 4)
+    mailing_id = await add_mailing(engine, clients=4)
+    reasons = ("not_delivered", "not_delivered_30003", "validity_expired")
+    for client, reason in zip(clients, reasons, strict=False):
+        await add_messages(engine, mailing_id, [client], "undelivered", reason)
+    await add_messages(engine, mailing_id, clients[3:], "sent", "no_receipt")
+    for language, labels in {
+        "en": (
+            "not delivered, according to the receipt",
+            "not delivered, with the code 30003 in the receipt",
+            "the phone could not be reached in time",
+            "no receipt came in time",
+        ),
+        "ru": (
+            "не доставлено, по отчёту о доставке",  # noqa: RUF001
+            "не доставлено, код 30003 в отчёте о доставке",  # noqa: RUF001
+            "телефон не был доступен вовремя",
+            "отчёт о доставке не пришёл вовремя",  # noqa: RUF001
+        ),
+    }.items():
+        headers = {**BROWSER, "Accept-Language": language}
+        path = f"{SITE}/mailings/{mailing_id}/messages"
+        page = (await api.get(path, headers=headers)).text
+        assert [label for label in labels if label not in page] == []
+
+
+async def test_list_and_csv_say_accepted_and_delivered_apart(
+    api: httpx.AsyncClient, engine: AsyncEngine
+) -> None:
+    clients = await add_clients(engine, 2)
+    mailing_id = await add_mailing(engine, clients=2)
+    await add_messages(engine, mailing_id, clients[:1], "sent")
+    await add_messages(engine, mailing_id, clients[1:], "delivered")
+    page = await get_page(api, f"/mailings/{mailing_id}/messages")
+    assert '<span class="status sent">accepted</span>' in page
+    assert '<span class="status delivered">delivered</span>' in page
+    table = (await api.get(f"{SITE}/mailings/{mailing_id}/messages.csv", headers=BROWSER)).text
+    assert [row["status"] for row in csv.DictReader(io.StringIO(table))] == ["sent", "delivered"]

@@ -33,6 +33,7 @@ ROLES_BY_LINK = {
     "/keys": ADMINS,
     "/users": ADMINS,
     "/users/new": ADMINS,
+    "/webhooks": ADMINS,
     "/system": ADMINS,
 }
 """Links on pages, and the roles that see them."""

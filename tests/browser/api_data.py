@@ -10,8 +10,8 @@ from mailer.sample_data import new_mailing
 # as if the gateway had rejected the first message of the mailing $1
 REJECT_FIRST_MESSAGE = """
     UPDATE message SET status = 'undelivered', reason = 'rejected_400', attempts = 1,
-        failures = '[{"attempt": 1, "claimed_at": "2030-01-15T06:00:00+00:00",
-            "ended_at": "2030-01-15T06:00:10+00:00", "reason": "rejected_400"}]'
+        failures = '[{"attempt": 1, "claimed_at": "2020-01-15T06:00:00+00:00",
+            "ended_at": "2020-01-15T06:00:10+00:00", "reason": "rejected_400"}]'
     WHERE id = (SELECT min(id) FROM message WHERE mailing_id = $1)"""
 
 

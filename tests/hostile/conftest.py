@@ -4,18 +4,22 @@ All tests of a file share one database, which is never emptied: so a test can co
 """
 
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 
 import httpx
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.asgi_client import inside
 from tests.factories import GATEWAY, OPEN, create_channels
-from tests.hostile.surface import MAILING
+from tests.hostile.surface import MAILING, WEBHOOK
 from tests.hostile.trace import Contents, contents
 
 from mailer.access import keys, users
 from mailer.access.model import COMMAND_LINE
 from mailer.app import create_app
+from mailer.gateway.callback import Reply
+from mailer.reply.rules import ReplyRules
+from mailer.reply.store import add_replies
 
 CLIENT = {"phone": "79161234567", "tag": "vip"}
 
@@ -54,11 +58,23 @@ async def create_objects(engine: AsyncEngine, api: httpx.AsyncClient) -> dict[st
         new_key = keys.NewKey(name="shop", scope="read")
         key, _ = await keys.create(connection, new_key, COMMAND_LINE)
         user = await users.create(connection, "ann", "viewer", "no hash", COMMAND_LINE)
+        await add_replies(
+            connection,
+            GATEWAY,
+            [Reply("79990000002", "Hello")],
+            datetime.now(UTC),
+            ReplyRules.of(OPEN),
+        )
+    webhook_id = (await api.post("/webhooks", json=WEBHOOK)).json()["id"]
     return {
+        "webhook_id": webhook_id,
+        "delivery_id": (await api.post(f"/webhooks/{webhook_id}/test")).json()["id"],
         "name": GATEWAY,
         "key_id": key.id,
         "user_id": user.id,
         "client_id": (await api.post("/clients", json=CLIENT)).json()["id"],
+        "opt_out_id": (await api.post("/opt-outs", json={"phone": "79990000001"})).json()["id"],
+        "reply_id": 1,  # the first of this database
         "mailing_id": (await api.post("/mailings", json=MAILING)).json()["id"],
     }
 

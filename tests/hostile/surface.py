@@ -19,7 +19,16 @@ MAILING = {
     "datetime_end": "2031-01-01T00:00:00Z",
     "text": "Hello",
 }
-REQUIRED = {"/clients": CLIENT, "/mailings": MAILING}
+WEBHOOK = {
+    "name": "shop",
+    "url": "https://93.184.216.34/",  # a public address, so that no host is resolved
+    "events": ["gateway.up"],
+}
+REQUIRED: dict[str, dict[str, Any]] = {
+    "/clients": CLIENT,
+    "/mailings": MAILING,
+    "/webhooks": WEBHOOK,
+}
 """Valid values of the required fields of a body, by path."""
 JSON = "application/json"
 

@@ -1,5 +1,7 @@
 """Invalid ids, queries, methods and paths are refused and leave no trace."""
 
+from collections import defaultdict
+
 import httpx
 import pytest
 from tests.hostile.surface import LISTS, METHODS_OF, WITH_ID
@@ -22,7 +24,7 @@ async def test_an_invalid_id_is_refused(
 ) -> None:
     response = await api.request(
         method,
-        path.format(client_id=invalid, mailing_id=invalid, name=invalid),
+        path.format_map(defaultdict(lambda: invalid)),
         json={} if method == "PATCH" else None,
     )
     assert_is_problem(response, 400, 404)

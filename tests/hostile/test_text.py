@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.hostile.surface import FIELDS, QUERIES, WRITES, Field
 from tests.hostile.trace import Contents, assert_is_problem, contents, wrong_fields
 
+from mailer.access.model import FORBIDDEN_CHARACTERS
 from mailer.text import clean_label, compose, fold_label, is_blank
 
 JSON = {"Content-Type": "application/json"}
@@ -58,6 +59,7 @@ FREE_TEXT_PLACES = {("tag",), ("text",), ("client_filter",), ("client_filter", "
 """The places (`Field.place`) of the fields that accept any text. `client_filter` is one of them: it
 may be a string of operator codes and tags."""
 
+MAX_NAME_LENGTH = 64
 SENDER = re.compile("[!-~]([ -~]{0,18}[!-~])?")
 """A sender: up to 20 printable characters of ASCII."""
 
@@ -81,10 +83,13 @@ def test_every_string_field_is_tested() -> None:
     assert {field.name for field in FIELDS} == {
         *("phone", "operator_code", "tag", "time_zone"),
         *("datetime_start", "datetime_end", "send_interval_time_start", "send_interval_time_end"),
-        *("text", "on_unknown", "client_filter", "client_filter.operator_codes"),
+        *("text", "on_unknown", "purpose", "client_filter", "client_filter.operator_codes"),
         *("client_filter.tags", "client_filter.time_zones", "gateway", "sender"),
+        *("name", "url", "events", "failed_since"),
     }
-    assert len(FIELDS) == 2 * 16  # each of these is a field of a POST and of a PATCH
+    single = {"failed_since"}  # the others are fields of a POST and of a PATCH
+    fields = [field.name for field in FIELDS]
+    assert [name for name in set(fields) - single if fields.count(name) < 2] == []
 
 
 async def send_value(
@@ -118,6 +123,9 @@ def is_accepted(field: Field, value: str) -> bool:
     """Return whether a field accepts a text of `STORABLE_TEXTS`."""
     if field.place == ("sender",):
         return SENDER.fullmatch(value) is not None
+    if field.place == ("name",):
+        is_clean = re.search(f"[{FORBIDDEN_CHARACTERS}]", value) is None
+        return is_clean and not is_blank(value) and len(clean_label(value)) <= MAX_NAME_LENGTH
     return field.place in FREE_TEXT_PLACES and not is_blank(value)
 
 
@@ -128,11 +136,16 @@ async def assert_is_stored(
 
     A tag is stored in the form of `clean_label`, a text in the form of `compose`, and a filter as
     it was sent. An object that a POST created is deleted: the next POST has the same phone number.
+    The text of an answer is shown with its reply alone.
     """
     place = field.place[0]
+    if "reply_id" in created:
+        reply = (await api.get(f"/replies/{created['reply_id']}")).json()
+        assert reply["answers"][-1]["text"] == compose(value)
+        return
     address = f"/{field.path.split('/')[1]}/{created['id']}"
     stored = (await api.get(address)).json()
-    expected = {"tag": clean_label, "text": compose}.get(place, str)(value)
+    expected = {"tag": clean_label, "name": clean_label, "text": compose}.get(place, str)(value)
     assert created[place] == stored[place] == field.body(expected)[place]
     if field.method == "POST":
         assert (await api.delete(address)).status_code == 204

@@ -25,6 +25,7 @@ from mailer.gateway import routes
 from mailer.gateway.channel import Channels
 from mailer.gateway.protocol import Outcome, Rejected, Request
 from mailer.mailing import service
+from mailer.mailing.mailing_batches import MAILINGS_PER_BATCH
 from mailer.mailing.model import MailingChange
 from mailer.statistics.verify import find_differences
 
@@ -61,7 +62,7 @@ async def test_routes_that_share_a_gateway_alternate(
             engine,
             f"UPDATE message SET route = {route} WHERE mailing_id = {mailing_id}",  # noqa: S608  # numbers
         )
-    await execute(engine, "UPDATE mailing SET reroute_cursor = NULL")
+    await execute(engine, "DELETE FROM rerouting")
 
     async with dispatching(engine, database_url, channels):
         await until_done(engine)
@@ -98,7 +99,7 @@ async def test_message_refused_while_its_route_changes_keeps_a_gateway(
                 await asyncio.sleep(0.01)
         await service.change(engine, mailing_id, MailingChange(gateway="first"), COMMAND_LINE)
         async with asyncio.timeout(EVENT_TIMEOUT):
-            while await value(engine, "SELECT count(reroute_cursor) FROM mailing"):
+            while await value(engine, "SELECT count(*) FROM rerouting"):
                 await asyncio.sleep(0.01)
         may_answer.set()
         await until_done(engine)
@@ -136,3 +137,69 @@ async def test_messages_claimed_for_a_gateway_that_a_reload_removes_are_released
         await until_done(engine)
 
     assert await by_gateway(engine) == {("delivered", "new"): 3}
+
+
+async def test_two_workers_send_each_message_once_while_routes_change(
+    engine: AsyncEngine, database_url: str
+) -> None:
+    slow = replace(SETTINGS, gateway_rate=300.0)
+    gateways = [ScriptedGateway() for _ in range(4)]
+    one, two, new_one, new_two = (
+        channel_of(gateway, slow, name=name)
+        for gateway, name in zip(gateways, ("old", "old", "new", "new"), strict=True)
+    )
+    for _ in range(2 * MAILINGS_PER_BATCH):
+        await add_due_messages(engine, 10)
+    async with (
+        dispatching(engine, database_url, Channels([one])) as first,
+        dispatching(engine, database_url, Channels([two])) as second,
+    ):
+        async with asyncio.timeout(EVENT_TIMEOUT):
+            while not gateways[0].requests:
+                await asyncio.sleep(0.01)
+        first.use([new_one])
+        second.use([new_two])
+        await until_done(engine)
+
+    sent = [id_ for gateway in gateways for id_ in gateway.requests]
+    assert sorted(sent) == sorted(set(sent))
+    assert len(sent) == 20 * MAILINGS_PER_BATCH
+    delivered = await by_gateway(engine)
+    assert delivered["delivered", "new"] == sum(len(new.requests) for new in gateways[2:]) > 0
+
+
+class HangingGateway(ScriptedGateway):
+    """A gateway to which connecting takes until `has_connected` is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_connecting, self.has_connected = asyncio.Event(), asyncio.Event()
+
+    async def send(self, request: Request) -> Outcome:
+        self.is_connecting.set()
+        await self.has_connected.wait()
+        return await super().send(request)
+
+
+async def test_pause_stops_the_unwritten_requests_of_a_channel_that_a_reload_has_replaced(
+    engine: AsyncEngine, database_url: str
+) -> None:
+    replaced, current = HangingGateway(), ScriptedGateway()
+    channels = Channels([channel_of(replaced, SETTINGS)])
+    await add_due_messages(engine, 1)
+
+    async with dispatching(engine, database_url, channels) as dispatcher:
+        async with asyncio.timeout(EVENT_TIMEOUT):
+            await replaced.is_connecting.wait()
+            dispatcher.use([channel_of(current, SETTINGS)])
+            await do(engine, lambda db: routes.pause(db, "default", "a user"))
+            while channels.outage() is None:
+                await asyncio.sleep(0.01)
+            replaced.has_connected.set()
+            while await value(engine, "SELECT count(*) FROM message WHERE status = 'sending'"):
+                await asyncio.sleep(0.01)
+        assert replaced.requests == current.requests == []
+        await do(engine, lambda db: routes.resume(db, "default"))
+        await until_done(engine)
+
+    assert (replaced.requests, len(current.requests)) == ([], 1)

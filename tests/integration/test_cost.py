@@ -150,16 +150,19 @@ def test_the_cost_of_parts_is_null_where_no_price_is_configured() -> None:
 # ---- where it is shown -----------------------------------------------------------------------
 
 
-async def test_the_statistics_of_a_mailing_have_the_cost_of_its_delivered_parts(
+async def test_the_statistics_of_a_mailing_have_the_cost_of_its_accepted_parts(
     engine: AsyncEngine,
 ) -> None:
     clients = await add_clients(engine, 6)
     mailing_id = await add_mailing(engine, clients=6, start=datetime.now(UTC))
-    await add_messages(engine, mailing_id, clients[:4], "delivered")
+    await add_messages(engine, mailing_id, clients[:2], "delivered")
+    await add_messages(engine, mailing_id, clients[2:3], "sent")
+    await add_messages(engine, mailing_id, clients[3:4], "undelivered", "not_delivered")
     await add_messages(engine, mailing_id, clients[4:], "undelivered", "rejected_400")
     await execute(
         engine,
-        "UPDATE message SET gateway = 'main', parts = 2",
+        "UPDATE message SET gateway = 'main'",
+        "UPDATE message SET parts = 2 WHERE reason IS DISTINCT FROM 'rejected_400'",
         f"UPDATE message SET gateway = 'spare' WHERE client_id = {clients[0]}",  # noqa: S608  # a number
     )
     channels = Channels([channel("main", price=0.5), channel("spare", price=3)])

@@ -83,7 +83,7 @@ async def test_the_report_counts_outcomes_of_the_local_day(engine: AsyncEngine) 
 async def report_of_gateways(engine: AsyncEngine, *gateways: str) -> DailyReport:
     """Return a report of two delivered, one undelivered and one expired message for each gateway.
 
-    One more message expired without being tried. Each message has two parts.
+    One more message expired without being tried. Each delivered message has two parts.
     """
     mailing_id = await add_mailing(engine, clients=4 * len(gateways) + 1)
     for gateway in gateways:
@@ -93,7 +93,8 @@ async def report_of_gateways(engine: AsyncEngine, *gateways: str) -> DailyReport
         await add_messages(engine, mailing_id, clients[3:], "cancelled", "expired")
         await execute(
             engine,
-            f"UPDATE message SET gateway = '{gateway}', parts = 2 WHERE gateway IS NULL",  # noqa: S608  # a name of the test
+            f"""UPDATE message SET gateway = '{gateway}',
+                parts = CASE status WHEN 'delivered' THEN 2 END WHERE gateway IS NULL""",  # noqa: S608  # a name of the test
         )
     await add_messages(engine, mailing_id, await add_clients(engine, 1), "cancelled", "expired")
     return await daily_report(engine, DAY, "UTC")
@@ -111,8 +112,8 @@ async def test_outcomes_and_parts_are_counted_by_gateway(engine: AsyncEngine) ->
     title = lines.index("By gateway")
     assert [cells(line) for line in lines[title + 1 : title + 5]] == [
         ["gateway", *(STATUSES[name].label for name in OUTCOMES), "parts"],
-        ["first", "2", "1", "0", "1", "4"],
-        ["second", "2", "1", "0", "1", "4"],
+        ["first", "0", "2", "1", "0", "1", "4"],
+        ["second", "0", "2", "1", "0", "1", "4"],
         [""],  # an empty line after the last gateway
     ]
     html = render_html(report)
@@ -392,3 +393,27 @@ async def test_the_report_contains_no_texts_or_phones(engine: AsyncEngine) -> No
 async def test_reasons_are_escaped_in_html(engine: AsyncEngine) -> None:
     assert "<b>&" in render_text(await sample_report(engine))
     assert "&lt;b&gt;&amp;" in render_html(await sample_report(engine))
+
+
+async def test_the_report_says_that_it_changes_while_messages_await_receipts(
+    engine: AsyncEngine,
+) -> None:
+    clients = await add_clients(engine, 5)
+    mailing_id = await add_mailing(engine, clients=5)
+    await add_messages(engine, mailing_id, clients[:2], "sent")
+    await add_messages(engine, mailing_id, clients[2:3], "sent", "no_receipt")
+    await add_messages(engine, mailing_id, clients[3:], "delivered")
+    sentence = "2 accepted messages still await their receipts: these counts will change,"
+
+    report = await daily_report(engine, DAY, "UTC")
+
+    assert report.outcomes == OutcomeCounts.of(sent=3, delivered=2)
+    assert sentence in render_text(report)
+    assert sentence in render_html(report)
+
+    # the receipts come days later; the messages still count on the day on which they were sent
+    await execute(engine, "UPDATE message SET status = 'delivered', updated_at = now()")
+    report = await daily_report(engine, DAY, "UTC")
+    assert report.outcomes == OutcomeCounts.of(delivered=5)
+    assert "await" not in render_text(report)
+    assert "await" not in render_html(report)

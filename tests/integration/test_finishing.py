@@ -7,6 +7,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 import pytest
+from sqlalchemy import ARRAY, BigInteger, bindparam, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.factories import (
     add_delivered_mailing,
@@ -175,3 +176,19 @@ async def test_a_scheduled_mailing_is_not_closed(engine: AsyncEngine) -> None:
     await add_mailing(engine, start=datetime.now(UTC), status="scheduled")
 
     assert await do(engine, finishing.finish) == []
+
+
+# ---- cost -----------------------------------------------------------------------------------
+
+
+async def test_check_for_awaited_receipts_reads_an_index_although_most_messages_await_one(
+    engine: AsyncEngine,
+) -> None:
+    await add_due_messages(engine, 3_000)
+    await execute(engine, "UPDATE message SET status = 'sent', sent_at = now()", "ANALYZE message")
+    explain = text(f"EXPLAIN {finishing.FINISH.text}").bindparams(
+        bindparam("check_ids", type_=ARRAY(BigInteger))
+    )
+    async with engine.connect() as connection:
+        plan = await connection.scalars(explain, {"after": 0, "check_ids": []})
+        assert not [line for line in plan if "Seq Scan on message" in line.split("(")[0]]

@@ -250,7 +250,8 @@ async def read_statistics(engine: AsyncEngine, mailing_id: int) -> object:
 
 
 async def read_page(engine: AsyncEngine, mailing_id: int) -> object:
-    return await mailing_page.read_mailing_page(engine, create_channels(gateway_rate=1), mailing_id)
+    channels = create_channels(gateway_rate=1)
+    return await mailing_page.read_mailing_page(engine, channels, mailing_id, receipt_wait=60)
 
 
 async def read_overview(engine: AsyncEngine, _: int) -> object:

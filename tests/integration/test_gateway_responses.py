@@ -26,7 +26,8 @@ from tests.fault_servers import (
 )
 
 from mailer.gateway.aiohttp_connection import MAX_INTERIM_RESPONSES
-from mailer.gateway.config import ConfiguredGateway, GatewayConfig
+from mailer.gateway.config import ConfiguredGateway
+from mailer.gateway.config_table import GatewayConfig
 from mailer.gateway.http import HttpGateway
 from mailer.gateway.profile_file import load_profile
 from mailer.gateway.protocol import Accepted, Outcome, Rejected, TemporaryFailure, Unknown

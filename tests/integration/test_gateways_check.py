@@ -76,6 +76,29 @@ async def test_operator_codes_that_no_gateway_takes_are_mentioned(tmp_path: Path
     assert not lines_without_codes[-1].startswith("Note")
 
 
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ("", "  no receipts: set callback_secret, so that mailer can tell the provider's calls"),
+        (
+            'callback_secret = "0123456789abcdef"\n',
+            "  receipts: the provider calls https://m.example/gateways/main/receipts",
+        ),
+    ],
+)
+async def test_receipts_are_mentioned_if_providers_can_reach_mailer(
+    tmp_path: Path, keys: str, expected: str
+) -> None:
+    async with served(vonage(b'{"value": 1}', b"", [])) as url:
+        file = tmp_path / "gateways.toml"
+        file.write_text(VONAGE.format(url=url) + keys)
+        lines: list[str] = []
+        gateways = read_gateways(file, {})
+        is_good = await check_gateways(gateways, None, lines.append, "https://m.example")
+    assert is_good
+    assert lines[1].startswith(expected)
+
+
 async def test_without_a_phone_nothing_is_sent(tmp_path: Path) -> None:
     requests: list[ReceivedRequest] = []
     async with served(vonage(b'{"value": 12.5}', b"", requests)) as url:

@@ -5,17 +5,20 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
-from tests.factories import create_patient_engine, value
+from tests.factories import create_patient_engine, do, value
 from tests.schema_dump import DOCUMENT, dump_schema
 
 from mailer.db.migrate import CHECKOUT_MIGRATIONS, is_current, migrate
 from mailer.db.tables import metadata
+from mailer.opt_out.service import opt_out_phone
 
 CHECKSUMS = CHECKOUT_MIGRATIONS / "checksums.txt"
 """A line for each file of a migration that has landed: its SHA-256 digest and its name."""
@@ -51,6 +54,16 @@ async def test_a_downgrade_to_nothing_leaves_nothing(database_url: str) -> None:
     await migrate(engine)
     async with engine.connect() as connection:
         assert await is_current(connection)
+    await engine.dispose()
+
+
+async def test_a_downgrade_that_would_lose_opt_outs_is_refused(database_url: str) -> None:
+    engine = create_patient_engine(database_url)
+    await do(engine, lambda connection: opt_out_phone(connection, "79160000001", "page"))
+
+    with pytest.raises(DBAPIError, match="a downgrade would lose the opt-outs"):
+        await run(engine, command.downgrade, "base")
+    assert await value(engine, "SELECT count(*) FROM opt_out") == 1
     await engine.dispose()
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import trustme
+from msgspec.structs import replace
 from tests.factories import HOUR, NOON
 from tests.mailserver import Mailbox, check_login, mail_server
 
@@ -31,6 +32,7 @@ REPORT = DailyReport(
     mailings=[],
     gateways=[],
     failures=[FailureCount("undelivered", "rejected_400", 2)],
+    awaiting=0,
     hours=[Bucket(NOON, OutcomeCounts.of(delivered=1, undelivered=2))],
 )
 """A report of one delivered and two undelivered messages."""
@@ -69,6 +71,17 @@ def smtp_config(port: int, *, scheme: str = "smtp", login: str = "") -> SmtpConf
             report_recipients="boss@example.org, ops@example.org",
         )
     )
+
+
+async def test_the_subject_names_messages_without_a_receipt(
+    start_mail_server: StartMailServer,
+) -> None:
+    mailbox = Mailbox()
+    hours = [Bucket(NOON, OutcomeCounts.of(sent=1500, delivered=1, undelivered=2))]
+    config = smtp_config(await start_mail_server(mailbox))
+    await send_report(replace(REPORT, hours=hours), config)
+    subject = "mailer, 2020-01-15: 1 delivered, 2 not, 1,500 without a receipt"
+    assert mailbox.mail()["Subject"] == subject
 
 
 async def test_the_mail_has_text_and_html(start_mail_server: StartMailServer) -> None:

@@ -140,4 +140,4 @@ def test_only_with_the_setting_a_periodic_job_deletes_messages(engine: AsyncEngi
         settings = Settings(data_dir="/nowhere", **values)  # type: ignore[arg-type]  # values of one type
         return {job.name for job in jobs(engine, NO_CHANNELS, JobLimits.of(settings), None)}
 
-    assert job_names(retention_days=30) - job_names() == {"purge_messages"}
+    assert job_names(retention_days=30) - job_names() == {"purge_messages", "purge_replies"}

@@ -175,6 +175,8 @@ async def test_other_methods_are_405(method: str) -> None:
         ("1", b'{"id":1,"phone":79001234567,"text":"%s"}' % (b"a" * 1_601), 400),
         ("1", b'{"id":1,"phone":79001234567,"text":"\xff"}', 400),
         ("1", b'{"id":1,"phone":79001234567,"text":"a","more":1}', 400),
+        ("1", b'{"id":1,"phone":79001234567,"text":"a","sender":"ACME"}', 400),
+        ("1", b'{"id":1,"phone":79001234567,"text":"a","callback":"mailer:8000"}', 400),
         ("1", b'{"id":1,"phone":79001234567}', 400),
         ("1", b"[]", 400),
         ("1", b"", 400),

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.event_timeout import EVENT_TIMEOUT
@@ -39,7 +40,7 @@ def account_of(kind: str, value: str) -> dict[str, str]:
     return dict.fromkeys(account_keys(load_profile(kind)), value)
 
 
-def with_account(kind: str, account: dict[str, str]) -> SandboxGateway:
+def with_account(kind: str, account: dict[str, Any]) -> SandboxGateway:
     return SandboxGateway(Faults(), kind=kind, on_request=None, **account)
 
 

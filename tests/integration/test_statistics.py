@@ -335,7 +335,7 @@ async def test_attempts_count_only_messages_with_an_outcome(engine: AsyncEngine)
     ]
 
 
-async def test_gateways_count_outcomes_of_tried_messages_and_parts_of_delivered_ones(
+async def test_gateways_count_outcomes_of_tried_messages_and_parts_of_accepted_ones(
     engine: AsyncEngine,
 ) -> None:
     clients = await add_clients(engine, 6)
@@ -346,7 +346,8 @@ async def test_gateways_count_outcomes_of_tried_messages_and_parts_of_delivered_
     await add_messages(engine, mailing_id, clients[5:], "scheduled", "timeout")
     await execute(
         engine,
-        "UPDATE message SET gateway = 'second', parts = 3 WHERE status <> 'cancelled'",
+        "UPDATE message SET gateway = 'second' WHERE status <> 'cancelled'",
+        "UPDATE message SET parts = 3 WHERE status = 'delivered'",
         "UPDATE message SET gateway = 'first', parts = 2 WHERE id = (SELECT min(id) FROM message)",
     )
 

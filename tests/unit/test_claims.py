@@ -36,6 +36,17 @@ def take_refundable(claims: WorkerClaims) -> list[ClaimedMessage]:
     return claims.refunds.take_refundable(claims.unrecorded)
 
 
+def test_only_claimed_messages_are_stopped_by_opt_outs_until_they_are_recorded(
+    claims: WorkerClaims,
+) -> None:
+    first, second = create_claim(1), create_claim(2)
+    claims.add([first, second])
+    claims.stop_opted_out(frozenset({1, 3}))
+    assert claims.opted_out == {1}
+    claims.forget(delivered(first))
+    assert claims.opted_out == set()
+
+
 def test_message_is_unrecorded_until_its_result_is_written(claims: WorkerClaims) -> None:
     first, second = create_claim(1), create_claim(2)
     claims.add([first, second])

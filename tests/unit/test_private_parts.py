@@ -26,7 +26,7 @@ FILES = {
 }
 """The one file for the private parts of each library."""
 PUBLIC_MODULES = {
-    "aiohttp": re.compile(r"aiohttp(\.web)?"),
+    "aiohttp": re.compile(r"aiohttp(\.(web|abc))?"),
     "httptools": re.compile(r"httptools"),
     "litestar": re.compile(r"litestar(\.(?!_)\w+)*"),
     "uvicorn": re.compile(r"uvicorn"),

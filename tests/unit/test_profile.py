@@ -199,7 +199,7 @@ def test_definition_that_a_header_cannot_have_is_named(definition: str, mistake:
         ("{url}/{b}", "{b} may be empty"),
         ("{url}/send?x=1", "must have no ? and no #; use query"),
         ("{url}/send now", "has a character that a URL cannot have; write it as %XX"),
-        ("{url}/{url}", "{url} can only be the start of request.url and balance.url"),
+        ("{url}/{url}", "{url} can only be the start of request.url, balance.url"),
     ],
 )
 def test_mistake_in_the_address_is_named(url: str, mistake: str) -> None:

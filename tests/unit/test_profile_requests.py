@@ -91,7 +91,12 @@ def test_json() -> None:
     sent = send("json", CYRILLIC, url="https://gateway.example/send")
     assert (sent.method, sent.target) == ("POST", "/send12")
     assert sent.headers["Authorization"] == "Bearer tok"
-    assert sent.json == {"id": 12, "phone": 79161234567, "text": CYRILLIC}
+    assert sent.json == {
+        "id": 12,
+        "phone": 79161234567,
+        "text": CYRILLIC,
+        "callback": CALLBACK,
+    }
 
 
 def test_twilio() -> None:

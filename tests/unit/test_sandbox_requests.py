@@ -17,7 +17,7 @@ from mailer.gateway.profile_mistakes import account_keys
 from mailer.gateway.protocol import OutgoingMessage
 from mailer.gateway.request_template import RequestTemplate
 from mailer.gateway.sandbox_patterns import MESSAGE_VALUES
-from mailer.gateway.sandbox_records import SandboxMessage
+from mailer.gateway.sandbox_records import PollRequest, SandboxMessage
 from mailer.gateway.sandbox_requests import JsonReader, ProfileReader
 from mailer.gateway.sandbox_values import HttpRequest, base_path
 from mailer.gateway.template import Texts
@@ -32,6 +32,9 @@ TEXTS = {
 }
 WITH_ID = {"android", "infobip", "json", "messagebird", "sinch", "smsc", "vonage"}
 """Kinds whose requests contain mailer's id of the message."""
+WITHOUT_SENDER = {"android", "json", "textbee"}
+WITHOUT_URL = {"android", "exolve", "smsc", "smsru", "textbee"}
+"""Kinds that have the URL for receipts as a setting of the account, or no receipts."""
 
 
 def account_of(kind: str) -> dict[str, str]:
@@ -69,7 +72,7 @@ def request_of(
     return HttpRequest(method, target, Headers(pairs), body)
 
 
-def read(kind: str, request: HttpRequest) -> SandboxMessage | HTTPStatus:
+def read(kind: str, request: HttpRequest) -> SandboxMessage | PollRequest | HTTPStatus:
     return ProfileReader(load_profile(kind), account_of(kind)).read(request)
 
 
@@ -84,7 +87,13 @@ def is_refused(kind: str, request: HttpRequest) -> bool:
 def test_message_of_a_request_is_read_as_it_was_written(
     kind: str, text: str, callback: str, sender: str
 ) -> None:
-    message = SandboxMessage(id=12 if kind in WITH_ID else None, phone=79161234567, text=text)
+    message = SandboxMessage(
+        id=12 if kind in WITH_ID else None,
+        phone=79161234567,
+        text=text,
+        sender="" if kind in WITHOUT_SENDER else sender,
+        callback="" if kind in WITHOUT_URL else callback,
+    )
     found = read(kind, request_of(kind, text, callback=callback, sender=sender))
     assert found == message
 

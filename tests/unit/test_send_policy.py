@@ -66,6 +66,36 @@ def test_message_of_a_deleted_client_is_cancelled() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("at_claim", "since_claim"), [(True, False), (False, True)], ids=["at the claim", "since then"]
+)
+def test_message_of_a_client_who_has_opted_out_is_cancelled(
+    *, at_claim: bool, since_claim: bool
+) -> None:
+    claim = replace(CLAIM, is_opted_out=at_claim)
+    assert decide_before_send(
+        claim, MAILING, NOON, TIMEOUT, has_opted_out=since_claim
+    ) == MessageResult(claim, "cancelled", attempts=1, reason="opted_out")
+    service = replace(MAILING, respects_opt_outs=False)
+    decision = decide_before_send(claim, service, NOON, TIMEOUT, has_opted_out=since_claim)
+    assert isinstance(decision, Send)
+
+
+def test_opt_out_that_the_gateway_knows_is_recorded_with_the_result() -> None:
+    outcome = Rejected("opted_out", is_opt_out=True)
+    assert decide_after_send(CLAIM, MAILING, outcome, NOON, POLICY) == MessageResult(
+        CLAIM,
+        "undelivered",
+        CLAIM.attempts,
+        reason="opted_out",
+        last_failure="opted_out",
+        is_opt_out=True,
+    )
+    unknown = replace(CLAIM, unknown_reason="timeout")
+    result = decide_after_send(unknown, MAILING, outcome, NOON, POLICY)
+    assert (result.status, result.reason, result.is_opt_out) == ("unknown", "timeout", True)
+
+
 @pytest.mark.parametrize("since_end", [-END_MARGIN, timedelta(0), timedelta(microseconds=1), HOUR])
 def test_message_is_cancelled_from_right_before_the_end_on(since_end: timedelta) -> None:
     mailing = replace(MAILING, datetime_end=NOON - since_end)
@@ -201,8 +231,9 @@ def test_message_with_an_earlier_unknown_attempt_ends_as_unknown(
     [
         (replace(CLAIM, phone=None), MAILING),
         (CLAIM, replace(MAILING, datetime_end=NOON)),
+        (replace(CLAIM, is_opted_out=True), MAILING),
     ],
-    ids=["client_deleted", "expired"],
+    ids=["client_deleted", "expired", "opted_out"],
 )
 def test_message_that_may_have_been_accepted_is_unknown_and_not_cancelled(
     claim: ClaimedMessage, mailing: RunningMailing

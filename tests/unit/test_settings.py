@@ -10,7 +10,7 @@ from tests.examples import thorough
 
 from mailer.errors import StartError
 from mailer.roles import parse_role_mapping
-from mailer.settings import SECRETS, Settings, read_settings
+from mailer.settings import SECRETS, START_WORDS, STOP_WORDS, Settings, read_settings
 
 NO_FILE = Path("/nonexistent/.env")
 """A `.env` file that does not exist."""
@@ -45,7 +45,9 @@ def test_default_of_every_setting() -> None:
     assert settings.pop("data_dir")
     assert settings == {
         **dict.fromkeys(("database_url", "gateways", "gateway_url", "gateway_token", "log_format")),
-        **dict.fromkeys(("smtp_url", "smtp_from", "report_recipients", "trusted_proxies")),
+        **dict.fromkeys(("smtp_url", "smtp_from", "report_recipients")),
+        **dict.fromkeys(("trusted_proxies", "public_url")),
+        "receipt_wait": 3 * 86_400,
         **dict.fromkeys(("oidc_issuer", "oidc_client_id", "oidc_client_secret")),
         "key_rate": 100,
         "monitoring_token": None,
@@ -68,7 +70,11 @@ def test_default_of_every_setting() -> None:
         "report_time_zone": "UTC",
         "oidc_role_claim": "roles",
         "oidc_roles": "viewer=viewer,operator=operator,admin=admin",
+        "webhook_private_addresses": False,
         "retention_days": 0,
+        "stop_words": STOP_WORDS,
+        "start_words": START_WORDS,
+        "opt_out_text": None,
     }
 
 
@@ -98,6 +104,8 @@ def test_default_of_every_setting() -> None:
         ("oidc_role_claim", "realm_access.roles", "realm_access.roles"),
         ("oidc_roles", "viewer=staff, admin=it", "viewer=staff, admin=it"),
         ("retention_days", "30", 30),
+        ("stop_words", "стоп, halt", "стоп, halt"),
+        ("opt_out_text", "You get no more messages.", "You get no more messages."),
     ],
 )
 def test_variable_is_read(name: str, text: str, value: object) -> None:
@@ -158,6 +166,11 @@ def test_other_empty_secret_counts_as_not_set() -> None:
         *(("shutdown_grace", wrong) for wrong in ("-1", "3601", "nan", "x")),
         *(("auth", wrong) for wrong in ("off", "NONE", "false")),
         *(("trusted_proxies", wrong) for wrong in ("proxy.example", "*", "10.0.0.1/8", "1, 2")),
+        *(
+            ("public_url", wrong)
+            for wrong in ("x.example", "ftp://x", "https://x/?a", "https://u@x")
+        ),
+        *(("receipt_wait", wrong) for wrong in ("0", "2592001", "x")),
         *(("log_level", wrong) for wrong in ("trace", "INFO")),
         *(("log_format", wrong) for wrong in ("xml", "text")),
         *(("database_url", wrong) for wrong in ("mysql://x", "x", "postgresql+asyncpg://x")),
@@ -182,6 +195,9 @@ def test_other_empty_secret_counts_as_not_set() -> None:
         *(("report_at", wrong) for wrong in ("8:00", "24:00", "08:00:00", "08:00\n", "x")),
         *(("report_time_zone", wrong) for wrong in ("Mars/Base", "utc", "UTC+3")),
         *(("retention_days", wrong) for wrong in ("-1", "36501", "x", "0.5")),
+        *(("stop_words", wrong) for wrong in (",", "stop,,halt", "...", "x" * 101)),
+        ("start_words", "go, Stop!"),
+        ("opt_out_text", "x" * 1_601),
     ],
 )
 def test_wrong_variable_stops_the_start_with_one_line_that_names_it(name: str, text: str) -> None:

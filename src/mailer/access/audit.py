@@ -17,7 +17,18 @@ AuditedFields = Mapping[str, Any]
 """Names and values of fields of a target, stored as JSON. Secrets are left out; a phone and a tag
 are masked."""
 
-TargetKind = Literal["mailing", "client", "directory", "key", "user", "database", "gateway"]
+TargetKind = Literal[
+    "mailing",
+    "client",
+    "directory",
+    "opt_out",
+    "key",
+    "user",
+    "database",
+    "gateway",
+    "reply",
+    "webhook",
+]
 
 
 class Target(msgspec.Struct, frozen=True):

@@ -19,8 +19,8 @@ MAX_COUNTED_ENTRIES = 10_000
 class AuditedActor(msgspec.Struct, frozen=True):
     """The author of an action.
 
-    An API key, a user, the command line, or an anonymous request: one without
-    authentication, such as a failed sign-in.
+    An API key, a user, the command line, mailer itself (`system`), or an anonymous request: one
+    without authentication, such as a failed sign-in.
     """
 
     kind: ActorKind

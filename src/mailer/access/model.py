@@ -31,14 +31,14 @@ Name = Annotated[
     ),
 ]
 """The name of an API key or a user."""
-ActorKind = Literal["key", "user", "command", "anonymous"]
+ActorKind = Literal["key", "user", "command", "anonymous", "system"]
 
 
 class Actor(msgspec.Struct, frozen=True):
     """The author of an action.
 
-    An API key, a signed-in user, the command line, or an anonymous request: one without
-    authentication, such as a failed sign-in or any request under `MAILER_AUTH=none`.
+    An API key, a signed-in user, the command line, mailer itself, or an anonymous request: one
+    without authentication, such as a failed sign-in or any request under `MAILER_AUTH=none`.
     """
 
     kind: ActorKind
@@ -74,3 +74,5 @@ class Actor(msgspec.Struct, frozen=True):
 
 COMMAND_LINE = Actor("command", "command line", scope="admin")
 """The actor of commands, such as `mailer users`."""
+SYSTEM = Actor("system", "mailer", scope="admin")
+"""The actor of what mailer does by itself, such as to disable a webhook that keeps failing."""

@@ -40,16 +40,28 @@ REASON_LABELS = {
         "the SMS provider does not allow the sender: register it, or use another one"
     ),
     "account_blocked": gettext_noop("the SMS provider has blocked the account: ask its support"),
-    "opted_out": gettext_noop("the client does not want messages"),
+    "opted_out": gettext_noop("the client has opted out"),
     "partly_accepted": gettext_noop("the gateway accepted only some parts of the text"),
     "repeated_too_soon": gettext_noop("the gateway calls it a repeat of an earlier request"),
+    "no_receipt": gettext_noop("no receipt came in time"),
+    "not_delivered": gettext_noop("not delivered, according to the receipt"),
+    "validity_expired": gettext_noop("the phone could not be reached in time"),
 }
 """Why a message was not delivered, why its last attempt failed, or why a mailing is held."""
+RECEIPT_LABELS = {
+    "delivered": gettext_noop("delivered"),
+    "sent": gettext_noop("on its way"),
+    "failed": gettext_noop("undelivered"),
+    "expired": gettext_noop("the phone could not be reached in time"),
+    "unknown": gettext_noop("the provider does not know whether it was delivered"),
+}
+"""What a receipt says."""
 ANSWER_REASON_LABELS = {
     "http": gettext_noop("the gateway answered {}"),
     "proxy": gettext_noop("the proxy before the gateway answered {}"),
     "rejected": gettext_noop("the gateway rejected it with {}"),
     "code": gettext_noop("the gateway answered with the code {}"),
+    "not_delivered": gettext_noop("not delivered, with the code {} in the receipt"),
 }
 """Reasons that contain an HTTP status or a code of the gateway or its proxy, such as `http_503`.
 `{}` is its place."""
@@ -74,16 +86,20 @@ ACTOR_LABELS = {
     "user": gettext_noop("User"),
     "command": gettext_noop("Command line"),
     "anonymous": gettext_noop("Anonymous"),
+    "system": gettext_noop("mailer itself"),
 }
 """Who made a change in the audit log."""
 TARGET_LABELS = {
     "mailing": gettext_noop("Mailing"),
     "client": gettext_noop("Client"),
     "directory": gettext_noop("Clients"),
+    "opt_out": gettext_noop("Opt-outs"),
     "key": gettext_noop("API key"),
     "user": gettext_noop("User"),
     "database": gettext_noop("Database"),
     "gateway": gettext_noop("Gateway"),
+    "webhook": gettext_noop("Webhook"),
+    "reply": gettext_noop("Reply"),
 }
 """What was changed in the audit log; `directory` is several clients at once."""
 ACTION_LABELS = {
@@ -99,6 +115,10 @@ ACTION_LABELS = {
     "client_erased": gettext_noop("Client deleted"),
     "clients_imported": gettext_noop("Clients imported"),
     "clients_exported": gettext_noop("Clients exported"),
+    "client_opted_out": gettext_noop("Client opted out"),
+    "client_opted_in": gettext_noop("Client opted in again"),
+    "opt_outs_imported": gettext_noop("Opt-outs imported"),
+    "opt_outs_exported": gettext_noop("Opt-outs exported"),
     "key_created": gettext_noop("API key created"),
     "key_revoked": gettext_noop("API key revoked"),
     "user_created": gettext_noop("User created"),
@@ -112,6 +132,14 @@ ACTION_LABELS = {
     "gateway_resumed": gettext_noop("Gateway resumed"),
     "gateway_tested": gettext_noop("Test message sent"),
     "unknown_released": gettext_noop("Messages with delivery unknown released"),
+    "webhook_created": gettext_noop("Webhook created"),
+    "webhook_changed": gettext_noop("Webhook changed"),
+    "webhook_deleted": gettext_noop("Webhook deleted"),
+    "webhook_secret_rotated": gettext_noop("New secret of a webhook"),
+    "webhook_tested": gettext_noop("Test event sent"),
+    "webhook_redelivered": gettext_noop("Events delivered again"),
+    "webhook_disabled": gettext_noop("Webhook disabled because it fails"),
+    "reply_answered": gettext_noop("Reply answered"),
     "signed_in": gettext_noop("Signed in"),
     "sign_in_failed": gettext_noop("Sign-in failed"),
     "signed_out": gettext_noop("Signed out"),
@@ -132,6 +160,7 @@ FIELD_LABELS = {
     "send_interval_time_start": gettext_noop("Window opens"),
     "send_interval_time_end": gettext_noop("Window closes"),
     "on_unknown": gettext_noop("If the gateway does not confirm"),
+    "purpose": gettext_noop("Purpose"),
     "gateway": gettext_noop("Gateway"),
     "sender": gettext_noop("Sender"),
     "phone": gettext_noop("Phone"),
@@ -146,8 +175,75 @@ FIELD_LABELS = {
     "rejected": gettext_noop("rejected"),
     "sessions": gettext_noop("Sessions"),
     "held_since": gettext_noop("Held since"),
+    "url": gettext_noop("URL"),
+    "events": gettext_noop("Events"),
+    "enabled": gettext_noop("Enabled"),
+    "disabled_reason": gettext_noop("Disabled because"),
+    "deliveries": gettext_noop("Deliveries"),
 }
 """Fields in the audit log, in the order in which the page shows them."""
+EVENT_LABELS = {
+    "mailing.started": gettext_noop("A mailing has started."),
+    "mailing.finished": gettext_noop(
+        "A mailing has nothing left to send: it is finished or cancelled."
+    ),
+    "mailing.held": gettext_noop("A running mailing waits for its gateways."),
+    "messages.finished": gettext_noop(
+        "Messages have got their final status, up to 500 in one event."
+    ),
+    "client.opted_out": gettext_noop("A client does not want marketing messages any more."),
+    "reply.received": gettext_noop("A client has replied."),
+    "gateway.down": gettext_noop("A gateway is not used any more: it fails or is paused."),
+    "gateway.up": gettext_noop("A gateway is used again."),
+}
+"""Events of webhooks."""
+DELIVERY_STATUS_LABELS = {
+    "waiting": gettext_noop("waiting"),
+    "delivered": gettext_noop("received"),
+    "failed": gettext_noop("failed"),
+}
+DELIVERY_ERROR_LABELS = {
+    "timeout": gettext_noop("no answer in time"),
+    "connection_failed": gettext_noop("could not be reached"),
+    "connection_lost": gettext_noop("the connection was lost before the answer"),
+    "bad_response": gettext_noop("the answer is not valid HTTP"),
+    "bad_certificate": gettext_noop("the certificate is not valid for this host"),
+    "tls_failed": gettext_noop("no secure connection"),
+    "private_address": gettext_noop("the address is not public"),
+    "unknown_host": gettext_noop("the host has no address"),
+    "redirect": gettext_noop("a redirect, which is not followed: change the URL"),
+    "expired": gettext_noop("not delivered within three days"),
+    "dropped": gettext_noop("dropped: too many were waiting"),
+}
+"""Why a delivery to a webhook failed; a status of HTTP is not among them."""
+ANSWERED_WITH = gettext_noop("answered with {}")
+"""A status of HTTP with which an endpoint refused an event. `{}` is its place."""
+PURPOSE_LABELS = {
+    "marketing": gettext_noop("Marketing"),
+    "service": gettext_noop("Service"),
+}
+"""The choice of a mailing for clients who have opted out."""
+OPT_OUT_SOURCE_LABELS = {
+    "reply": gettext_noop("reply of the client"),
+    "gateway": gettext_noop("answer of the gateway"),
+    "page": gettext_noop("a user"),
+    "api": gettext_noop("API"),
+    "import": gettext_noop("imported file"),
+}
+"""How an opt-out came."""
+ANSWER_STATUS_LABELS = {
+    "waiting": gettext_noop("waiting"),
+    "sending": gettext_noop("being sent"),
+    "accepted": gettext_noop("accepted"),
+    "failed": gettext_noop("not sent"),
+    "unknown": gettext_noop("delivery unknown"),
+}
+"""The status of an answer to a reply."""
+REPLY_ACTION_LABELS = {
+    "opted_out": gettext_noop("opted out"),
+    "opted_in": gettext_noop("opted in"),
+}
+"""What a reply with a stop or start word has done."""
 ON_UNKNOWN_LABELS = {"retry": gettext_noop("send again"), "hold": gettext_noop("do not send again")}
 """The choice of a mailing for messages whose delivery is unknown."""
 ROLE_LABELS = {
@@ -175,7 +271,7 @@ OPERATING_SYSTEMS = {
     "Linux": "Linux",
 }
 """Operating systems by a part of the User-Agent; the first match counts."""
-_ANSWER_REASON = re.compile(r"(http|proxy|rejected|code)_([0-9A-Za-z_.-]+)")
+_ANSWER_REASON = re.compile(r"(http|proxy|rejected|code|not_delivered)_([0-9A-Za-z_.-]+)")
 
 
 def reason_label(reason: str) -> str:
@@ -184,6 +280,13 @@ def reason_label(reason: str) -> str:
         kind, status = match.groups()
         return gettext(ANSWER_REASON_LABELS[kind]).format(status)
     return gettext(REASON_LABELS[reason]) if reason in REASON_LABELS else reason
+
+
+def delivery_error_label(error: str) -> str:
+    """Return the label of the error of a delivery to a webhook."""
+    if match := re.fullmatch(r"http_(\d+)", error):
+        return gettext(ANSWERED_WITH).format(match[1])
+    return gettext(DELIVERY_ERROR_LABELS[error]) if error in DELIVERY_ERROR_LABELS else error
 
 
 def label_lookup(labels: Mapping[str, str]) -> Callable[[str], str]:

@@ -22,6 +22,7 @@ from mailer.admin.viewer import Viewer, viewer_of
 from mailer.db import origin
 from mailer.gateway.channel import Channels
 from mailer.gateway.status import list_statuses
+from mailer.reply import reading
 from mailer.roles import Scope
 from mailer.time_slices import run_in_slices
 from mailer.web.assets import asset_url
@@ -60,6 +61,8 @@ class PageContext(msgspec.Struct, frozen=True):
     """The confirmation of the last action: a key of `flash.html`."""
     is_held: bool = False
     """Whether nothing is sent because the database was restored. Only for viewers who may write."""
+    unread_replies: int = 0
+    """Number of unread replies, which the navigation shows; at most `MAX_COUNTED_UNREAD`."""
     is_fragment: bool = False
     """Whether a script requested the content without header and footer, to show it in a dialog."""
 
@@ -176,15 +179,17 @@ async def provide_page_context(
 ) -> PageContext:
     """Return the context of a page for this request.
 
-    `is_held` is read only for pages that show a notice about it.
+    `is_held` and `unread_replies` are read only for pages that show them.
     """
     context = create_page_context(request, channels)
-    is_whole_page = not context.is_fragment and request.method in SAFE_METHODS
-    if not context.may("write") or not is_whole_page:
+    is_part_of_page = context.is_fragment or request.url.path.startswith("/live/")
+    if not context.may("read") or is_part_of_page:
         return context
+    shows_hold = context.may("write") and request.method in SAFE_METHODS
     async with engine.connect() as connection:
-        hold = await origin.get_hold(connection)
-    return msgspec.structs.replace(context, is_held=hold is not None)
+        hold = await origin.get_hold(connection) if shows_hold else None
+        unread_replies = await reading.count_unread(connection)
+    return msgspec.structs.replace(context, is_held=hold is not None, unread_replies=unread_replies)
 
 
 def create_page_context(request: Request[Any, Any, Any], channels: Channels) -> PageContext:

@@ -22,8 +22,12 @@ from mailer.admin.mailings.detail import MailingPage
 from mailer.admin.mailings.form import MailingForm
 from mailer.admin.mailings.index import MailingList
 from mailer.admin.mailings.messages import MessageList
+from mailer.admin.opt_outs.importing import OptOutImport
+from mailer.admin.opt_outs.index import OptOuts
 from mailer.admin.redirects import own_path, redirect_back_url
 from mailer.admin.render import create_page_context, provide_page_context
+from mailer.admin.replies.detail import ReplyPage
+from mailer.admin.replies.index import ReplyList
 from mailer.admin.system.audit import Audit
 from mailer.admin.system.index import System
 from mailer.admin.system.overview import Overview
@@ -34,6 +38,8 @@ from mailer.admin.users.profile import Profile
 from mailer.admin.users.sign_in import SignIn
 from mailer.admin.users.sign_in_oidc import SignInOidc
 from mailer.admin.viewer import LANGUAGE_COOKIE, TIME_ZONE_COOKIE
+from mailer.admin.webhooks.detail import WebhookPage
+from mailer.admin.webhooks.index import WebhookList
 from mailer.client.model import known_zones
 from mailer.web.problems import problem_of
 from mailer.web.request_log import API_PREFIX
@@ -107,6 +113,10 @@ def site_router() -> Router:
             MessageList,
             Clients,
             ClientImport,
+            OptOuts,
+            OptOutImport,
+            ReplyList,
+            ReplyPage,
             Audit,
             System,
             GatewayList,
@@ -114,6 +124,8 @@ def site_router() -> Router:
             GatewayTest,
             TryNow,
             RestoredDatabase,
+            WebhookList,
+            WebhookPage,
             SignIn,
             SignInOidc,
             save_preferences,

@@ -1,7 +1,7 @@
 """API routes for the clients of the directory."""
 
-from collections.abc import Iterable, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from http import HTTPStatus
@@ -12,7 +12,7 @@ from litestar.di import NamedDependency
 from litestar.exceptions import HTTPException
 from litestar.openapi.spec import OpenAPIMediaType, OpenAPIType, Operation, RequestBody, Schema
 from litestar.params import JSONBody, Parameter
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Meta, UnsetType
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.access.model import Actor
@@ -49,17 +49,15 @@ IMPORT_LIMITER = ConcurrencyLimiter(MAX_CONCURRENT_IMPORTS, per_owner=1, timeout
 """Allows each API key or user one import at once. Another one waits up to 5 seconds for a slot."""
 
 
-async def import_upload(
-    engine: AsyncEngine,
-    request: Request[Any, Any, Any],
-    actor: Actor,
-    claim: IdempotencyClaim | None = None,
-) -> ImportReport:
-    """Import the CSV file in the body of a request to the API or to the import page.
+@asynccontextmanager
+async def uploaded_csv(
+    request: Request[Any, Any, Any], actor: Actor
+) -> AsyncIterator[AsyncIterator[bytes]]:
+    """Yield the parts of the CSV file in the body of a request.
 
-    Raises `InvalidError` when the header of the file is wrong; `StalledUploadError` and
-    `LongUploadError` when the upload takes too long; `BusyError` when no slot becomes free;
-    HTTPException 415 when the Content-Type is not text/csv or names a charset not in `CHARSETS`.
+    Raises `StalledUploadError` and `LongUploadError` when the upload takes too long; `BusyError`
+    when no slot becomes free; HTTPException 415 when the Content-Type is not text/csv or names a
+    charset not in `CHARSETS`.
     """
     media_type, options = request.content_type
     if media_type != "text/csv" or options.get("charset", "utf-8").lower() not in CHARSETS:
@@ -71,6 +69,20 @@ async def import_upload(
         IMPORT_LIMITER.slot(actor.quota_key),
         aclosing(read_with_stall_timeout(request.stream())) as parts,
     ):
+        yield parts
+
+
+async def import_upload(
+    engine: AsyncEngine,
+    request: Request[Any, Any, Any],
+    actor: Actor,
+    claim: IdempotencyClaim | None = None,
+) -> ImportReport:
+    """Import the CSV file in the body of a request to the API or to the import page.
+
+    Raises `InvalidError` when the header of the file is wrong, and the errors of `uploaded_csv`.
+    """
+    async with uploaded_csv(request, actor) as parts:
         return await import_clients(engine, parts, actor, claim)
 
 
@@ -84,6 +96,16 @@ class ClientQuery(PageQuery, frozen=True, kw_only=True):
     tag: Tag | UnsetType = UNSET
     time_zone: TimeZone | UnsetType = UNSET
     phone: Phone | UnsetType = UNSET
+    opted_out: (
+        Annotated[
+            bool,
+            Meta(
+                description="Whether they have opted out of marketing messages.",
+                extra={"rule": "must be true or false"},
+            ),
+        ]
+        | UnsetType
+    ) = UNSET
 
     @classmethod
     def broken_rules(cls, values: Mapping[str, Any], at: datetime) -> Iterable[FieldError]:

@@ -56,9 +56,11 @@ CLIENT_SOURCE = CsvSource(
 
 
 async def export_clients(
-    engine: AsyncEngine, actor: Actor, **filters: str
+    engine: AsyncEngine, actor: Actor, *, opted_out: bool | None = None, **filters: str
 ) -> AsyncGenerator[CsvPart, None]:
     """Yield as CSV the clients whose fields equal `filters`, oldest first; deleted ones excluded.
+
+    `opted_out` is whether they have opted out; None for both.
 
     PostgreSQL's COPY quotes the fields. A formula in a tag gets an apostrophe, which an import
     removes. A null tag is written as an empty field, which an import reads as null; no stored tag
@@ -68,13 +70,18 @@ async def export_clients(
     `AccessRevokedError` midway when `actor` loses the right to read.
     """
     is_audited = False
-    chunks = copy_in_chunks(engine, CLIENT_SOURCE, normalize_filter(filters))
+    source, filtered_by = CLIENT_SOURCE, sorted(filters)
+    if opted_out is not None:
+        condition = f"opted_out_at IS {'NOT ' if opted_out else ''}NULL"
+        source = source._replace(where=f"{source.where} AND {condition}")
+        filtered_by.append("opted_out")
+    chunks = copy_in_chunks(engine, source, normalize_filter(filters))
     async with aclosing(
         reauthorize.stream_while_authorized(engine, actor, "read", chunks)
     ) as parts:
         async for part in parts:
             if not is_audited:
-                await _write_audit(engine, actor, sorted(filters))
+                await _write_audit(engine, actor, filtered_by)
                 is_audited = True
             yield part
 

@@ -146,7 +146,7 @@ async def _import(
     validator = RowValidator(zones, decoder)
     staged_count = 0
     await database.execute(CREATE_STAGING_TABLE)
-    async for text in _decode(parts, decoder):
+    async for text in decode_parts(parts, decoder):
         validator.validate(reader.feed(text))
         await slices.pause()
         if len(validator.valid_rows) >= STAGE_BATCH:
@@ -169,7 +169,7 @@ async def _import(
     return await _store(database, staged, actor, claim)
 
 
-async def _decode(parts: AsyncIterator[bytes], decoder: TextDecoder) -> AsyncIterator[str]:
+async def decode_parts(parts: AsyncIterator[bytes], decoder: TextDecoder) -> AsyncIterator[str]:
     """Yield the text of a file in units of at most `UNIT_SIZE` characters."""
     async for part in parts:
         for unit in _split(part):

@@ -143,6 +143,7 @@ class Client(msgspec.Struct, frozen=True):
         "operator_code": "916",
         "tag": "vip",
         "time_zone": "Europe/Moscow",
+        "opted_out_at": None,
         "created_at": "2030-01-10T08:00:00Z",
         "updated_at": "2030-01-10T08:00:00Z",
     }
@@ -152,6 +153,8 @@ class Client(msgspec.Struct, frozen=True):
     operator_code: OperatorCode
     tag: Tag | None
     time_zone: TimeZone
+    opted_out_at: datetime | None
+    """Since when marketing messages are not sent to the client; null while they are."""
     created_at: datetime
     updated_at: datetime
 

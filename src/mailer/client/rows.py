@@ -106,11 +106,11 @@ class RowValidator:
         if self.rejected > MAX_REPORTED_LINES:
             return
         if isinstance(fields, UnreadableRecord):
-            self.errors.append(RejectedField(line, "", _excerpt(fields.line), fields.message))
+            self.errors.append(RejectedField(line, "", excerpt(fields.line), fields.message))
             return
         messages = self._find_errors(fields)
         self.errors += (
-            RejectedField(line, name, _excerpt(value), messages[name])
+            RejectedField(line, name, excerpt(value), messages[name])
             for name, value in zip(CSV_COLUMNS, fields, strict=True)
             if name in messages
         )
@@ -149,7 +149,7 @@ def _tag_columns(tag: str) -> tuple[str | None, str | None]:
     return columns["tag"], columns["tag_written"]
 
 
-def _excerpt(value: str) -> str:
+def excerpt(value: str) -> str:
     """Return the start of a value on one line; non-printable characters become U+FFFD."""
     start = "".join(map(_to_printable, value[: MAX_REPORTED_VALUE_LENGTH + 1]))
     if len(start) <= MAX_REPORTED_VALUE_LENGTH:

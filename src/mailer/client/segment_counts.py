@@ -3,6 +3,7 @@
 A segment is all clients with the same operator code, tag and time zone, the only fields of a
 filter. A trigger on the clients writes each change as a delta, such as 1 for a new client. The
 periodic job `merge_counters` merges the deltas every 2 seconds into one row for each segment.
+Of each segment, the clients who have opted out are also counted apart.
 """
 
 from sqlalchemy import ColumnElement, column, func, select, table, text
@@ -11,25 +12,44 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from mailer.db.engine import SEGMENT_MERGE_LOCK
 
 ALL_SEGMENT_COUNTS = table(
-    "all_segment_counts", *map(column, ("operator_code", "tag", "time_zone", "clients"))
+    "all_segment_counts",
+    *map(column, ("operator_code", "tag", "time_zone", "clients", "opted_out")),
 )
 """A view of the merged counts and of the deltas that are not merged yet.
 
-A segment may have several rows; the sum of their `clients` is its size.
+A segment may have several rows; the sum of their `clients` is its size. The sum of their
+`opted_out` is the number of those who have opted out.
 """
 
 
-async def count(connection: AsyncConnection, *conditions: ColumnElement[bool]) -> int:
-    """Return how many clients meet all conditions on `ALL_SEGMENT_COUNTS`."""
-    statement = select(func.coalesce(func.sum(ALL_SEGMENT_COUNTS.c.clients), 0)).where(*conditions)
+def sum_of(*, opted_out: bool | None = None) -> ColumnElement[int]:
+    """Return the number of clients of several rows of `ALL_SEGMENT_COUNTS`.
+
+    `opted_out` is whether the clients have opted out; None for both.
+    """
+    counts = ALL_SEGMENT_COUNTS.c
+    match opted_out:
+        case None:
+            return func.sum(counts.clients)
+        case True:
+            return func.sum(counts.opted_out)
+        case False:
+            return func.sum(counts.clients - counts.opted_out)
+
+
+async def count(
+    connection: AsyncConnection, *conditions: ColumnElement[bool], opted_out: bool | None = None
+) -> int:
+    """Return how many clients meet all conditions on `ALL_SEGMENT_COUNTS`; see `sum_of`."""
+    statement = select(func.coalesce(sum_of(opted_out=opted_out), 0)).where(*conditions)
     return int((await connection.execute(statement)).scalar_one())
 
 
 async def count_by_zone(
-    connection: AsyncConnection, *conditions: ColumnElement[bool]
+    connection: AsyncConnection, *conditions: ColumnElement[bool], opted_out: bool | None = None
 ) -> dict[str, int]:
-    """Return how many clients meet all conditions on `ALL_SEGMENT_COUNTS`, by time zone."""
-    clients = func.sum(ALL_SEGMENT_COUNTS.c.clients)
+    """Return how many clients meet all conditions, by time zone; as `count`."""
+    clients = sum_of(opted_out=opted_out)
     time_zone = ALL_SEGMENT_COUNTS.c.time_zone
     statement = (
         select(time_zone, clients).where(*conditions).group_by(time_zone).having(clients > 0)
@@ -49,13 +69,14 @@ MERGE_SEGMENT_DELTAS = text("""
         DELETE FROM segment_count_delta
         WHERE ctid = ANY (ARRAY(SELECT ctid FROM segment_count_delta LIMIT :limit))
         RETURNING *)
-    INSERT INTO segment_count (operator_code, tag, time_zone, clients)
-    SELECT operator_code, tag, time_zone, sum(clients) FROM deltas
+    INSERT INTO segment_count (operator_code, tag, time_zone, clients, opted_out)
+    SELECT operator_code, tag, time_zone, sum(clients), sum(opted_out) FROM deltas
     GROUP BY operator_code, tag, time_zone
     ON CONFLICT (operator_code, tag, time_zone)
-        DO UPDATE SET clients = segment_count.clients + excluded.clients
+        DO UPDATE SET clients = segment_count.clients + excluded.clients,
+            opted_out = segment_count.opted_out + excluded.opted_out
     RETURNING clients""")
-DELETE_EMPTY_SEGMENTS = text("DELETE FROM segment_count WHERE clients = 0")
+DELETE_EMPTY_SEGMENTS = text("DELETE FROM segment_count WHERE clients = 0 AND opted_out = 0")
 
 
 async def merge_deltas(connection: AsyncConnection, limit: int) -> None:

@@ -27,7 +27,7 @@ async def create(
     """
     async with engine.begin() as connection:
         done = await do_once(
-            connection, claim, lambda: _create(connection, new, actor), creates_client=True
+            connection, claim, lambda: _create(connection, new, actor), client_id_of=int
         )
         return await store.get(connection, done.result["id"])
 
@@ -46,7 +46,8 @@ async def change(
     """Change a client; raises `ClientNotFoundError` and `PhoneTakenError`."""
     async with engine.begin() as connection:
         old = await store.get(connection, client_id, lock=True)
-        client = await store.change(connection, client_id, changes)
+        await store.change(connection, client_id, changes)
+        client = await store.get(connection, client_id)  # a new phone may be opted out
         before, after = _audited_fields(old), _audited_fields(client)
         # compared without hiding, because two hidden tags are equal
         if changed := [name for name in after if getattr(old, name) != getattr(client, name)]:

@@ -12,6 +12,7 @@ from sqlalchemy import (
     func,
     insert,
     literal,
+    not_,
     select,
     text,
     update,
@@ -48,7 +49,7 @@ async def create(connection: AsyncConnection, new: NewClient) -> Client:
     return Client(**await _execute_write(connection, statement))
 
 
-async def change(connection: AsyncConnection, client_id: int, changes: ClientChange) -> Client:
+async def change(connection: AsyncConnection, client_id: int, changes: ClientChange) -> None:
     """Change a client; raises `ClientNotFoundError` and `PhoneTakenError`.
 
     A new phone also sets the operator code to that of the phone, unless `changes` have one.
@@ -64,7 +65,7 @@ async def change(connection: AsyncConnection, client_id: int, changes: ClientCha
         .values(**values, updated_at=func.now())
         .returning(*CLIENT_COLUMNS)
     )
-    return Client(**await _execute_write(connection, statement))
+    await _execute_write(connection, statement)
 
 
 async def _execute_write(connection: AsyncConnection, statement: Any) -> dict[str, Any]:  # noqa: ANN401  # an insert or an update, which have no common type
@@ -122,20 +123,29 @@ def normalize_filter(filters: Mapping[str, str]) -> dict[str, str]:
     return {name: fold_label(value) if name == "tag" else value for name, value in filters.items()}
 
 
-async def page(connection: AsyncConnection, cursor: Cursor, **filters: str) -> RowPage:
-    """Return a page of the clients whose fields equal `filters`."""
+async def page(
+    connection: AsyncConnection, cursor: Cursor, *, opted_out: bool | None = None, **filters: str
+) -> RowPage:
+    """Return a page of the clients whose fields equal `filters`.
+
+    `opted_out` is whether they have opted out; None for both.
+    """
     filters = normalize_filter(filters)
     count = None  # counted by `fetch_page`: a phone is in no segment, and one client at most has it
     if "phone" not in filters:
         in_segment = (
             segment_counts.ALL_SEGMENT_COUNTS.c[name] == value for name, value in filters.items()
         )
-        count = await segment_counts.count(connection, *in_segment)
+        count = await segment_counts.count(connection, *in_segment, opted_out=opted_out)
+    conditions = [client.c[name] == value for name, value in filters.items()]
+    if opted_out is not None:
+        has_opted_out = client.c.opted_out_at.is_not(None)
+        conditions.append(has_opted_out if opted_out else not_(has_opted_out))
     # Each of two filters may match many clients, and both together only a few. So the ids of the
     # page are found in the indexes alone, and the other columns are read for these ids only.
-    has_several_filters = len(filters) > 1
+    has_several_filters = len(conditions) > 1
     rows = select(*([client.c.id] if has_several_filters else CLIENT_COLUMNS)).where(
-        NOT_DELETED, *(client.c[name] == value for name, value in filters.items())
+        NOT_DELETED, *conditions
     )
     page_columns = CLIENT_COLUMNS if has_several_filters else ()
     return await fetch_page(
@@ -143,9 +153,10 @@ async def page(connection: AsyncConnection, cursor: Cursor, **filters: str) -> R
     )
 
 
-# The row stays, without personal data, because messages refer to it.
+# The row stays, without personal data, because messages refer to it. A trigger keeps the opt-out of
+# the phone, without the client.
 ERASE = text("""
-    UPDATE client SET phone = NULL, tag = NULL, tag_written = NULL,
+    UPDATE client SET phone = NULL, tag = NULL, tag_written = NULL, opted_out_at = NULL,
         deleted_at = now(), updated_at = now()
     WHERE id = :client_id AND deleted_at IS NULL""")
 

@@ -155,7 +155,10 @@ def _create_mail(report: DailyReport, smtp: SmtpConfig, message_id: str | None) 
     message = EmailMessage()
     delivered = report.outcomes.delivered
     not_delivered = sum(getattr(report.outcomes, name) for name in FAILURES)
-    message["Subject"] = f"mailer, {report.day}: {delivered:,} delivered, {not_delivered:,} not"
+    subject = f"mailer, {report.day}: {delivered:,} delivered, {not_delivered:,} not"
+    if report.outcomes.sent:
+        subject += f", {report.outcomes.sent:,} without a receipt"
+    message["Subject"] = subject
     message["From"] = Address("mailer", addr_spec=smtp.sender)
     message["To"] = ", ".join(smtp.recipients)
     message["Date"] = format_datetime(report.as_of)

@@ -1,4 +1,7 @@
-"""SQL that counts the outcomes of a day by gateway, and the failures by reason and gateway."""
+"""SQL that counts the outcomes of a day by gateway, and the failures by reason and gateway.
+
+Also the messages of which the outcome may still change.
+"""
 
 from datetime import datetime
 
@@ -54,6 +57,18 @@ async def count_by_gateway(
         )
         for row in rows
     ]
+
+
+# A message that is `sent` has a reason once its receipt is not awaited any more.
+COUNT_AWAITING = text("""
+    SELECT greatest(0, coalesce(sum(sent), 0))::bigint FROM all_outcome_counts
+    WHERE bucket_start >= :start AND bucket_start < :end AND reason = ''""")
+
+
+async def count_awaiting(connection: AsyncConnection, start: datetime, end: datetime) -> int:
+    """Return how many messages accepted from `start` to `end` still await a receipt."""
+    values = {"start": start, "end": end}
+    return int((await connection.execute(COUNT_AWAITING, values)).scalar_one())
 
 
 async def count_failures(

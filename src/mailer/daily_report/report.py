@@ -11,7 +11,12 @@ import msgspec
 from sqlalchemy import ColumnElement, Row, and_, func, not_, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from mailer.daily_report.outcomes import FailureCount, count_by_gateway, count_failures
+from mailer.daily_report.outcomes import (
+    FailureCount,
+    count_awaiting,
+    count_by_gateway,
+    count_failures,
+)
 from mailer.db.engine import snapshot
 from mailer.db.tables.mailing import mailing
 from mailer.errors import FieldError, InvalidError
@@ -60,6 +65,9 @@ class DailyReport(msgspec.Struct, frozen=True, kw_only=True):
     failures: list[FailureCount]
     """Messages of all mailings that failed on that day, largest first: by status and reason, and by
     gateway if several were used."""
+    awaiting: int
+    """Messages accepted on that day that still await a receipt. An outcome counts for the time at
+    which its message was sent, so the outcomes of the day change when their receipts come."""
     hours: list[Bucket]
     """Outcomes of messages by hour; 23 or 25 hours when the clocks change.
 
@@ -100,6 +108,7 @@ async def daily_report(engine: AsyncEngine, day: date, time_zone: str) -> DailyR
             mailings=await _list_mailings(connection, is_active, zone),
             gateways=gateways,
             failures=await count_failures(connection, start, end, names_gateway=len(gateways) > 1),
+            awaiting=await count_awaiting(connection, start, end),
             hours=await _list_hours(connection, start, end, zone),
         )
 

@@ -172,6 +172,18 @@ async def execute_driver_sql(
     return affected_rows(await connection.execute(sql, *values))
 
 
+async def fetch_driver_sql(
+    connection: AsyncConnection | asyncpg.Connection, sql: str, values: tuple[Any, ...]
+) -> list[tuple[Any, ...]]:
+    """Execute a statement with parameters $1, $2, ... and return its rows.
+
+    The connection may be one of SQLAlchemy or one of asyncpg.
+    """
+    if isinstance(connection, AsyncConnection):
+        return [tuple(row) for row in await connection.exec_driver_sql(sql, values)]
+    return [tuple(row) for row in await connection.fetch(sql, *values)]
+
+
 def affected_rows(command_tag: str) -> int:
     """Return the number of rows in PostgreSQL's command tag, such as INSERT 0 5 or UPDATE 5."""
     return int(command_tag.rpartition(" ")[2])
@@ -264,6 +276,11 @@ DATA_ERRORS = (
 def is_data_error(error: DBAPIError) -> bool:
     """Return whether the database refused the values of a statement."""
     return isinstance(cause_of(error), DATA_ERRORS)
+
+
+def is_rolled_back(error: DBAPIError) -> bool:
+    """Return whether the transaction was rolled back, as after a deadlock, and may be repeated."""
+    return isinstance(cause_of(error), asyncpg.TransactionRollbackError)
 
 
 def is_fatal(error: BaseException) -> bool:

@@ -8,6 +8,7 @@ table, and a worker that has ended leaves nothing behind.
 import os
 import socket
 from datetime import datetime, timedelta
+from functools import cache
 
 import msgspec
 from sqlalchemy import Interval, bindparam, text
@@ -31,6 +32,11 @@ class Worker(msgspec.Struct, frozen=True):
     since: datetime
     """When the worker started, by the database's clock, to the second."""
 
+    @property
+    def session_name(self) -> str:
+        """The name of its session."""
+        return session_name(self.host, self.pid, self.since)
+
 
 def session_name(host: str, pid: int, since: datetime) -> str:
     """Return the name of a worker's session, such as `mailer web-1:42@1767225600`.
@@ -43,8 +49,9 @@ def session_name(host: str, pid: int, since: datetime) -> str:
     return f"mailer {ascii_host[: MAX_SESSION_NAME_BYTES - len('mailer ') - len(suffix)]}{suffix}"
 
 
+@cache
 def own_session_name() -> str:
-    """Return the name for the session of this process. Call it once, at the start."""
+    """Return the name for the session of this process. The first call must be at the start."""
     return session_name(socket.gethostname(), os.getpid(), database_clock.now())
 
 

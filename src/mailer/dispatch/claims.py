@@ -27,6 +27,8 @@ class WorkerClaims:
         """The requests that have started and have no outcome yet."""
         self.refunds = AttemptRefunds()
         """The failed attempts that are refunded if they turn out to belong to an outage."""
+        self.opted_out: set[int] = set()
+        """Ids of claimed messages that must not be sent: their clients have opted out since."""
         self._unrecorded: dict[int, ClaimedMessage] = {}
 
     @property
@@ -37,6 +39,14 @@ class WorkerClaims:
     def add(self, claims: Sequence[ClaimedMessage]) -> None:
         """Add messages that were just claimed."""
         self._unrecorded.update((claim.id, claim) for claim in claims)
+
+    def stop_opted_out(self, message_ids: frozenset[int]) -> None:
+        """Do not send these messages, of which this worker has claimed some.
+
+        Their unwritten requests are aborted. What was written before cannot be stopped.
+        """
+        self.opted_out |= self.unrecorded & message_ids
+        self.in_flight.abort_unwritten(message_ids)
 
     def forget_written(
         self, results: Sequence[MessageResult], stored_ids: Collection[int]
@@ -57,3 +67,4 @@ class WorkerClaims:
         for result in results:
             if self._unrecorded.get(result.claim.id) is result.claim:
                 del self._unrecorded[result.claim.id]
+                self.opted_out.discard(result.claim.id)

@@ -9,10 +9,12 @@ from collections.abc import Awaitable, Callable, Collection, Iterable
 from datetime import timedelta
 from typing import Self
 
+import asyncpg
 import msgspec
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.clock import database_clock, elapsed
+from mailer.dispatch.answer_sender import AnswerSender
 from mailer.dispatch.claimer import Claimer
 from mailer.dispatch.claims import WorkerClaims
 from mailer.dispatch.lifecycle import Lifecycle
@@ -26,6 +28,8 @@ from mailer.dispatch.sender import Sender, SenderParts
 from mailer.gateway.channel import Channel, Channels
 from mailer.gateway.router import GatewayTables
 from mailer.message.model import MessageResult
+from mailer.opt_out import store as opt_outs
+from mailer.receipt.inbox import Inbox
 from mailer.settings import Settings
 
 DRAIN_TIMEOUT = 15.0
@@ -56,10 +60,11 @@ class DispatcherLimits(msgspec.Struct, frozen=True, kw_only=True):
 class Dispatcher:
     """Runs and connects the pipeline, the lifecycle, the running mailings and the periodic jobs.
 
-    Without any channel nothing is sent. `report` sends the daily report if it is due.
+    Without any channel nothing is sent. `report` sends the daily report if it is due. `inbox`
+    stores receipts; None if gateways are not asked for any.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # the parts that it connects
         self,
         url: str,
         engine: AsyncEngine,
@@ -67,6 +72,7 @@ class Dispatcher:
         limits: DispatcherLimits,
         *,
         report: Callable[[], Awaitable[object]] | None = None,
+        inbox: Inbox | None = None,
     ) -> None:
         self._channels = channels
         self._failures = LoopFailures()
@@ -78,6 +84,7 @@ class Dispatcher:
             on_change=self._on_mailings_changed,
             on_try_now=self._try_now,
             on_gateway_tables=self._on_gateway_tables,
+            on_opt_outs=self._on_opt_outs,
         )
         self._pipeline = self._create_pipeline(url, limits.retry, limits.shutdown_grace)
         self._lifecycle = Lifecycle(
@@ -86,7 +93,10 @@ class Dispatcher:
             on_messages=self._pipeline.claimer.add_mailings,
             is_sending=lambda: self._pipeline.has_prefetched,
         )
-        self._jobs = jobs(engine, channels, limits.jobs, report)
+        self._jobs = jobs(engine, channels, limits.jobs, report, inbox)
+        self._answers = AnswerSender(
+            engine, channels, self._claims.refunds, limits.retry, limits.shutdown_grace
+        )
         self._stop_timeout = limits.shutdown_grace + DRAIN_TIMEOUT
         self._stopping = asyncio.Event()
 
@@ -124,12 +134,15 @@ class Dispatcher:
                 tasks.create_task(self._lifecycle.run()),
             ]
             sending = tasks.create_task(self._pipeline.run(on_idle=self._lifecycle.wake))
+            answering = tasks.create_task(self._answers.run())
             periodic = tasks.create_task(run_jobs(self._jobs))
             await self._stopping.wait()
             periodic.cancel()
             self._pipeline.stop()
-            await asyncio.wait([sending], timeout=self._stop_timeout)
+            self._answers.stop()
+            await asyncio.wait([sending, answering], timeout=self._stop_timeout)
             sending.cancel()  # no effect if it has ended
+            answering.cancel()
             for task in background:
                 task.cancel()
 
@@ -143,6 +156,15 @@ class Dispatcher:
         """Apply new routes, and pauses of gateways."""
         if self._channels.update(tables):
             self._pipeline.claimer.watch_routes()
+
+    async def _on_opt_outs(self, connection: asyncpg.Connection) -> None:
+        """Stop claimed messages whose clients have opted out since the claim.
+
+        A claim that is running may have begun before the opt-out, so its end is awaited.
+        """
+        async with self._running_mailings.claiming:
+            claimed_ids = list(self._claims.unrecorded)
+        self._claims.stop_opted_out(await opt_outs.find_opted_out(connection, claimed_ids))
 
     def _on_results(self, results: list[MessageResult]) -> None:
         """Plan the next claims after results were recorded, and check for finished mailings."""

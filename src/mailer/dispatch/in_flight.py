@@ -54,6 +54,13 @@ class InFlightRequests:
                 request.deadline = min(request.deadline, deadline_of_mailing)
         self._abort_overdue()
 
+    def abort_unwritten(self, message_ids: frozenset[int]) -> None:
+        """Abort the requests for these messages that are not written yet."""
+        if message_ids:
+            for request in self._mailings:
+                if request.message.id in message_ids:
+                    request.abort_unwritten()
+
     def abort_all(self, reason: str) -> None:
         """Abort every request. Written ones are unknown for `reason`; the others are not sent."""
         for request in self._mailings:

@@ -122,8 +122,7 @@ class Lifecycle:
             replan = partial(replanning.replan_chunk, skipped=self._skipped)
             has_messages |= bool(await self._run_step(replan))
         if pending.must_reroute:
-            reroute = partial(rerouting.reroute_chunk, skipped=self._skipped)
-            has_messages |= bool(await self._run_step(reroute))
+            has_messages |= bool(await self._run_step(rerouting.reroute_chunk))
         if pending.must_retry:
             retry = partial(retrying.retry_chunk, chunk=LIFECYCLE_BATCH, skipped=self._skipped)
             has_messages |= bool(await self._run_step(retry))

@@ -4,6 +4,7 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Callable
 
+import asyncpg
 import structlog
 
 from mailer import metrics
@@ -14,6 +15,7 @@ from mailer.dispatch.loop_failures import DB_RETRY_DELAY, LoopFailures, log_task
 from mailer.dispatch.message_log import log_result
 from mailer.message import store
 from mailer.message.model import MessageResult
+from mailer.opt_out import service as opt_outs
 
 log = structlog.get_logger()
 
@@ -101,9 +103,9 @@ class Recorder:
         """
         while True:
             try:
-                stored_ids = await store.record_results(
-                    await self._connection.get(), self._claims.owner, results
-                )
+                connection = await self._connection.get()
+                await self._record_opt_outs(connection, results)
+                stored_ids = await store.record_results(connection, self._claims.owner, results)
             except Exception as error:  # any error ends this attempt only
                 log_task_error(error, at="record")
                 self._failures.record("record", has_failed=True)
@@ -123,6 +125,27 @@ class Recorder:
                 )
                 log.debug("results_recorded", results=len(results), discarded=len(discarded))
                 return True
+
+    async def _record_opt_outs(
+        self, connection: asyncpg.Connection, results: list[MessageResult]
+    ) -> None:
+        """Record the opt-outs that gateways have answered with.
+
+        This comes before the results: if it is interrupted, the results are not recorded either, so
+        that no opt-out is lost. An error other than an unavailable database costs no result.
+        """
+        phones: dict[str, list[str]] = defaultdict(list)  # by gateway
+        for result in results:
+            if result.is_opt_out and result.claim.phone is not None:
+                phones[result.claim.gateway].append(result.claim.phone)
+        for gateway, gateway_phones in phones.items():
+            try:
+                async with connection.transaction():
+                    await opt_outs.opt_out_phones(connection, gateway_phones, "gateway", gateway)
+            except Exception as error:
+                if is_unavailable(error):
+                    raise
+                log_task_error(error, at="record_opt_outs")
 
     def _drop(self, results: list[MessageResult]) -> None:
         """Drop results that cannot be written. Their attempts are not refunded.

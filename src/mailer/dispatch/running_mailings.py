@@ -6,8 +6,7 @@ gets an answer when every worker has applied the stop (decision 13).
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Collection
-from functools import cached_property
+from collections.abc import Awaitable, Callable, Collection
 
 import asyncpg
 import structlog
@@ -20,10 +19,11 @@ from mailer.dispatch.in_flight import InFlightRequests
 from mailer.dispatch.loop_failures import LoopFailures, log_task_error
 from mailer.gateway import routes
 from mailer.gateway.router import GatewayTables
-from mailer.mailing import stop_number, tracking
+from mailer.mailing import rerouting, stop_number, tracking
 from mailer.mailing.model import RunningMailing
 from mailer.mailing.store import MAILINGS_CHANGED
 from mailer.message import trying
+from mailer.opt_out.store import CLIENTS_OPTED_OUT
 
 log = structlog.get_logger()
 
@@ -64,9 +64,10 @@ class RunningMailings:
     their unwritten requests are aborted, and no claim is running. When the connection is lost, the
     lock is released, and no mailing counts as running until a new connection holds a lock.
 
-    `on_change` is called with the ids of mailings that have changed, and `on_try_now` when a user
-    asks to try the gateways now. `on_gateway_tables` is called after each read of the tables of
-    gateways, at least once a second.
+    `on_change` is called with the ids of mailings that have changed or whose messages have other
+    routes, and `on_try_now` when a user asks to try the gateways now. `on_gateway_tables` is called
+    after each read of the tables of gateways, at least once a second. `on_opt_outs` is called when
+    clients have opted out since the last call, or may have.
     """
 
     def __init__(  # noqa: PLR0913  # one callback for each kind of news
@@ -78,6 +79,7 @@ class RunningMailings:
         *,
         on_try_now: Callable[[], None] = lambda: None,
         on_gateway_tables: Callable[[GatewayTables], None] = lambda _: None,
+        on_opt_outs: Callable[[asyncpg.Connection], Awaitable[None]] | None = None,
     ) -> None:
         self.running: dict[int, RunningMailing] = {}
         """The mailings for which requests may start, by id."""
@@ -89,6 +91,8 @@ class RunningMailings:
         self._on_change = on_change
         self._on_try_now = on_try_now
         self._on_gateway_tables = on_gateway_tables
+        self._on_opt_outs = on_opt_outs
+        self._has_new_opt_outs = False
         self._active: dict[int, RunningMailing] = {}
         """Running and paused mailings: these may have requests in flight."""
         self._applied_stop: int | None = None
@@ -124,25 +128,27 @@ class RunningMailings:
                 self._applied_stop = None
             await asyncio.sleep(RECONNECT_DELAY)
 
-    @cached_property
-    def _session(self) -> str:
-        """Name of this worker's database sessions; it contains the worker's start time."""
-        return own_session_name()
-
     async def _follow(self) -> None:
         """Connect, and track the mailings until the connection is lost."""
         connection = await connect(
             self._url,
             statement_timeout=STATEMENT_TIMEOUT,
-            application_name=self._session,
+            application_name=own_session_name(),
             **KEEPALIVES,
         )
         try:
             connection.add_termination_listener(lambda _: self._on_connection_lost())
             await connection.add_listener(MAILINGS_CHANGED, lambda *_: self._notified.set())
             await connection.add_listener(trying.TRY_NOW, lambda *_: self._on_try_now())
+            await connection.add_listener(CLIENTS_OPTED_OUT, lambda *_: self._note_opt_outs())
+            self._has_new_opt_outs = True  # a notification may have been missed
+            await connection.add_listener(
+                rerouting.MESSAGES_REROUTED,
+                lambda *notification: self._on_change(rerouting.read_ids(notification[-1])),
+            )
             while not connection.is_closed():
                 self._notified.clear()
+                await self._apply_opt_outs(connection)
                 self._on_gateway_tables(await routes.read_tables(connection))
                 changed_ids: Collection[int] = await self._refresh(connection)
                 if await self._sending_became_allowed(connection):
@@ -155,6 +161,16 @@ class RunningMailings:
                         await self._notified.wait()
         finally:
             connection.terminate()
+
+    def _note_opt_outs(self) -> None:
+        self._has_new_opt_outs = True
+        self._notified.set()
+
+    async def _apply_opt_outs(self, connection: asyncpg.Connection) -> None:
+        """Call `on_opt_outs` if clients have opted out since the last call."""
+        if self._has_new_opt_outs and self._on_opt_outs is not None:
+            self._has_new_opt_outs = False
+            await self._on_opt_outs(connection)
 
     def _on_connection_lost(self) -> None:
         """Stop sending at once, and make `_follow` end."""

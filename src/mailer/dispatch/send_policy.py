@@ -8,7 +8,16 @@ from typing import assert_never
 import msgspec
 from msgspec.structs import replace
 
-from mailer.gateway.protocol import Aborted, Accepted, Outcome, Rejected, TemporaryFailure, Unknown
+from mailer.gateway.protocol import (
+    NO_RECEIPTS,
+    Aborted,
+    Accepted,
+    Outcome,
+    ReceiptUse,
+    Rejected,
+    TemporaryFailure,
+    Unknown,
+)
 from mailer.mailing.model import RunningMailing
 from mailer.message.model import ClaimedMessage, MessageResult
 from mailer.statuses import MessageStatus
@@ -95,18 +104,30 @@ def _end(
     return MessageResult(claim, status, attempts, reason, last_failure=last_failure)
 
 
-def decide_before_send(
-    claim: ClaimedMessage, mailing: RunningMailing | None, now: datetime, timeout: float
+def end_opted_out(claim: ClaimedMessage) -> MessageResult:
+    """Return the result of a message that is not sent because its client has opted out."""
+    return end_untried(claim, "cancelled", "opted_out")
+
+
+def decide_before_send(  # noqa: PLR0911  # one return for each reason not to send
+    claim: ClaimedMessage,
+    mailing: RunningMailing | None,
+    now: datetime,
+    timeout: float,
+    *,
+    has_opted_out: bool = False,
 ) -> Send | MessageResult:
     """Decide whether a message may be sent at `now`; if not, return its result.
 
     `mailing` is None when the mailing is not running any more. `timeout` is the gateway's, in
-    seconds.
+    seconds. `has_opted_out` is whether the client has opted out since the claim.
     """
     if mailing is None:
         return release_untried(claim)
     if claim.phone is None:
         return end_untried(claim, "cancelled", "client_deleted")
+    if mailing.respects_opt_outs and (claim.is_opted_out or has_opted_out):
+        return end_opted_out(claim)
     seconds_left = mailing.time_left(now)
     if seconds_left <= 0:
         return end_untried(claim, "cancelled", "expired")
@@ -144,13 +165,15 @@ def decide_after_send(  # noqa: PLR0911, PLR0913  # one return for each kind of 
     now: datetime,
     policy: RetryPolicy,
     *,
+    receipts: ReceiptUse = NO_RECEIPTS,
     is_gateway_failure: bool = False,
     has_other_gateway: bool = False,
 ) -> MessageResult:
     """Return the result of a message whose request ended at `now` with `outcome`.
 
     With `is_gateway_failure` a failure belongs to a gateway outage and costs no attempt. If it was
-    the first attempt, the pause is as after a first attempt that counts. `has_other_gateway` is
+    the first attempt, the pause is as after a first attempt that counts. With `receipts` that are
+    awaited, an accepted message is not delivered yet. `has_other_gateway` is
     whether the message may also be sent through another gateway.
     """
     counted_attempts = claim.attempts - 1 if is_gateway_failure else claim.attempts
@@ -159,17 +182,21 @@ def decide_after_send(  # noqa: PLR0911, PLR0913  # one return for each kind of 
         case Accepted(gateway_message_id=gateway_message_id):
             return MessageResult(
                 claim,
-                "delivered",
+                "sent" if receipts.is_awaited else "delivered",
                 claim.attempts,
                 sent_at=now,
                 gateway_message_id=gateway_message_id,
                 parts=mailing.parts,
+                uses_gateway_id=receipts.is_awaited and receipts.name_gateway_id,
             )
         case Rejected(reason=reason, other_gateways=True) if (
             has_other_gateway and not is_last_attempt and claim.unknown_reason is None
         ):
             result = _requeue(claim, mailing, now, 0.0)
             return replace(result, reason=reason, last_failure=reason, excludes_gateway=True)
+        case Rejected(reason=reason, is_opt_out=True):
+            result = _end(claim, "undelivered", reason, claim.attempts, last_failure=reason)
+            return replace(result, is_opt_out=True)
         case Rejected(reason=reason):  # this request; delivery by an earlier one may be unknown
             return _end(claim, "undelivered", reason, claim.attempts, last_failure=reason)
         case Aborted():

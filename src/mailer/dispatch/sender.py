@@ -18,6 +18,7 @@ from mailer.dispatch.send_policy import (
     Send,
     decide_after_send,
     decide_before_send,
+    end_opted_out,
     end_untried,
     refuse_long_text,
     release_untried,
@@ -79,6 +80,7 @@ class Sender:
         self._validity = channel.limits.validity
         self._max_parts = channel.limits.parts
         self._in_flight = parts.claims.in_flight
+        self._opted_out = parts.claims.opted_out
         self._refunds = parts.claims.refunds
         self._running_mailings = parts.running_mailings
         self._recorder = parts.recorder
@@ -164,7 +166,9 @@ class Sender:
         now = database_clock.at(started_at)
         mailing = self._running_mailings.running.get(claim.mailing_id)
         try:
-            send = decide_before_send(claim, mailing, now, self._timeout)
+            send = decide_before_send(
+                claim, mailing, now, self._timeout, has_opted_out=claim.id in self._opted_out
+            )
         except Exception as error:  # else one message would end this worker
             log_task_error(error, at="decide")
             return end_untried(claim, "undelivered", "internal_error")
@@ -191,6 +195,7 @@ class Sender:
             mailing.sender or self.channel.config.sender or "",
             self._validity.limit(int(send.seconds_left)),
             ready.at,
+            f"{self.channel.receipts.url}{claim.id}" if self.channel.receipts.url else "",
         )
         request = Request(message, started_at + send.timeout, self._create_write_check(ready))
         outcome = await self._request(claim.mailing_id, request)
@@ -206,12 +211,15 @@ class Sender:
         )
         breaker_outcome = Aborted() if is_aborted_early else outcome
         is_gateway_failure = self._record_outcome(ready, breaker_outcome, ended_at, now)
+        if isinstance(outcome, Aborted) and claim.id in self._opted_out:
+            return end_opted_out(claim)
         return decide_after_send(
             claim,
             mailing,
             outcome,
             now,
             self._retry,
+            receipts=self.channel.receipts,
             is_gateway_failure=is_gateway_failure,
             has_other_gateway=isinstance(outcome, Rejected)
             and self._has_other_gateway(claim.route, self.channel.name),
@@ -220,17 +228,18 @@ class Sender:
     def _create_write_check(self, ready: ReadyMessage) -> Callable[[float], bool]:
         """Return the check `Request.may_write`, to run right before the request is written.
 
-        It checks the breaker and the sending window again, because connecting may have taken long.
+        It checks the breaker, the sending window and the opt-outs again, because connecting may
+        have taken long.
         A stop of the mailing is not checked, because it aborts the request. But that is certain
         only while the running mailings are current, so this is checked instead.
         """
         window, zone = ready.send.mailing.window, ready.claim.time_zone
-        generation = ready.generation
+        generation, message_id = ready.generation, ready.claim.id
 
         def may_write(now: float) -> bool:
             if self.channel.paused_at or not self._breaker.is_current(generation):
                 return False
-            if not self._running_mailings.is_current(now):
+            if message_id in self._opted_out or not self._running_mailings.is_current(now):
                 return False
             return window is None or window.is_open_in(zone, database_clock.at(now))
 

@@ -23,7 +23,7 @@ from mailer.forecast.routing import Routing, Shares
 from mailer.forecast.store import GatewayLoad
 from mailer.forecast.tiers import Capacity, Gateways, Tier, of_workers
 from mailer.mailing import audience
-from mailer.mailing.model import Mailing, MailingChange, NewMailing
+from mailer.mailing.model import Mailing, MailingChange, NewMailing, excluded_opt_outs
 from mailer.mailing.service import REPLAN_FIELDS
 from mailer.message import counters
 
@@ -41,6 +41,9 @@ class ForecastBasis(msgspec.Struct, frozen=True):
     at: datetime
     capacity: Capacity | None
     """None when no gateway is usable, or it is not known when the mailing continues."""
+    opted_out: int = 0
+    """Clients of the audience who are not reached because they have opted out. In a started mailing
+    these are cancelled messages already, and not counted here."""
 
 
 async def read_draft_basis(
@@ -133,7 +136,9 @@ class _BasisReader:
     async def read_draft(self, draft: NewMailing) -> ForecastBasis:
         """Do what `read_draft_basis` does."""
         groups = await self._audience(draft)
-        return ForecastBasis(draft, groups, self._load.now, self._capacity(None, groups))
+        capacity = self._capacity(None, groups)
+        opted_out = await self._count_opted_out(draft)
+        return ForecastBasis(draft, groups, self._load.now, capacity, opted_out)
 
     async def read(
         self, before: Mailing, changes: MailingChange | None = None
@@ -147,8 +152,10 @@ class _BasisReader:
         if is_waiting and changes is None:
             return None
         must_replan = any(getattr(mailing, name) != getattr(before, name) for name in REPLAN_FIELDS)
+        opted_out = 0
         if mailing.id not in load.started:
             groups = await self._audience(mailing)
+            opted_out = await self._count_opted_out(mailing)
         else:
             is_enqueuing = mailing.id in load.enqueuing
             if must_replan:
@@ -160,7 +167,13 @@ class _BasisReader:
             shares = await self._shares(mailing, is_enqueued=not is_enqueuing and not must_replan)
             groups = _split(clients, shares)
         capacity = None if is_waiting else self._capacity(mailing.id, groups)
-        return ForecastBasis(mailing, groups, load.now, capacity)
+        return ForecastBasis(mailing, groups, load.now, capacity, opted_out)
+
+    async def _count_opted_out(self, mailing: NewMailing | Mailing) -> int:
+        """Return how many clients of the audience are not reached because they have opted out."""
+        if mailing.purpose != "marketing":
+            return 0
+        return await audience.count(self._connection, mailing.client_filter, opted_out=True)
 
     def _capacity(
         self, mailing_id: int | None, groups: Sequence[RecipientGroup]
@@ -177,14 +190,17 @@ class _BasisReader:
         return Capacity(self._gateways, messages_of_others)
 
     async def _audience(self, mailing: NewMailing | Mailing) -> list[RecipientGroup]:
-        """Return the clients whom the filter of a mailing matches now."""
+        """Return the clients whom a mailing would reach now."""
         tier = self._routing.single_tier(mailing.gateway)
+        opted_out = excluded_opt_outs(mailing.purpose)
         if tier is not None:
-            by_zone = await audience.count_by_zone(self._connection, mailing.client_filter)
+            by_zone = await audience.count_by_zone(
+                self._connection, mailing.client_filter, opted_out=opted_out
+            )
             return _split(by_zone, {tier: 1})
         by_zone_and_tier: dict[tuple[str, Tier], int] = defaultdict(int)
         by_code_and_zone = await store.count_by_code_and_zone(
-            self._connection, mailing.client_filter
+            self._connection, mailing.client_filter, opted_out=opted_out
         )
         for (code, zone), clients in by_code_and_zone.items():
             by_zone_and_tier[zone, self._routing.tier(code)] += clients
@@ -233,16 +249,23 @@ async def _count_remaining(
 
     While the audience is being enqueued, these are all matching clients without an outcome. They
     include clients who have joined the directory since the start: counters do not distinguish them.
+    Messages that are cancelled already are taken for those of clients who have opted out.
     """
     counts_by_zone = await counters.get_by_zone(connection, mailing.id)
     remaining = {zone: counts.waiting for zone, counts in counts_by_zone.items()}
     if not is_enqueuing:
         return remaining
     matching = await audience.count_by_zone(connection, mailing.client_filter)
+    opted_out: dict[str, int] = {}
+    if mailing.purpose == "marketing":
+        opted_out = await audience.count_by_zone(connection, mailing.client_filter, opted_out=True)
     for zone, clients in matching.items():
         counts = counts_by_zone.get(zone, counters.Counters())
+        not_enqueued_opt_outs = max(0, opted_out.get(zone, 0) - counts.outcomes.cancelled)
         # messages that wait are sent, even if their clients do not match any more
-        remaining[zone] = max(counts.waiting, clients - counts.outcomes.total)
+        remaining[zone] = max(
+            counts.waiting, clients - counts.outcomes.total - not_enqueued_opt_outs
+        )
     return remaining
 
 
@@ -257,7 +280,9 @@ async def _count_remaining_after_replan(
     clients do not match any more.
     """
     counts_by_zone = await counters.get_by_zone(connection, mailing.id)
-    remaining = await audience.count_by_zone(connection, mailing.client_filter)
+    remaining = await audience.count_by_zone(
+        connection, mailing.client_filter, opted_out=excluded_opt_outs(mailing.purpose)
+    )
     for zone, counts in counts_by_zone.items():
         done = counts.outcomes.total - counts.outcomes.cancelled
         remaining[zone] = max(0, remaining.get(zone, 0) - done)

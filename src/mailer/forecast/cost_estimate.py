@@ -14,15 +14,18 @@ from mailer.gateway.channel import Channels
 from mailer.mailing.client_filter import ClientFilter
 
 
-async def estimate_cost(
+async def estimate_cost(  # noqa: PLR0913  # what the cost depends on
     connection: AsyncConnection,
     client_filter: ClientFilter,
     own_gateway: str | None,
     parts: int,
     channels: Channels,
+    *,
+    opted_out: bool | None = None,
 ) -> Cost | None:
     """Return the cost of one message of `parts` parts to each client whom a filter matches now.
 
+    `opted_out` is whether these clients have opted out; None for both.
     The messages go to the gateways that would get them now; if none of a client's gateways is
     usable, to those that would get them if all were. `own_gateway` is the gateway that the mailing
     names for all its messages, if any. Return None if no gateway has a price.
@@ -31,7 +34,9 @@ async def estimate_cost(
         return None
     usable, configured = usable_gateways(channels), configured_gateways(channels)
     gateways_by_code = await store.read_operator_routes(connection)
-    by_code_and_zone = await store.count_by_code_and_zone(connection, client_filter)
+    by_code_and_zone = await store.count_by_code_and_zone(
+        connection, client_filter, opted_out=opted_out
+    )
     routings = [Routing(gateways_by_code, gateways) for gateways in (usable, configured)]
     clients_by_tier: dict[Tier, int] = defaultdict(int)
     for (code, _), clients in by_code_and_zone.items():

@@ -77,6 +77,8 @@ class Forecast(msgspec.Struct, frozen=True):
     0 if the mailing ends before the horizon: clients not reached by the end are `missed`."""
     without_gateway: int = 0
     """Clients for whom no gateway is usable now, so that it is not known when they are reached."""
+    opted_out: int = 0
+    """Clients of the audience who have opted out. They are not among `clients`."""
 
     @property
     def reached(self) -> int:

@@ -10,6 +10,7 @@ from datetime import datetime
 from weakref import WeakKeyDictionary
 
 import msgspec
+from msgspec.structs import replace
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.db import workers as database_workers
@@ -93,7 +94,7 @@ async def _compute(basis: ForecastBasis) -> Forecast:
     mailing = basis.mailing
     window = window_between(mailing.send_interval_time_start, mailing.send_interval_time_end)
     async with computation_lock():
-        return await run_in_slices(
+        computed = await run_in_slices(
             forecast(
                 basis.groups,
                 start=mailing.datetime_start,
@@ -103,6 +104,7 @@ async def _compute(basis: ForecastBasis) -> Forecast:
                 capacity=basis.capacity,
             )
         )
+    return replace(computed, opted_out=basis.opted_out)
 
 
 _LOCKS: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 import msgspec
-from sqlalchemy import ARRAY, BigInteger, bindparam, func, select, text
+from sqlalchemy import ARRAY, BigInteger, bindparam, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from mailer.client.segment_counts import ALL_SEGMENT_COUNTS
+from mailer.client.segment_counts import ALL_SEGMENT_COUNTS, sum_of
 from mailer.db.sql import add_up
 from mailer.db.tables.mailing import OPEN_MAILING
 from mailer.mailing.audience import filter_condition
@@ -86,11 +86,14 @@ async def read_operator_routes(connection: AsyncConnection) -> dict[str, frozens
 
 
 async def count_by_code_and_zone(
-    connection: AsyncConnection, client_filter: ClientFilter
+    connection: AsyncConnection, client_filter: ClientFilter, *, opted_out: bool | None = None
 ) -> dict[tuple[str, str], int]:
-    """Return how many clients a filter matches now, by operator code and time zone."""
+    """Return how many clients a filter matches now, by operator code and time zone.
+
+    `opted_out` is whether the clients have opted out; None for both.
+    """
     segments = ALL_SEGMENT_COUNTS.c
-    clients = func.sum(segments.clients)
+    clients = sum_of(opted_out=opted_out)
     statement = (
         select(segments.operator_code, segments.time_zone, clients)
         .where(filter_condition(client_filter, ALL_SEGMENT_COUNTS))

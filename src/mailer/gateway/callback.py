@@ -7,6 +7,23 @@ import msgspec
 
 ReceiptStatus = Literal["delivered", "sent", "failed", "expired", "unknown"]
 """`sent`: on its way. `unknown`: the gateway will not find out. Both decide nothing."""
+SignatureName = Literal[
+    "twilio",
+    "vonage",
+    "sinch",
+    "messagebird",
+    "plivo",
+    "telnyx",
+    "smsc",
+    "smsru",
+    "android",
+    "textbee",
+]
+"""How a provider signs its calls; each is named after it."""
+
+
+class UnreadableCallbackError(ValueError):
+    """A call that cannot be read. The reason is fixed text, and contains nothing of the call."""
 
 
 class Callback(msgspec.Struct, frozen=True):

@@ -1,6 +1,6 @@
 """A channel: a gateway with its limits, and what this worker has measured of it."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Self
 
@@ -9,9 +9,10 @@ import structlog
 
 from mailer import metrics
 from mailer.gateway.breaker import BREAKER_STATES, Breaker, Outage
-from mailer.gateway.config import ConfiguredGateway, GatewayConfig
+from mailer.gateway.config import ConfiguredGateway
+from mailer.gateway.config_table import GatewayConfig
 from mailer.gateway.profile import ValidityRange
-from mailer.gateway.protocol import Gateway
+from mailer.gateway.protocol import NO_RECEIPTS, Gateway
 from mailer.gateway.router import GatewayTables
 from mailer.gateway.throughput import ThroughputEstimate
 from mailer.limits import Pacer
@@ -69,14 +70,19 @@ class Channel:
         self.configured = configured
         """A reload may replace it by one that `connects_like` it."""
         self.limits = limits
+        self.receipts = NO_RECEIPTS
+        """Whether and how the gateway reports the delivery of messages."""
+        self.callback_rules = configured.callback_rules()
+        """How to read the gateway's calls."""
         self.breaker = Breaker(max_failures=limits.breaker_failures, reset=limits.breaker_reset)
         self.throughput = ThroughputEstimate(limits.concurrency, limit=limits.rate)
         self.pacer = Pacer(limits.rate) if limits.rate else None
         """Spaces the requests evenly; None without a rate limit."""
         self.in_flight = 0
         """Number of requests that have started and have no outcome yet."""
-        self.paused_at: datetime | None = None
-        """Since when the gateway is paused by a user; None while it is not."""
+        self.pauses: Mapping[str, datetime] = {}
+        """Since when gateways are paused by a user, by name. `Channels` shares it with all
+        channels, also replaced ones: a later pause must stop their last requests, too."""
         self.is_replaced = False
         """Whether a reload has removed or replaced it. Its last requests may still end."""
         self._listeners: list[Callable[[], None]] = []
@@ -86,6 +92,16 @@ class Channel:
     def config(self) -> GatewayConfig:
         """The `[[gateway]]` of the configuration."""
         return self.configured.config
+
+    @property
+    def paused_at(self) -> datetime | None:
+        """Since when the gateway is paused by a user; None while it is not."""
+        return self.pauses.get(self.name)
+
+    @property
+    def takes_calls(self) -> bool:
+        """Whether the provider may call mailer: its kind has receipts or replies, and a secret."""
+        return bool(self.callback_rules.methods) and self.configured.callbacks.can_be_proved
 
     @property
     def outage(self) -> Outage | None:
@@ -151,19 +167,23 @@ class Channels:
             channel.is_replaced = self.get(name) is not channel
         for name in former.keys() - self._by_name.keys():
             metrics.gateway_removed(name)
-        self._apply_pauses()
+        for channel in self:
+            channel.pauses = self._paused_at
+        self._export_pauses()
 
     def update(self, tables: GatewayTables) -> bool:
         """Apply what the database says of gateways. Return whether anything has changed."""
         if (tables.routes, tables.paused_at) == (self.routes, self._paused_at):
             return False
-        self.routes, self._paused_at = tables.routes, tables.paused_at
-        self._apply_pauses()
+        self.routes = tables.routes
+        self._paused_at.clear()  # not another dict, because the channels have this one
+        self._paused_at.update(tables.paused_at)
+        self._export_pauses()
         return True
 
-    def _apply_pauses(self) -> None:
+    def _export_pauses(self) -> None:
+        """Show in the metrics which gateways are paused."""
         for channel in self:
-            channel.paused_at = self._paused_at.get(channel.name)
             metrics.gateway_paused(channel.name, is_paused=channel.paused_at is not None)
 
     def has_other(self, route: int, name: str) -> bool:

@@ -32,11 +32,17 @@ TEST_TEXT = "Test message / Тестовое сообщение"
 Echo = Callable[[str], None]
 
 
-async def check_gateways(gateways: list[ConfiguredGateway], phone: str | None, echo: Echo) -> bool:
+async def check_gateways(
+    gateways: list[ConfiguredGateway],
+    phone: str | None,
+    echo: Echo,
+    public_url: str | None = None,
+) -> bool:
     """Check each gateway, and print the results with `echo`. Return whether all can be used.
 
     Resolves the name, connects with TLS if the address is https, and asks for the balance where the
     provider has a request for it. With `phone`, sends one message to it through each gateway.
+    `public_url` is the address at which providers reach mailer.
     """
     now = datetime.now(UTC)  # noqa: TID251  # there is no database here, and nothing rests on it
     database_clock.sample(elapsed(), now, elapsed())
@@ -44,6 +50,8 @@ async def check_gateways(gateways: list[ConfiguredGateway], phone: str | None, e
     for gateway in gateways:
         url = URL(gateway.url.before)
         echo(f"{gateway.config.name} ({gateway.profile.title}): {url.origin()}")
+        if (receipts := gateway.callbacks.describe(public_url)) is not None:
+            echo(f"  {receipts}")
         for step in (_connect, _read_balance, _send_test):
             try:
                 async with asyncio.timeout(CHECK_TIMEOUT):

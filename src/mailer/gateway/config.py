@@ -1,19 +1,25 @@
 """The gateways that a company uses, read from the TOML file that `MAILER_GATEWAYS` names."""
 
 from collections.abc import Iterator, Mapping
+from datetime import datetime
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Self
 
 import msgspec
-from msgspec import Meta
 from msgspec.structs import replace
 
+from mailer.gateway.callback import Callback
+from mailer.gateway.callback_rules import CallbackRules
+from mailer.gateway.config_callbacks import Callbacks
 from mailer.gateway.config_secrets import read_secrets
-from mailer.gateway.config_text import ConfigCode, ConfigName, ConfigSender
+from mailer.gateway.config_table import GatewayConfig
 from mailer.gateway.placeholders import ACCOUNT_KEYS
+from mailer.gateway.poll_rules import PollRules, request_of_ids
 from mailer.gateway.profile import GatewayProfile, RequestPart
 from mailer.gateway.profile_file import load_profile
 from mailer.gateway.profile_mistakes import account_keys
+from mailer.gateway.protocol import ReceiptUse
 from mailer.gateway.proxy import Proxy, find_proxy
 from mailer.gateway.request_template import RequestTemplate
 from mailer.gateway.response_rules import ResponseRules
@@ -24,50 +30,8 @@ from mailer.urls import GatewayUrl, read_gateway_url
 
 MAX_GATEWAYS = 100
 
-ConfigText = Annotated[str, Meta(min_length=1, max_length=4_096)]
 
-
-class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One `[[gateway]]` of the file. Durations are in seconds."""
-
-    name: ConfigName
-    kind: ConfigText
-    """Name of a profile that is shipped with mailer, or the path of one's own."""
-    url: ConfigText | None = None
-    """Address of the API, if the profile has none or another is to be used."""
-    account: ConfigText | None = None
-    username: ConfigText | None = None
-    password: ConfigText | None = None
-    token: ConfigText | None = None
-    callback_secret: ConfigText | None = None
-    sender: ConfigSender | None = None
-    """Name or number that the client sees, unless the mailing has another."""
-    concurrency: Annotated[int, Meta(ge=1, le=10_000)] | None = None
-    """Most requests at the same time, in each worker. Default: that of the profile, or 50."""
-    rate: Annotated[float, Meta(ge=0, le=1_000_000)] | None = None
-    """Most messages a second; 0 for no limit. Default: that of the profile, or no limit."""
-    parts: Annotated[int, Meta(ge=1, le=255)] | None = None
-    """Most parts of a text. Default: that of the profile, or no limit."""
-    timeout: Annotated[float, Meta(gt=0, le=86_400)] = 10
-    proxy: bool = False
-    """Whether to use the proxy that the environment names, see `find_proxy`."""
-    price: Annotated[float, Meta(ge=0, le=1_000)] | None = None
-    """Price of one part, in the company's currency."""
-    operator_codes: Annotated[list[ConfigCode], Meta(min_length=1)] | None = None
-    """Operator codes for which it is used. Default: all."""
-    order: Annotated[int, Meta(ge=1, le=100)] = 1
-    """Gateways with the lowest order are used first; the next ones when these are out."""
-    weight: Annotated[int, Meta(ge=1, le=1_000)] | None = None
-    """Share of the messages among gateways of the same order. If none of them has a weight, each
-    gets as many as it can take."""
-
-    def __repr__(self) -> str:
-        return f"GatewayConfig(name={self.name!r}, kind={self.kind!r})"  # no secrets
-
-    __str__ = __repr__
-
-
-class ConfiguredGateway(msgspec.Struct, frozen=True):
+class ConfiguredGateway(msgspec.Struct, frozen=True, dict=True):
     """A gateway of the file with its profile, both checked."""
 
     config: GatewayConfig
@@ -91,6 +55,57 @@ class ConfiguredGateway(msgspec.Struct, frozen=True):
         """Most parts of a text."""
         return self.config.parts or self.profile.limits.parts
 
+    @cached_property
+    def callbacks(self) -> Callbacks:
+        """What the file and the profile say about calls of the provider."""
+        config = self.config
+        return Callbacks(
+            gateway=config.name,
+            profile=self.profile,
+            receipts=config.receipts,
+            secret=config.callback_secret,
+            previous_secret=config.previous_callback_secret,
+            token=config.token,
+        )
+
+    def awaits_receipts(self, public_url: str | None) -> bool:
+        """Return whether a message is delivered only when a receipt says so.
+
+        `public_url` is the address at which providers reach mailer; None if they cannot.
+        """
+        return self.callbacks.are_awaited(public_url)
+
+    def callback_url(self, public_url: str | None) -> str:
+        """Return the URL for receipts without its end, the id of the message; "" for none."""
+        return self.callbacks.url(public_url)
+
+    def receipt_use(self, public_url: str | None) -> ReceiptUse:
+        """Return whether and how receipts come."""
+        return ReceiptUse(
+            is_awaited=self.awaits_receipts(public_url),
+            url=self.callback_url(public_url),
+            name_gateway_id=self.callbacks.name_gateway_id,
+        )
+
+    def authenticates(self, callback: Callback, now: datetime) -> bool:
+        """Return whether a call is the provider's: by a secret in its URL, or by a signature."""
+        return self.callbacks.authenticate(callback, now)
+
+    def callback_rules(self) -> CallbackRules:
+        """Return the rules for the calls of the provider."""
+        is_given_url = self.callbacks.is_given_url
+        return CallbackRules(self.profile.receipt, self.profile.reply, is_given_url=is_given_url)
+
+    def poll_rules(self, headers: Mapping[str, str]) -> PollRules | None:
+        """Return the requests that ask for receipts; None if the provider has none.
+
+        Raises `ValueError`.
+        """
+        part = self.profile.poll
+        if part is None:
+            return None
+        return PollRules(part, self._template(request_of_ids(part), headers))
+
     def request_template(self, headers: Mapping[str, str]) -> RequestTemplate:
         """Return the template of its requests; `headers` are added to those of the profile.
 
@@ -106,6 +121,9 @@ class ConfiguredGateway(msgspec.Struct, frozen=True):
         config = replace(
             self.config,
             sender=other.config.sender,
+            receipts=other.config.receipts,
+            callback_secret=other.config.callback_secret,
+            previous_callback_secret=other.config.previous_callback_secret,
             price=other.config.price,
             operator_codes=other.config.operator_codes,
             order=other.config.order,
@@ -118,11 +136,14 @@ class ConfiguredGateway(msgspec.Struct, frozen=True):
         requests = [self.profile.request]
         if self.profile.balance is not None:
             requests.append(self.profile.balance.request)
+        if self.profile.poll is not None:
+            requests.append(request_of_ids(self.profile.poll))
         try:
             for request in requests:
                 self._template(request, {})
         except ValueError as error:
             yield str(error)
+        yield from self.callbacks.find_key_mistakes()
         try:
             ResponseRules(self.profile.response)
         except ValueError as error:
@@ -150,12 +171,18 @@ def configured_gateways(settings: Settings, environ: Mapping[str, str]) -> list[
     if settings.gateways is not None:
         gateways = read_gateways(Path(settings.gateways), environ)
         max_timeout = settings.lease - LEASE_SLACK
-        if mistakes := [
+        mistakes = [
             f"{settings.gateways}: the timeout of {gateway.config.name} must be at most"
             f" {max_timeout:g} s: MAILER_LEASE minus {LEASE_SLACK} s"
             for gateway in gateways
             if gateway.config.timeout > max_timeout
-        ]:
+        ]
+        mistakes += (
+            f"{settings.gateways}: {gateway.config.name}: {mistake}"
+            for gateway in gateways
+            for mistake in gateway.callbacks.find_mistakes(settings.public_url)
+        )
+        if mistakes:
             raise ConfigFileError(mistakes)
         return gateways
     return [] if settings.gateway_url is None else [default_gateway(settings)]

@@ -8,7 +8,7 @@ from mailer.gateway.placeholders import ACCOUNT_PLACEHOLDERS
 
 MAX_SECRET_BYTES = 64 * 1024
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
-_SECRETS = (*ACCOUNT_PLACEHOLDERS, "callback_secret")
+_SECRETS = (*ACCOUNT_PLACEHOLDERS, "callback_secret", "previous_callback_secret")
 """Keys whose value may be taken from the environment or from a file."""
 
 

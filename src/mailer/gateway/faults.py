@@ -12,6 +12,7 @@ RequestKind = Literal[
     "accepted",
     "account",
     "balance",
+    "poll",
     "limited",
     "unauthorized",
     "invalid",

@@ -46,6 +46,13 @@ PROXY_RULES = [
 """Rules before those of the profile if a proxy is used: status 407 comes from the proxy."""
 
 
+def _own_protocol(protocol: object) -> GatewayConnection:
+    """Return the protocol of a connection of `GatewayConnector`."""
+    if not isinstance(protocol, GatewayConnection):
+        raise TypeError("the connection is not of the gateway's own connector")
+    return protocol
+
+
 class HttpGateway:
     """A gateway over HTTP; an async context manager, which must be entered before `send`.
 
@@ -55,14 +62,15 @@ class HttpGateway:
 
     def __init__(self, gateway: ConfiguredGateway, *, retry_after_cap: float = 900.0) -> None:
         self._url = URL(f"{gateway.url.before}{gateway.url.after}", encoded=True)
-        self._template = gateway.request_template(
-            {
-                "Host": self._url.host_port_subcomponent or "",
-                "User-Agent": USER_AGENT,
-                "Accept": "*/*",
-                "Accept-Encoding": "identity",
-            }
-        )
+        headers = {
+            "Host": self._url.host_port_subcomponent or "",
+            "User-Agent": USER_AGENT,
+            "Accept": "*/*",
+            "Accept-Encoding": "identity",
+        }
+        self._template = gateway.request_template(headers)
+        self.headers = headers
+        """Headers that every request needs."""
         self._proxy = gateway.proxy
         self._rules = ResponseRules(
             [*(() if gateway.proxy is None else PROXY_RULES), *gateway.profile.response],
@@ -114,6 +122,28 @@ class HttpGateway:
                 return TemporaryFailure(f"proxy_{error.status}", affects_all=True)
             return outcome_of_network_failure(is_written=request.is_written)
 
+    async def exchange(self, data: bytes) -> bytes:
+        """Send a request that is no message, such as a poll; return the body of the response.
+
+        Raises `aiohttp.ClientError`, `UnreadableResponseError` or `OSError`; also if the status is
+        not 200, or the body is too long.
+        """
+        if self._connector is None:
+            raise RuntimeError("enter the gateway before sending")
+        connection = await self._connector.acquire()
+        try:
+            protocol = _own_protocol(connection.protocol)
+            protocol.write(data, ReceivedResponse())
+            head, content = await protocol.read()
+            body = await read_body(content, MAX_RESPONSE_BODY_BYTES, bytearray())
+        except BaseException:
+            connection.close()
+            raise
+        connection.release()
+        if head.code != HTTPStatus.OK or body is None:
+            raise aiohttp.ClientConnectionError(f"no answer to a poll: status {head.code}")
+        return body
+
     async def _try_connection(
         self, request: Request, data: bytes, response: ReceivedResponse
     ) -> Outcome | None:
@@ -139,8 +169,7 @@ class HttpGateway:
 
         Return None if the connection was closed before the write.
         """
-        if not isinstance(protocol, GatewayConnection):
-            raise TypeError("the connection is not of the gateway's own connector")
+        protocol = _own_protocol(protocol)
         # Let other tasks run first: then many tasks write in one iteration of the event loop, which
         # wakes the receiver once and not for each request.
         await asyncio.sleep(0)

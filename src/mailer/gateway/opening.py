@@ -26,7 +26,10 @@ def _keep_or_create(
     gateway: ConfiguredGateway, settings: Settings, current: Channel | None
 ) -> Channel:
     if current is not None and gateway.connects_like(current.configured):
-        current.configured = gateway
-        return current
-    http_gateway = HttpGateway(gateway, retry_after_cap=settings.retry_after_cap)
-    return Channel(http_gateway, gateway, ChannelLimits.of(gateway, settings))
+        channel = current
+        channel.configured = gateway
+    else:
+        http_gateway = HttpGateway(gateway, retry_after_cap=settings.retry_after_cap)
+        channel = Channel(http_gateway, gateway, ChannelLimits.of(gateway, settings))
+    channel.receipts = gateway.receipt_use(settings.public_url)
+    return channel

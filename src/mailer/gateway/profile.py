@@ -10,14 +10,15 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from mailer.gateway.placeholders import (
-    SmsText,
-)
+from mailer.gateway.callback import ReceiptStatus, SignatureName
+from mailer.gateway.placeholders import SmsText
 from mailer.gateway.protocol import AccountTrouble
 
 PlaceholderName = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]{0,31}$(?!\n)")]
 Scalar = bool | int | float | str
 ReasonName = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]{0,63}$(?!\n)")]
+
+TextEncoding = Literal["utf-8", "utf-16be", "windows-1251", "windows-1252", "iso-8859-1"]
 
 Verdict = Literal[
     "accepted",
@@ -151,39 +152,125 @@ class BalancePart(_Part, frozen=True, kw_only=True):
         )
 
 
-class ReceiptPart(_Part, frozen=True, kw_only=True):
+class ConditionPart(_Part, frozen=True, kw_only=True):
+    """What must be at `path`: one of `values`, a text with `pattern`, or any value."""
+
+    path: str
+    values: list[Scalar] | None = None
+    """Numbers and their texts are equal, and so are capital and small letters."""
+    pattern: str | None = None
+    """A regular expression to search for."""
+    missing: bool = False
+    """Whether there must be nothing at `path` instead."""
+
+
+class StatusRulePart(ConditionPart, frozen=True, kw_only=True):
+    """A status that another value than that at `status` decides."""
+
+    then: ReceiptStatus
+
+
+class _ReportPart(_Part, frozen=True, kw_only=True):
+    """How to read what a gateway reports about messages.
+
+    A path is the name of a field, or a path in JSON. Of several paths, separated by `|`, the first
+    that exists counts.
+    """
+
+    each: str | None = None
+    """Path to the list of receipts, if there can be several; the other paths begin at an entry. It
+    ends with `[*]`, or with `.*` for an object, whose names are then at `@name`."""
+    split: str | None = None
+    """Separator of the lines of an entry that is a text. Their paths are `0`, `1` and so on."""
+    when: list[ConditionPart] = []
+    """Conditions that a receipt fulfils."""
+    id: str | None = None
+    """Where the gateway's message id is."""
+    part: str | None = None
+    """Where the id of the part is, if there is a receipt for each part of a message."""
+    status: str
+    rule: list[StatusRulePart] = []
+    """The first rule that matches decides before `statuses` does."""
+    statuses: dict[ReceiptStatus, list[Scalar]]
+    """What the values at `status` mean. An entry with any other value is no receipt."""
+    code: str | None = None
+    """Where the error code is."""
+
+
+class ReceiptPart(_ReportPart, frozen=True, kw_only=True):
     """How to read a delivery receipt."""
 
     methods: tuple[Literal["GET", "POST"], ...] = ("POST",)
-    each: str | None = None
-    """Path to the list of receipts, if a request brings several."""
-    split: str | None = None
-    """Separator of the lines of a receipt at `each` that is a text."""
-    id: str
-    """Where the gateway's message id is: the name of a field, or a path in JSON."""
     own_id: str | None = None
-    """Where mailer's message id is."""
-    status: str
-    code: str | None = None
-    """Where the error code is."""
-    statuses: dict[Literal["delivered", "sent", "failed", "expired", "unknown"], list[Scalar]]
+    """Where mailer's message id is. Default: in the query of the URL that mailer has given."""
     response: str = ""
     """Body of the response that the provider expects."""
-    signature: str | None = None
-    """Name of the provider's signature; None if it signs nothing."""
+    media_type: str = "text/plain"
+    """Media type of that body."""
+    signature: SignatureName | None = None
+    """How the provider signs its calls; None if it signs nothing."""
+    may_be_unsigned: bool = False
+    """Whether the provider signs only if the account has asked for it, so that a secret in the URL
+    is accepted too."""
+    max_url_length: Annotated[int, Meta(ge=1)] | None = None
+    """Most characters of a URL that the provider takes for receipts."""
 
 
 class ReplyPart(_Part, frozen=True, kw_only=True):
-    """How to read a message from a client. A request that has the field `text` is one."""
+    """How to read a message from a client. A call that has the field `text` is one.
+
+    Paths are as in `ReceiptPart`.
+    """
 
     methods: tuple[Literal["GET", "POST"], ...] = ("POST",)
     each: str | None = None
+    when: list[ConditionPart] = []
+    """Conditions that a reply fulfils."""
     sender: str
     recipient: str | None = None
     text: str
     id: str | None = None
-    encoding: Literal["utf-8", "utf-16be"] = "utf-8"
+    reference: str | None = None
+    """Where the number is that all parts of one reply share."""
+    part: str | None = None
+    """Where the number of the part is, from 1."""
+    parts: str | None = None
+    """Where the number of parts is."""
+    encoding: TextEncoding = "utf-8"
+    """Encoding of the text in a form or query, if it is not UTF-8."""
+    charset: str | None = None
+    """Where the name of the encoding is, if it differs from reply to reply."""
+    charsets: dict[str, TextEncoding] = {}
+    """What the values at `charset` mean; with any other value, `encoding` counts."""
     response: str = ""
+    media_type: str = "text/plain"
+
+
+class PollPart(_ReportPart, frozen=True, kw_only=True):
+    """A request that asks for the receipts of messages, and how to read its response in JSON."""
+
+    method: Literal["GET", "POST"] = "GET"
+    url: str
+    query: dict[str, str] = {}
+    headers: dict[str, str] = {}
+    basic_auth: BasicAuth | None = None
+    body: Literal["json", "form", "none"] = "none"
+    fields: dict[str, Any] = {}
+    batch: Annotated[int, Meta(ge=1, le=100)] = 1
+    """Most messages in one request."""
+
+    @property
+    def request(self) -> RequestPart:
+        """The request, as that of a message."""
+        return RequestPart(
+            method=self.method,
+            url=self.url,
+            query=self.query,
+            headers=self.headers,
+            basic_auth=self.basic_auth,
+            body=self.body,
+            fields=self.fields,
+        )
 
 
 class GatewayProfile(_Part, frozen=True, kw_only=True):
@@ -204,3 +291,4 @@ class GatewayProfile(_Part, frozen=True, kw_only=True):
     balance: BalancePart | None = None
     receipt: ReceiptPart | None = None
     reply: ReplyPart | None = None
+    poll: PollPart | None = None

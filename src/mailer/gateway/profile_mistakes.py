@@ -14,6 +14,7 @@ from mailer.gateway.placeholders import (
     PLACEHOLDER,
 )
 from mailer.gateway.profile import GatewayProfile, RequestPart, ResponsePart
+from mailer.gateway.profile_callback_mistakes import POLL_PLACEHOLDERS, find_callback_mistakes
 from mailer.urls import URL_CHARACTERS
 
 HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
@@ -48,6 +49,7 @@ def find_mistakes(profile: GatewayProfile) -> Iterator[str]:
         yield "limits.validity: min must not be larger than max"
     if profile.balance is not None:
         yield from _find_path_mistakes("balance.path", profile.balance.path)
+    yield from find_callback_mistakes(profile)
     for number, rule in enumerate(profile.response, start=1):
         yield from (f"response[{number}].{mistake}" for mistake in _find_rule_mistakes(rule))
 
@@ -57,6 +59,8 @@ def _requests(profile: GatewayProfile) -> Iterator[tuple[str, RequestPart]]:
     yield "request", profile.request
     if profile.balance is not None:
         yield "balance", profile.balance.request
+    if profile.poll is not None:
+        yield "poll", profile.poll.request
 
 
 def _find_request_mistakes(request: RequestPart) -> Iterator[str]:
@@ -143,8 +147,10 @@ def _known_placeholders(profile: GatewayProfile, path: str) -> Collection[str]:
     """Return the placeholders that the text at a path of the profile may have."""
     if path.startswith("with_callback."):
         return ()
-    if path.startswith(("request.basic_auth.", "balance.basic_auth.")):
+    if path.startswith(("request.basic_auth.", "balance.basic_auth.", "poll.basic_auth.")):
         return ACCOUNT_KEYS
+    if path.startswith("poll."):
+        return (*ACCOUNT_KEYS, *POLL_PLACEHOLDERS)
     if path.startswith("by_text."):
         return (*ACCOUNT_KEYS, *MESSAGE_PLACEHOLDERS)
     return (*ACCOUNT_KEYS, *MESSAGE_PLACEHOLDERS, *profile.by_text, *profile.with_callback)
@@ -156,7 +162,7 @@ def _find_text_mistakes(text: str, known: Collection[str]) -> Iterator[str]:
     for found in BRACES.findall(text):
         placeholder = PLACEHOLDER.fullmatch(found)
         if found == "{url}":
-            yield "{url} can only be the start of request.url and balance.url"
+            yield "{url} can only be the start of request.url, balance.url and poll.url"
         elif placeholder is None or placeholder[1] not in known:
             yield f"{found} is not a placeholder; {choices}"
 

@@ -77,6 +77,20 @@ class OutgoingMessage(msgspec.Struct, frozen=True, gc=False):
     """URL for receipts; "" for none."""
 
 
+class ReceiptUse(msgspec.Struct, frozen=True):
+    """How a gateway reports the delivery of the messages that it has accepted."""
+
+    is_awaited: bool = False
+    """Whether an accepted message is `sent` until a receipt comes. If not, it is delivered."""
+    url: str = ""
+    """URL that a request gives to the gateway, without the message's id at its end; "" for none."""
+    name_gateway_id: bool = False
+    """Whether receipts name a message by the gateway's id only."""
+
+
+NO_RECEIPTS = ReceiptUse()
+
+
 class Request:
     """One request to the gateway: its contents, and how far it has come.
 

@@ -44,6 +44,8 @@ def routes_by_code(
     }
 
 
+# The two modes conflict with each other; the first one does not conflict with itself.
+KEEP_ROUTES = text("LOCK TABLE operator_route IN ROW EXCLUSIVE MODE")
 LOCK_ROUTES = text("LOCK TABLE operator_route IN SHARE ROW EXCLUSIVE MODE")
 FIND_ROUTE = text("SELECT find_route(:names)").bindparams(bindparam("names", type_=ARRAY(String)))
 SELECT_OPERATOR_ROUTES = text("SELECT operator_code, route FROM operator_route")
@@ -53,10 +55,22 @@ INSERT_OPERATOR_ROUTES = text("""
     """).bindparams(
     bindparam("codes", type_=ARRAY(String)), bindparam("routes", type_=ARRAY(BigInteger))
 )
+# Neither writes nor locks a row of `mailing`: that would be slow with thousands of open mailings.
 REROUTE_OPEN_MAILINGS = text(f"""
-    UPDATE mailing SET reroute_cursor = 0
-    WHERE {OPEN_MAILING} AND audience_until IS NOT NULL
-        AND reroute_cursor IS DISTINCT FROM 0""")  # noqa: S608  # no user input
+    INSERT INTO rerouting (mailing_id, cursor)
+    SELECT id, 0 FROM mailing WHERE {OPEN_MAILING} AND audience_until IS NOT NULL ORDER BY id
+    ON CONFLICT (mailing_id) DO UPDATE SET cursor = 0""")  # noqa: S608  # no user input
+
+
+async def keep_routes(connection: AsyncConnection) -> None:
+    """Keep `operator_route` unchanged until the end of the caller's transaction.
+
+    Call it in every transaction that gives messages the routes of this table, before the
+    transaction locks anything else, to avoid deadlocks. So `apply_routes` finds no such transaction
+    in progress, and the messages of all earlier ones get the new routes. Only the rerouting of
+    messages does not need it: `apply_routes` waits for the rows that it has locked.
+    """
+    await connection.execute(KEEP_ROUTES)
 
 
 async def apply_routes(
@@ -65,8 +79,8 @@ async def apply_routes(
     """Make these gateways the ones that take messages. Return whether that changes any route.
 
     The arguments are those of `routes_by_code`. Workers then determine the route of all scheduled
-    messages again. The worker that was started or reloaded last decides for all. After a change,
-    commit the transaction and call `reroute_open_mailings` in another one.
+    messages again. The worker that was started or reloaded last decides for all. Call it before
+    the caller's transaction locks anything else, to avoid deadlocks.
     """
     await connection.execute(LOCK_ROUTES)
     for name in operator_codes:  # for messages that only this gateway may take
@@ -81,17 +95,34 @@ async def apply_routes(
     await connection.execute(DELETE_OPERATOR_ROUTES)
     values = {"codes": list(wanted), "routes": list(wanted.values())}
     await connection.execute(INSERT_OPERATOR_ROUTES, values)
-    await reroute_open_mailings(connection)
+    await connection.execute(REROUTE_OPEN_MAILINGS)
     return True
 
 
-async def reroute_open_mailings(connection: AsyncConnection) -> None:
-    """Make workers determine the route of all scheduled messages of started mailings again.
+DELETE_ENDED_WORKERS = text("DELETE FROM routes_applied WHERE worker <> ALL (:active)").bindparams(
+    bindparam("active", type_=ARRAY(String))
+)
+# After `apply_routes` has locked the routes, so the times are in the order of the changes.
+RECORD_APPLIED = text("""
+    INSERT INTO routes_applied (worker, applied_at) VALUES (:worker, clock_timestamp())
+    ON CONFLICT (worker) DO UPDATE SET applied_at = excluded.applied_at""")
+SELECT_APPLIED_LATER = text("""
+    SELECT worker FROM routes_applied WHERE applied_at > coalesce(
+        (SELECT applied_at FROM routes_applied WHERE worker = :worker), '-infinity')""")
 
-    `apply_routes` does so before its commit, so that a crash loses nothing. But a mailing that is
-    created or retried before that commit is not seen, and its messages may get the former routes.
+
+async def record_applied(connection: AsyncConnection, worker: str, active: Iterable[str]) -> None:
+    """Record, in the transaction of `apply_routes`, that a worker has applied its routes.
+
+    Records of workers that are not among the `active` ones are deleted.
     """
-    await connection.execute(REROUTE_OPEN_MAILINGS)
+    await connection.execute(DELETE_ENDED_WORKERS, {"active": list(active)})
+    await connection.execute(RECORD_APPLIED, {"worker": worker})
+
+
+async def applied_later(connection: AsyncConnection, worker: str) -> set[str]:
+    """Return the workers that have applied their routes later than this one."""
+    return set(await connection.scalars(SELECT_APPLIED_LATER, {"worker": worker}))
 
 
 async def find_route(connection: AsyncConnection, names: Iterable[str]) -> int:

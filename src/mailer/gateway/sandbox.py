@@ -8,41 +8,57 @@ import asyncio
 import json
 import logging
 import random
-import socket
-import struct
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from http import HTTPStatus
-from typing import NoReturn
 
 import msgspec
 from aiohttp import web
 
-from mailer.errors import FieldError, InvalidError, UnavailableError
-from mailer.gateway.aiohttp_connection import is_parse_error
+from mailer.errors import FieldError, InvalidError
 from mailer.gateway.faults import Faults, RequestKind
 from mailer.gateway.profile_file import load_profile, shipped_kinds
 from mailer.gateway.profile_mistakes import account_keys
 from mailer.gateway.protocol import AccountTrouble
 from mailer.gateway.recent_ids import RecentIds
-from mailer.gateway.sandbox_records import SandboxCounts, SandboxMessage, SandboxRequest
+from mailer.gateway.sandbox_caller import SandboxCaller, expected_answers
+from mailer.gateway.sandbox_http import (
+    drop_parse_error,
+    listen,
+    reset,
+    to_http,
+    wait_for_cancellation,
+)
+from mailer.gateway.sandbox_options import CallOptions
+from mailer.gateway.sandbox_plans import CallPlanner
+from mailer.gateway.sandbox_records import (
+    PollRequest,
+    SandboxCall,
+    SandboxCallCounts,
+    SandboxCounts,
+    SandboxMessage,
+    SandboxRequest,
+)
+from mailer.gateway.sandbox_reports import SandboxReports, Signer
 from mailer.gateway.sandbox_requests import JsonReader, ProfileReader
 from mailer.gateway.sandbox_responses import SampleName, SandboxResponse, SandboxResponses
 from mailer.gateway.sandbox_values import HttpRequest, base_path
 from mailer.limits import RateLimiter
 
 __all__ = [
+    "CallOptions",
     "Faults",
     "RequestKind",
+    "SandboxCall",
+    "SandboxCallCounts",
     "SandboxCounts",
     "SandboxGateway",
     "SandboxMessage",
     "SandboxRequest",
 ]
 
-_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
-"""Value of the socket option SO_LINGER: on, 0 s. Closing the socket then sends RST, not FIN."""
+NO_OPTIONS = CallOptions()
 
 
 class SandboxGateway:
@@ -51,8 +67,8 @@ class SandboxGateway:
     `kind` is a kind that is shipped with mailer, and `account` the keys of the account that it
     requires: `account`, `username`, `password` or `token`, as the kind has them. A key that is not
     given, or None, may have any value. `on_request` is called in the event loop once for each
-    request, when its kind is final. Raises InvalidError for an unknown kind, and for a key that the
-    kind does not use.
+    request, when its kind is final, and `on_call` once for each of its own calls to mailer, when it
+    has ended. Raises InvalidError for an unknown kind, and for a key that the kind does not use.
 
     A gateway that recognizes repeats accepts a message that it accepted before without faults, but
     with the rate limit and the latency. Memory is bounded for any number of requests.
@@ -64,6 +80,8 @@ class SandboxGateway:
         *,
         kind: str = "json",
         on_request: Callable[[SandboxRequest], None] | None = None,
+        calls: CallOptions = NO_OPTIONS,
+        on_call: Callable[[SandboxCall], None] | None = None,
         **account: str | None,
     ) -> None:
         self.kind = kind
@@ -80,6 +98,12 @@ class SandboxGateway:
         self._fault_rates = [(fault, rate) for fault, rate in faults.rates() if rate]
         self._random = random.Random(faults.seed)  # noqa: S311  # to be repeatable, not secret
         self._responses = SandboxResponses(kind, self._random)
+        self._options = calls
+        self._signer = Signer(self._profile, calls.callback_secret, self._account.get("token"))
+        self._caller = SandboxCaller(self._signer.sign, expected_answers(self._profile), on_call)
+        random_source = random.Random(faults.seed)  # noqa: S311  # faults do not depend on calls
+        planner = CallPlanner(self._profile, self._responses.calls, calls, random_source)
+        self._reports = SandboxReports(self._profile, self._responses, planner, self._caller)
         self._limiter = RateLimiter(faults.rate_limit, burst=1.0) if faults.rate_limit else None
         self._failure: SampleName = "temporary"
         self._fails_until = 0.0
@@ -95,6 +119,18 @@ class SandboxGateway:
     def counts(self) -> SandboxCounts:
         """Counts of requests. A request is counted when its kind is final."""
         return SandboxCounts(**self._counts)
+
+    @property
+    def call_counts(self) -> SandboxCallCounts:
+        """Counts of the calls to mailer. A call is counted when it has ended."""
+        return self._caller.counts
+
+    @property
+    def callback_secret(self) -> str | None:
+        """The `callback_secret` with which mailer verifies the calls; None if it needs none."""
+        has_calls = self._profile.receipt is not None or self._profile.reply is not None
+        is_given = self._options.callback_secret is not None
+        return self._signer.callback_secret if has_calls and is_given else None
 
     def fail_for(self, seconds: float, trouble: AccountTrouble | None = None) -> None:
         """Refuse every message from now on for some seconds; 0 ends this.
@@ -115,11 +151,14 @@ class SandboxGateway:
         required = [key for key, is_required in account_keys(self._profile).items() if is_required]
         account = dict.fromkeys(required, "sandbox") | self._account
         keys = {"name": name, "kind": self.kind, "url": url, **account}
+        if self.callback_secret is not None:
+            keys["callback_secret"] = self.callback_secret
         # a text of JSON is a text of TOML too
         lines = (
             f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in keys.items()
         )
-        return "".join(("[[gateway]]\n", *lines))
+        receipts = "receipts = true\n" if self._options.receipts_url is not None else ""
+        return "".join(("[[gateway]]\n", *lines, receipts))
 
     @asynccontextmanager
     async def run(self, host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[str]:
@@ -129,7 +168,7 @@ class SandboxGateway:
         0.2 s. Raises UnavailableError when it cannot listen there.
         """
         logger = logging.getLogger(__name__)
-        logger.addFilter(_drop_parse_error)
+        logger.addFilter(drop_parse_error)
         server = web.Server(
             self._handle,
             handler_cancellation=True,  # else a request that hangs would outlive its connection
@@ -140,17 +179,18 @@ class SandboxGateway:
         runner = web.ServerRunner(server, shutdown_timeout=0.05)  # 0 would wait forever
         await runner.setup()
         site = web.TCPSite(runner, host, port, backlog=1_024)
-        try:
-            await _listen(site, host, port)
-            yield site.name + base_path(self._profile.request)
-        finally:
-            await runner.cleanup()
-            if self._handlers:  # cancelled already; wait until they are counted
-                await asyncio.wait(self._handlers)
+        async with self._caller.run():
+            try:
+                await listen(site, host, port)
+                yield site.name + base_path(self._profile.request)
+            finally:
+                await runner.cleanup()
+                if self._handlers:  # cancelled already; wait until they are counted
+                    await asyncio.wait(self._handlers)
 
     async def _handle(self, request: web.BaseRequest) -> web.Response:
         """Respond to any request, record it and count it."""
-        message: SandboxMessage | HTTPStatus
+        message: SandboxMessage | PollRequest | HTTPStatus
         try:
             body = await request.read()
         except web.HTTPRequestEntityTooLarge:
@@ -160,10 +200,14 @@ class SandboxGateway:
                 HttpRequest(request.method, request.raw_path, request.headers, body)
             )
         arrived, monotonic = time.time_ns() // 1_000, time.monotonic()
-        if isinstance(message, HTTPStatus):
-            response = self._responses.respond(message)
+        if not isinstance(message, SandboxMessage):
+            response = (
+                self._reports.answer_poll(message)
+                if isinstance(message, PollRequest)
+                else self._responses.respond(message)
+            )
             self._record(SandboxRequest(None, arrived, monotonic, response.kind))
-            return _to_http(response)
+            return to_http(response)
         task, message_id = request.task, message.id
         is_overlap = message_id is not None and message_id in self._open_ids
         self._open_ids.add(message_id)
@@ -173,11 +217,13 @@ class SandboxGateway:
             record = SandboxRequest(message, arrived, monotonic, response.kind, overlap=is_overlap)
             if self._faults.latency or record.kind == "hang":
                 await self._delay(record)
-            self._finish(record)
+            is_new = self._finish(record)
+            if is_new:
+                await self._reports.report(message, response.new_id)
             if record.kind == "reset":
-                _reset(request.transport)
-                await _wait_for_cancellation()
-            return _to_http(response)
+                reset(request.transport)
+                await wait_for_cancellation()
+            return to_http(response)
         finally:
             self._open_ids.discard(message_id)
             self._handlers.discard(task)
@@ -205,7 +251,7 @@ class SandboxGateway:
         """Sleep for the latency with its jitter; with the fault `hang`, until it is cancelled."""
         if record.kind == "hang":
             self._record(record)
-            await _wait_for_cancellation()
+            await wait_for_cancellation()
         deviation = self._random.uniform(-1.0, 1.0) * self._faults.jitter
         try:
             await asyncio.sleep(self._faults.latency * (1.0 + deviation))
@@ -213,15 +259,19 @@ class SandboxGateway:
             self._record(msgspec.structs.replace(record, kind="disconnected"))
             raise
 
-    def _finish(self, record: SandboxRequest) -> None:
-        """Record a request whose response is due; an accepted message may be a repeat."""
-        message_id = record.id
-        if record.kind == "accepted" and message_id is not None:
+    def _finish(self, record: SandboxRequest) -> bool:
+        """Record a request whose response is due; an accepted message may be a repeat.
+
+        Return whether the gateway delivers the message because of this request.
+        """
+        message_id, is_accepted = record.id, record.kind == "accepted"
+        if is_accepted and message_id is not None:
             is_repeat = message_id in self._accepted_ids
             self._accepted_ids.add(message_id)
             if is_repeat:
                 record = msgspec.structs.replace(record, repeat=True)
         self._record(record)
+        return is_accepted and not (record.repeat and self._recognizes_repeats)
 
     def _record(self, record: SandboxRequest) -> None:
         """Count a request, and pass its record to `on_request`."""
@@ -241,38 +291,3 @@ def _check_account(kind: str, account: Mapping[str, str]) -> None:
     keys = account_keys(load_profile(kind))
     if unused := [key for key in account if key not in keys]:
         raise InvalidError([FieldError(key, f"is not used by the kind {kind}") for key in unused])
-
-
-async def _listen(site: web.TCPSite, host: str, port: int) -> None:
-    """Start to listen. Raises UnavailableError, which says why it cannot."""
-    try:
-        await site.start()
-    except OSError as error:
-        message = f"cannot listen on {host}:{port}: {error.strerror or error}"
-        raise UnavailableError(message) from error
-
-
-def _to_http(response: SandboxResponse) -> web.Response:
-    """Convert a response for aiohttp."""
-    return web.Response(status=response.status, body=response.body, headers=response.headers)
-
-
-def _reset(transport: asyncio.Transport | None) -> None:
-    """Close a connection by RST."""
-    if transport is not None:
-        connection = transport.get_extra_info("socket")
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-        transport.abort()
-
-
-async def _wait_for_cancellation() -> NoReturn:
-    """Wait until the server cancels the task, which it does when the connection is lost."""
-    while True:
-        await asyncio.get_running_loop().create_future()
-
-
-def _drop_parse_error(record: logging.LogRecord) -> bool:
-    """Remove aiohttp's parse errors from a log record: their text may contain a phone."""
-    if record.exc_info and is_parse_error(record.exc_info[1]):
-        record.exc_info = None
-    return True

@@ -8,7 +8,8 @@ import msgspec
 from mailer.gateway.placeholders import ACCOUNT_KEYS, PLACEHOLDER
 
 Found = dict[str, str | int]
-"""What a request says of its message: `id`, `phone`, `text`, and `validity` in seconds."""
+"""What a request says of its message: `id`, `phone`, `text`, `sender`, `callback`, and `validity`
+in seconds. A request for the status of messages has `ids`."""
 
 _WHOLE_NUMBER = "[1-9][0-9]{0,18}"
 
@@ -38,8 +39,8 @@ MESSAGE_VALUES = {
     "phone.national": MessageValue("[0-9]{10}", "phone", lambda digits: int(f"7{digits}")),
     "text": MessageValue("(?s:.{1,1600})", "text"),
     "text.utf16_hex": MessageValue("(?:[0-9A-F]{4}){1,1600}", "text", _read_utf16),
-    "sender": MessageValue(".{1,20}"),
-    "callback": MessageValue("https?://.+"),
+    "sender": MessageValue(".{1,20}", "sender"),
+    "callback": MessageValue("https?://.+", "callback"),
     "validity.milliseconds": MessageValue(
         _WHOLE_NUMBER, "validity", lambda digits: int(digits) // 1_000, is_number=True
     ),
@@ -53,6 +54,8 @@ MESSAGE_VALUES = {
     "validity.until": MessageValue(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"),
 }
 """By the names of the placeholders."""
+POLL_VALUES = MESSAGE_VALUES | {"ids": MessageValue("[^,]{1,200}(?:,[^,]{1,200}){0,99}", "ids")}
+"""With those that only a request for the status of messages has."""
 
 
 def is_number(expected: object) -> bool:
@@ -119,5 +122,5 @@ class ValuePattern:
             self.is_optional |= is_optional and value is None
             return "(?s:.+)" if value is None else re.escape(value)
         self.is_optional |= name == "sender"
-        self._values.append(MESSAGE_VALUES[name])
-        return f"({MESSAGE_VALUES[name].pattern})"
+        self._values.append(POLL_VALUES[name])
+        return f"({POLL_VALUES[name].pattern})"

@@ -1,8 +1,9 @@
-"""What the sandbox gateway records: messages, requests and their counts."""
+"""What the sandbox gateway records: messages, requests, its own calls, and their counts."""
 
 import msgspec
 
 from mailer.gateway.faults import RequestKind
+from mailer.gateway.sandbox_options import CallContent
 
 
 class SandboxMessage(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -12,6 +13,10 @@ class SandboxMessage(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """mailer's id of the message; None if requests of this kind have none."""
     phone: int
     text: str
+    sender: str = ""
+    """"" if the request has none."""
+    callback: str = ""
+    """URL for receipts; "" if the request asks for none."""
 
     def __repr__(self) -> str:
         return f"SandboxMessage(id={self.id})"
@@ -40,6 +45,55 @@ class SandboxRequest(msgspec.Struct, frozen=True, gc=False):
         return None if self.message is None else self.message.id
 
 
+class SandboxCall(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """A record of one call of the sandbox to mailer, and how it ended."""
+
+    content: CallContent
+    message_id: int | None
+    """mailer's id of the message, as far as the request had it."""
+    new_id: int
+    """The gateway's id of the message, without the letters that it may begin with."""
+    part: int | None = None
+    """Number of the part of the message; None if the receipt is about the whole message."""
+    is_stop: bool = False
+    """Whether it was a reply with a stop word."""
+    is_repeat: bool = False
+    """Whether it was a receipt that the sandbox sends twice on purpose."""
+    is_early: bool = False
+    """Whether its first attempt came before the response to the request."""
+    started: int
+    """When the first attempt began, in microseconds of Unix time."""
+    ended: int
+    """When the last attempt ended."""
+    attempts: int
+    status: int | None
+    """HTTP status of the last response; None without a response."""
+    is_taken: bool
+    """Whether mailer responded with 200, and with the body that the provider expects."""
+
+
+class SandboxCallCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """Numbers of calls to mailer."""
+
+    receipts: int = 0
+    """Receipts that mailer took."""
+    replies: int = 0
+    """Replies that mailer took, or parts of them."""
+    refused: int = 0
+    """Calls with an answer that ends the attempts."""
+    unanswered: int = 0
+    """Calls that were not taken after several attempts, or until the sandbox stopped."""
+    lost: int = 0
+    """Receipts that were not sent, as `CallOptions.receipt_loss` asks for."""
+
+
+class PollRequest(msgspec.Struct, frozen=True, gc=False):
+    """A valid request for the status of messages."""
+
+    keys: tuple[int, ...]
+    """The ids of the messages: mailer's, or those of the gateway."""
+
+
 class SandboxCounts(msgspec.Struct, frozen=True, kw_only=True):
     """Numbers of requests by kind, and of repeats and overlaps among them.
 
@@ -62,6 +116,8 @@ class SandboxCounts(msgspec.Struct, frozen=True, kw_only=True):
     """A key of the account is missing or wrong."""
     balance: int = 0
     """The request asked for the balance of the account."""
+    poll: int = 0
+    """The request asked for the status of messages."""
     invalid: int = 0
     """The request does not follow the profile."""
     disconnected: int = 0

@@ -1,5 +1,6 @@
 """The sandbox gateway's side of a profile: checks requests and finds the messages in them."""
 
+import re
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Annotated, Literal
@@ -9,7 +10,7 @@ import msgspec
 from mailer.gateway.placeholders import PLACEHOLDER, needs_ucs2
 from mailer.gateway.profile import GatewayProfile, RequestPart
 from mailer.gateway.sandbox_patterns import Found, ValuePattern, is_number
-from mailer.gateway.sandbox_records import SandboxMessage
+from mailer.gateway.sandbox_records import PollRequest, SandboxMessage
 from mailer.gateway.sandbox_values import (
     DEFAULT_PATH,
     HttpRequest,
@@ -20,6 +21,7 @@ from mailer.gateway.sandbox_values import (
 from mailer.json_input import JsonError, read_json
 
 Alphabet = Literal["gsm", "ucs2", "any"]
+_LAST_DIGITS = re.compile(r"[0-9]{1,20}$")
 
 
 class JsonReader:
@@ -53,6 +55,8 @@ class _JsonMessage(SandboxMessage, frozen=True, kw_only=True, forbid_unknown_fie
     id: Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
     phone: Annotated[int, msgspec.Meta(ge=70_000_000_000, le=79_999_999_999)]
     text: Annotated[str, msgspec.Meta(min_length=1, max_length=1_600)]
+    sender: Annotated[str, msgspec.Meta(max_length=0)] = ""
+    callback: Annotated[str, msgspec.Meta(pattern="^https?://")] = ""
 
 
 class ProfileReader:
@@ -64,26 +68,29 @@ class ProfileReader:
     def __init__(self, profile: GatewayProfile, account: Mapping[str, str]) -> None:
         self._validity = profile.limits.validity
         self._messages = _PartReader(profile.request, profile, account)
-        self._balance = (
-            None
-            if profile.balance is None
-            else _PartReader(profile.balance.request, profile, account)
-        )
+        self._balance = self._poll = None
+        if profile.balance is not None:
+            self._balance = _PartReader(profile.balance.request, profile, account)
+        if profile.poll is not None:
+            self._poll = _PartReader(profile.poll.request, profile, account)
 
-    def read(self, request: HttpRequest) -> SandboxMessage | HTTPStatus:
-        """Return the message, or the status that says what is wrong with the request.
+    def read(self, request: HttpRequest) -> SandboxMessage | PollRequest | HTTPStatus:
+        """Return what a request asks for, or the status that says what is wrong with it.
 
         The status is 200 for a request for the balance.
         """
         found = self._messages.read(request)
         if not isinstance(found, HTTPStatus):
             return self._read_message(found)
-        if self._balance is None or found == HTTPStatus.UNAUTHORIZED:
-            return found
-        balance = self._balance.read(request)
-        if not isinstance(balance, HTTPStatus):
-            return HTTPStatus.OK
-        return balance if balance == HTTPStatus.UNAUTHORIZED else found
+        for part in (self._balance, self._poll):
+            if part is None or found == HTTPStatus.UNAUTHORIZED:
+                continue
+            other = part.read(request)
+            if not isinstance(other, HTTPStatus):
+                return HTTPStatus.OK if part is self._balance else _read_poll(other)
+            if other == HTTPStatus.UNAUTHORIZED:
+                found = other
+        return found
 
     def _read_message(self, found: Found) -> SandboxMessage | HTTPStatus:
         validity = int(found.get("validity", self._validity.min))
@@ -91,8 +98,23 @@ class ProfileReader:
             return HTTPStatus.BAD_REQUEST
         message_id, phone, text = found.get("id"), int(found["phone"]), str(found["text"])
         return SandboxMessage(
-            id=None if message_id is None else int(message_id), phone=phone, text=text
+            id=None if message_id is None else int(message_id),
+            phone=phone,
+            text=text,
+            sender=str(found.get("sender", "")),
+            callback=str(found.get("callback", "")),
         )
+
+
+def _read_poll(found: Found) -> PollRequest | HTTPStatus:
+    """Return the ids in a request for the status of messages.
+
+    An id of the gateway ends with the number that makes it unique.
+    """
+    if "ids" not in found:
+        return PollRequest((int(found["id"]),))
+    numbers = [_LAST_DIGITS.search(each) for each in str(found["ids"]).split(",")]
+    return PollRequest(tuple(int(number[0]) for number in numbers if number))
 
 
 class _PartReader:

@@ -3,7 +3,7 @@
 import random
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from importlib import resources
 from itertools import count
@@ -14,7 +14,11 @@ from msgspec import Meta
 
 from mailer.gateway.faults import Fault, RequestKind
 from mailer.gateway.protocol import AccountTrouble
+from mailer.gateway.sandbox_call_samples import CallSamples, PollSamples
+from mailer.gateway.sandbox_options import CallContent
+from mailer.gateway.sandbox_plans import find_part_id
 from mailer.gateway.sandbox_records import SandboxMessage
+from mailer.gateway.sms_parts import count_parts
 from mailer.gateway.toml_file import convert_table, parse_toml
 
 SampleName = Literal[
@@ -32,7 +36,7 @@ SampleName = Literal[
 ]
 """What a sample means to the profile of its kind."""
 SAMPLE_NAMES: tuple[SampleName, ...] = get_args(SampleName)
-SAMPLE_PLACEHOLDER = re.compile(r"\{(id|new_id|phone|retry_after)\}")
+SAMPLE_PLACEHOLDER = re.compile(r"\{(id|new_id|phone|retry_after|parts|part_id|entries)\}")
 PADDING = "x" * 65_536
 """More than a client reads of a response."""
 _KINDS: dict[SampleName, RequestKind] = {
@@ -62,12 +66,16 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     Body and headers may have placeholders: `{new_id}` is an id of the gateway that was not used
     before, `{id}` and `{phone}` are those of the message, `{retry_after}` is the number of seconds
-    to wait, and `{padding}` is longer than what a client reads.
+    to wait, and `{padding}` is longer than what a client reads. If the response has an entry for
+    each part of the text, `{parts}` is their number, `{entries}` stands for all of them, joined by
+    commas, and `{part_id}` is the gateway's id of a part.
     """
 
     status: Annotated[int, Meta(ge=200, le=599)]
     headers: dict[str, str] = {}
     body: str = ""
+    entry: str = ""
+    """The entry of a part."""
 
 
 SomeSamples = Annotated[list[Sample], Meta(min_length=1)]
@@ -97,6 +105,10 @@ class Samples(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     account_blocked: list[Sample] = []
     balance: list[Sample] = []
     """The response to a request for the balance."""
+    poll: PollSamples | None = None
+    """The response to a request for the status of messages."""
+    call: CallSamples = CallSamples()
+    """The provider's calls to mailer."""
 
     def named(self, name: SampleName) -> list[Sample]:
         """Return the samples of this name."""
@@ -111,6 +123,8 @@ class SandboxResponse(msgspec.Struct, frozen=True):
     status: int
     body: bytes = b""
     headers: dict[str, str] = {}
+    new_id: int = 0
+    """The gateway's id of the message; 0 if the response contains none."""
 
 
 def load_samples(kind: str) -> Samples:
@@ -126,21 +140,28 @@ class _ResponseSample:
         self.status = sample.status
         self._kind = kind
         self._body = sample.body.replace("{padding}", PADDING)
+        self._entry = sample.entry
         self._headers = {"Content-Type": content_type, **sample.headers}
         self.is_constant = not any(
             map(SAMPLE_PLACEHOLDER.search, (self._body, *self._headers.values()))
         )
         self.constant = SandboxResponse(kind, sample.status, self._body.encode(), self._headers)
         """The response, if it has no placeholders."""
+        self.has_entries = bool(sample.entry)
 
-    def fill(self, values: Mapping[str, object]) -> SandboxResponse:
-        """Return the response with the values of its placeholders."""
+    def fill(self, values: Mapping[str, object], parts: int, new_id: int) -> SandboxResponse:
+        """Return the response with the values of its placeholders, for a text of some parts."""
 
-        def fill(text: str) -> str:
+        def fill(text: str, values: Mapping[str, object]) -> str:
             return SAMPLE_PLACEHOLDER.sub(lambda placeholder: str(values[placeholder[1]]), text)
 
-        headers = {name: fill(value) for name, value in self._headers.items()}
-        return SandboxResponse(self._kind, self.status, fill(self._body).encode(), headers)
+        values = {**values, "new_id": new_id, "parts": parts}
+        part_ids = [find_part_id(new_id, part) for part in range(1, parts + 1)]
+        entries = [fill(self._entry, {**values, "part_id": part_id}) for part_id in part_ids]
+        values["entries"] = ",".join(entries)
+        headers = {name: fill(value, values) for name, value in self._headers.items()}
+        body = fill(self._body, values).encode()
+        return SandboxResponse(self._kind, self.status, body, headers, new_id)
 
 
 class SandboxResponses:
@@ -148,6 +169,8 @@ class SandboxResponses:
 
     def __init__(self, kind: str, random_source: random.Random) -> None:
         samples = load_samples(kind)
+        self.calls = samples.call
+        self._poll = samples.poll
         self._random = random_source
         self._samples = {
             name: [
@@ -217,7 +240,20 @@ class SandboxResponses:
         values = {
             "id": message.id if message else 0,
             "phone": message.phone if message else 0,
-            "new_id": next(self._new_ids),
             "retry_after": retry_after,
         }
-        return sample.fill(values)
+        parts = count_parts(message.text).parts if message and sample.has_entries else 1
+        return sample.fill(values, parts, self.create_id())
+
+    def create_id(self) -> int:
+        """Return a new id of the gateway."""
+        return next(self._new_ids)
+
+    def answer_poll(
+        self, found: Sequence[tuple[CallContent, Mapping[str, str]]]
+    ) -> SandboxResponse:
+        """Return the response with the status and the values of each message that is known."""
+        if self._poll is None or not found:
+            return msgspec.structs.replace(self.create("invalid", None), kind="poll")
+        headers = {"Content-Type": "application/json"}
+        return SandboxResponse("poll", HTTPStatus.OK, self._poll.fill(found).encode(), headers)

@@ -21,7 +21,11 @@ async def send_single(gateway: ConfiguredGateway, phone: str, text: str, seconds
         validity=gateway.profile.limits.validity.limit(DEFAULT_VALIDITY),
         valid_from=database_clock.now(),
     )
-    request = Request(message, elapsed() + seconds)
+    return await send_request(gateway, Request(message, elapsed() + seconds), seconds)
+
+
+async def send_request(gateway: ConfiguredGateway, request: Request, seconds: float) -> Outcome:
+    """Send a request now, over a connection of its own; abort it after `seconds`."""
     timer = asyncio.get_running_loop().call_later(seconds, request.abort, "timeout")
     try:
         async with HttpGateway(gateway) as client:

@@ -31,6 +31,13 @@ class GatewayStatus(msgspec.Struct, frozen=True, kw_only=True):
     operator_codes: Annotated[list[str] | None, Meta(description="Null for all.")]
     sender: Annotated[str | None, Meta(description="Name or number that clients see.")]
     price: Annotated[float | None, Meta(description="Price of one part of a text.")]
+    awaits_receipts: Annotated[
+        bool,
+        Meta(
+            description="Whether an accepted message is `sent` until a receipt comes. If not, it is"
+            " `delivered` at once."
+        ),
+    ]
     state: Annotated[
         GatewayState,
         Meta(
@@ -76,6 +83,7 @@ def status_of(channel: Channel, paused_at: datetime | None) -> GatewayStatus:
         operator_codes=config.operator_codes,
         sender=config.sender,
         price=config.price,
+        awaits_receipts=channel.receipts.is_awaited,
         state="paused" if paused_at else "up" if breaker.state == "closed" else "out",
         breaker=breaker.state,
         held=Outage(paused_at, PAUSED) if paused_at else breaker.outage,

@@ -9,6 +9,7 @@ from mailer.client.model import Phone
 from mailer.client.phone import normalize_phone
 from mailer.errors import NotFoundError
 from mailer.gateway.status import GatewayStatus
+from mailer.gateway_control.delivery import DeliveryCounts, DeliveryDrop, find_drop
 from mailer.mailing.model import Text
 from mailer.validation import Input
 
@@ -25,15 +26,28 @@ class GatewayError(msgspec.Struct, frozen=True):
 
 
 class GatewayOutcomes(msgspec.Struct, frozen=True):
-    """The messages that went through a gateway and got their outcome in a period."""
+    """The messages that went through a gateway and got their outcome in the last 24 hours."""
 
     delivered: int = 0
     undelivered: int = 0
     unknown: int = 0
     parts: int = 0
-    """Number of SMS of the delivered messages."""
+    """Number of SMS of the accepted messages."""
     errors: tuple[GatewayError, ...] = ()
     """The most frequent first."""
+    delivery: DeliveryCounts = DeliveryCounts()
+    """Those of the messages that were accepted."""
+    last_hour: DeliveryCounts = DeliveryCounts()
+    """Messages that were accepted in the last hour."""
+    day_before: DeliveryCounts = DeliveryCounts()
+    """Messages that were accepted in the 24 hours before that."""
+
+
+class DeliveryByCode(msgspec.Struct, frozen=True):
+    """The messages to one operator code that a gateway accepted in a period."""
+
+    operator_code: str
+    counts: DeliveryCounts
 
 
 class GatewayDetail(GatewayStatus, frozen=True, kw_only=True):
@@ -51,6 +65,7 @@ class GatewayDetail(GatewayStatus, frozen=True, kw_only=True):
         "operator_codes": None,
         "sender": "Acme",
         "price": 2.5,
+        "awaits_receipts": True,
         "state": "out",
         "breaker": "open",
         "held": {"since": "2030-01-15T06:00:00Z", "reason": "http_503"},
@@ -60,21 +75,52 @@ class GatewayDetail(GatewayStatus, frozen=True, kw_only=True):
         "latency": 0.5,
         "requests_in_flight": 0,
         "accepted": 1200,
-        "delivered": 1200,
-        "undelivered": 30,
+        "delivered": 1120,
+        "undelivered": 60,
         "unknown": 2,
+        "awaiting": 50,
+        "no_receipt": 0,
+        "delivery_rate": 0.974,
+        "delivery_drop": None,
         "parts": 2400,
         "cost": 6000.0,
-        "errors": [{"reason": "rejected_400", "messages": 30}],
+        "errors": [
+            {"reason": "not_delivered_30003", "messages": 30},
+            {"reason": "rejected_400", "messages": 30},
+        ],
     }
 
     accepted: Annotated[
-        int, Meta(description="Messages that it accepted; at present they count as delivered.")
+        int,
+        Meta(description="Messages that it accepted, whatever their receipts have said since."),
     ]
-    delivered: int
-    undelivered: int
+    delivered: Annotated[
+        int,
+        Meta(
+            description="Those of `accepted` that are delivered, as receipts say. All of them if"
+            " the gateway sends no receipts."
+        ),
+    ]
+    undelivered: Annotated[
+        int, Meta(description="Messages that it rejected, or that a receipt calls undelivered.")
+    ]
     unknown: int
-    parts: Annotated[int, Meta(description="Number of SMS of the delivered messages.")]
+    awaiting: Annotated[int, Meta(description="Those of `accepted` that await a receipt.")]
+    no_receipt: Annotated[
+        int, Meta(description="Those of `accepted` for which no receipt came in time.")
+    ]
+    delivery_rate: Annotated[
+        float | None,
+        Meta(
+            description="Share of `accepted`, without `awaiting`, that is delivered. Null if that"
+            " is none, and for gateways without receipts."
+        ),
+    ]
+    delivery_drop: Annotated[
+        DeliveryDrop | None,
+        Meta(description="How far the delivery rate has fallen; null if it has not."),
+    ]
+    parts: Annotated[int, Meta(description="Number of SMS of the accepted messages.")]
     cost: Annotated[float | None, Meta(description="`parts` times `price`; null without a price.")]
     errors: Annotated[
         list[GatewayError],
@@ -85,9 +131,23 @@ class GatewayDetail(GatewayStatus, frozen=True, kw_only=True):
     def of(cls, status: GatewayStatus, counts: GatewayOutcomes) -> Self:
         """Return a gateway with this status and these counts."""
         cost = None if status.price is None else round(counts.parts * status.price, 2)
-        values = msgspec.structs.asdict(status) | msgspec.structs.asdict(counts)
-        values |= {"accepted": counts.delivered, "errors": list(counts.errors), "cost": cost}
-        return cls(**values)
+        delivery = counts.delivery
+        return cls(
+            **msgspec.structs.asdict(status),
+            accepted=delivery.accepted,
+            delivered=counts.delivered,
+            undelivered=counts.undelivered,
+            unknown=counts.unknown,
+            awaiting=delivery.awaiting,
+            no_receipt=delivery.no_receipt,
+            delivery_rate=delivery.rate if status.awaits_receipts else None,
+            delivery_drop=(
+                find_drop(counts.last_hour, counts.day_before) if status.awaits_receipts else None
+            ),
+            parts=counts.parts,
+            cost=cost,
+            errors=list(counts.errors),
+        )
 
 
 class ReleasedMessages(msgspec.Struct, frozen=True):

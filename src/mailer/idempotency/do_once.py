@@ -38,14 +38,14 @@ async def do_once(
     work: Callable[[], Awaitable[T]],
     result_of: Callable[[T], Mapping[str, Any]] = _with_id,
     *,
-    creates_client: bool = False,
+    client_id_of: Callable[[T], int | None] = lambda _: None,
 ) -> Done[T]:
     """Do the work of a request, unless an earlier attempt of the request did it.
 
     The value that `work` returns must not be None. `result_of` turns it into the result that is
     stored for repeats. Default: the value is the id of the object that was created or changed, and
-    only the id is stored. With `creates_client`, the object is a client; erasing it erases the
-    stored response.
+    only the id is stored. `client_id_of` returns the id of the client that the response shows, if
+    any; erasing the client erases the stored response.
 
     The work and its result are stored in the caller's transaction, so that neither is ever stored
     without the other. So log what was done only after the commit. A request without an
@@ -56,5 +56,5 @@ async def do_once(
         return Done(result=claim.result, value=None)
     value = await work()
     result = result_of(value)
-    await complete(connection, claim, result, client_id=result["id"] if creates_client else None)
+    await complete(connection, claim, result, client_id=client_id_of(value))
     return Done(result=result, value=value)

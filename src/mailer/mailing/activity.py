@@ -56,7 +56,7 @@ def with_hold(mailing: Mailing, channels: Channels) -> Mailing:
         # since it could run, because it is not known since when there has been no gateway
         held = Hold(max(mailing.datetime_start, mailing.created_at), NO_GATEWAY)
     elif (outage := channels.outage(mailing.gateway)) is not None:
-        held = Hold(outage.since, outage.reason)
+        held = Hold(max(outage.since, mailing.datetime_start), outage.reason)
     else:
         return mailing
     return msgspec.structs.replace(mailing, held=held)

@@ -41,16 +41,26 @@ def filter_condition(
     return and_(true(), *(equals_any(name, values) for name, values in lists.items()))
 
 
-async def count(connection: AsyncConnection, client_filter: ClientFilter) -> int:
-    """Return how many clients a filter matches now."""
+async def count(
+    connection: AsyncConnection, client_filter: ClientFilter, *, opted_out: bool | None = None
+) -> int:
+    """Return how many clients a filter matches now.
+
+    `opted_out` is whether the clients have opted out; None for both.
+    """
     is_matching = filter_condition(client_filter, ALL_SEGMENT_COUNTS)
-    return await segment_counts.count(connection, is_matching)
+    return await segment_counts.count(connection, is_matching, opted_out=opted_out)
 
 
-async def count_by_zone(connection: AsyncConnection, client_filter: ClientFilter) -> dict[str, int]:
-    """Return how many clients a filter matches now, by time zone."""
+async def count_by_zone(
+    connection: AsyncConnection, client_filter: ClientFilter, *, opted_out: bool | None = None
+) -> dict[str, int]:
+    """Return how many clients a filter matches now, by time zone.
+
+    `opted_out` is whether the clients have opted out; None for both.
+    """
     is_matching = filter_condition(client_filter, ALL_SEGMENT_COUNTS)
-    return await segment_counts.count_by_zone(connection, is_matching)
+    return await segment_counts.count_by_zone(connection, is_matching, opted_out=opted_out)
 
 
 NONEMPTY_SEGMENTS = select(

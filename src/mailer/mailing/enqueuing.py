@@ -22,6 +22,7 @@ from sqlalchemy import (
     String,
     and_,
     bindparam,
+    case,
     cast,
     column,
     func,
@@ -39,7 +40,7 @@ from mailer.db.tables.client import client
 from mailer.db.tables.gateway import operator_route
 from mailer.db.tables.mailing import OPEN_MAILING
 from mailer.db.tables.message import message
-from mailer.gateway.routes import OTHER_CODES
+from mailer.gateway.routes import OTHER_CODES, keep_routes
 from mailer.mailing.audience import filter_condition
 from mailer.mailing.client_filter import ClientFilter
 from mailer.mailing.planning import Plan, plan_by_zone, plan_cancelled
@@ -69,7 +70,7 @@ HAS_AUDIENCE_TO_ENQUEUE = (
 NEXT_MAILING_TO_ENQUEUE = """
     SELECT id, datetime_start, datetime_end, send_interval_time_start, send_interval_time_end,
         status, client_filter, audience_cursor, audience_until, audience_snapshot, route,
-        clock_timestamp() AS now
+        purpose = 'marketing' AS respects_opt_outs, clock_timestamp() AS now
     FROM mailing
     WHERE {condition} AND audience_cursor BETWEEN :min_cursor AND :max_cursor
         AND id <> ALL (:skipped)
@@ -137,6 +138,7 @@ async def enqueue_chunk(
         "skipped": list(skipped),
     }
     statement = NEWEST_FIRST if order == "newest" else LOWEST_CURSOR_FIRST
+    await keep_routes(connection)
     mailing = (await connection.execute(statement, parameters)).one_or_none()
     enqueued = None
     if mailing is not None:
@@ -226,10 +228,12 @@ async def _write_messages(
 ) -> None:
     """Write the messages for clients with ids above the cursor, up to `last_client_id`.
 
-    A new filter may match clients again whom an earlier filter excluded. Their cancelled messages
-    are scheduled again; other existing messages are not changed.
+    The messages to clients who have opted out are cancelled, unless the mailing ignores that. A new
+    filter may match clients again whom an earlier filter excluded. Their cancelled messages are
+    scheduled again; other existing messages are not changed.
     """
     plans = _as_table(_plans(mailing, time_zones))
+    has_opted_out = and_(mailing.respects_opt_outs, client.c.opted_out_at.is_not(None))
     is_in_chunk = and_(client.c.id > mailing.audience_cursor, client.c.id <= last_client_id)
     rows = (
         select(
@@ -240,8 +244,8 @@ async def _write_messages(
             # No plan exists for a client who changes time zone at this moment. The message is due
             # now, and the window is checked again before it is sent.
             func.coalesce(plans.c.due_at, mailing.now),
-            func.coalesce(plans.c.status, "scheduled"),
-            plans.c.reason,
+            case((has_opted_out, "cancelled"), else_=func.coalesce(plans.c.status, "scheduled")),
+            case((has_opted_out, "opted_out"), else_=plans.c.reason),
             func.coalesce(
                 literal(mailing.route, Integer),
                 cast(ROUTES_BY_CODE.op("->>")(client.c.operator_code), Integer),

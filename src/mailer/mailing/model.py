@@ -86,6 +86,15 @@ OnUnknown = Annotated[
         extra={"rule": "must be retry or hold"},
     ),
 ]
+Purpose = Annotated[
+    Literal["marketing", "service"],
+    Meta(
+        description="`marketing` is not sent to clients who have opted out. `service` is sent to"
+        " them too: only for messages that they need, such as a code or the state of an order."
+        " It can be changed before the start only.",
+        extra={"rule": "must be marketing or service"},
+    ),
+]
 
 
 GatewayName = Annotated[
@@ -111,6 +120,14 @@ SenderName = Annotated[
         },
     ),
 ]
+
+
+def excluded_opt_outs(purpose: Purpose) -> bool | None:
+    """Return which clients a purpose reaches, as the parameter `opted_out` of counts of clients.
+
+    False: those who have not opted out; None: all.
+    """
+    return False if purpose == "marketing" else None
 
 
 class MailingInput(Input, frozen=True, kw_only=True):
@@ -163,6 +180,7 @@ class NewMailing(MailingInput, frozen=True, kw_only=True):
         "text": "Your order is ready.",
         "client_filter": {"operator_codes": ["912", "916"], "tags": ["vip"]},
         "on_unknown": "retry",
+        "purpose": "marketing",
         "gateway": None,
         "sender": "Acme",
     }
@@ -174,6 +192,7 @@ class NewMailing(MailingInput, frozen=True, kw_only=True):
     text: Text
     client_filter: ClientFilter = None
     on_unknown: OnUnknown = "retry"
+    purpose: Purpose = "marketing"
     gateway: GatewayName | None = None
     """The gateway that takes all messages; null for the gateways of each client's operator code."""
     sender: SenderName | None = None
@@ -198,6 +217,7 @@ class MailingChange(MailingInput, frozen=True, kw_only=True):
     text: Text | UnsetType = UNSET
     client_filter: ClientFilter | UnsetType = UNSET
     on_unknown: OnUnknown | UnsetType = UNSET
+    purpose: Purpose | UnsetType = UNSET
     gateway: GatewayName | UnsetType | None = UNSET
     sender: SenderName | UnsetType | None = UNSET
 
@@ -247,6 +267,7 @@ class Mailing(msgspec.Struct, frozen=True, kw_only=True):
     text: Text
     client_filter: ClientFilter
     on_unknown: OnUnknown
+    purpose: Purpose
     gateway: str | None
     """The gateway that takes all messages; null for the gateways of each client's operator code."""
     sender: str | None
@@ -259,6 +280,13 @@ class Mailing(msgspec.Struct, frozen=True, kw_only=True):
     """Messages that exist: 0 before the start, and after the retention period."""
     scheduled_messages: int
     sending_messages: int
+    sent_messages: Annotated[
+        int,
+        Meta(
+            description="Accepted by a gateway. Their receipt is awaited, or did not come in time;"
+            " it moves these counts also when the mailing is finished."
+        ),
+    ]
     delivered_messages: int
     undelivered_messages: int
     unknown_messages: int
@@ -323,6 +351,8 @@ class RunningMailing(msgspec.Struct, frozen=True):
     on_unknown: OnUnknown
     sender: str | None = None
     """Name or number that clients see; None for that of the gateway."""
+    respects_opt_outs: bool = True
+    """Whether its messages are not sent to clients who have opted out."""
     parts: int = 1
     """Number of SMS that the text takes."""
     may_send: bool = True
@@ -349,6 +379,10 @@ class MailingEndedError(ConflictError):
 
 class MailingStartedError(ConflictError):
     """The start of a mailing that has started cannot be changed."""
+
+
+class PurposeFixedError(ConflictError):
+    """The purpose of a mailing that has started cannot be changed."""
 
 
 class MailingPausedError(ConflictError):

@@ -13,8 +13,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.db.sql import add_up
 from mailer.db.tables.mailing import FINISHED_IN_WINDOW, OPEN_MAILING
+from mailer.gateway.routes import keep_routes
 from mailer.mailing.planning import plan_by_zone
-from mailer.mailing.replanning import REPLAN_BATCH, replan_messages
+from mailer.mailing.replanning import HAS_OPTED_OUT, REPLAN_BATCH, replan_messages
 from mailer.mailing.store import notify_mailings_changed
 from mailer.statuses import OPEN
 
@@ -73,15 +74,16 @@ REOPEN_MAILING = text(f"""
 # ---- their messages -------------------------------------------------------------------------
 
 # Locks and returns the messages of moved clients that are open, or were cancelled because the
-# window did not open before the mailing's end.
-FIND_MESSAGES = text("""
+# window did not open before the mailing's end. Of clients who have opted out, only open ones.
+FIND_MESSAGES = text(f"""
     SELECT message.id, message.mailing_id, message.client_id, message.status, client.time_zone
     FROM unnest(:clients) AS moved (id) JOIN client ON client.id = moved.id
         CROSS JOIN unnest(:mailings) AS mailing (id)
         JOIN message ON message.mailing_id = mailing.id AND message.client_id = client.id
     WHERE client.deleted_at IS NULL AND (message.status IN ('scheduled', 'sending')
-        OR message.status = 'cancelled' AND message.reason = 'no_window')
-    ORDER BY message.id FOR UPDATE OF message""").bindparams(
+        OR message.status = 'cancelled' AND message.reason = 'no_window'
+            AND NOT {HAS_OPTED_OUT.format(message="message")})
+    ORDER BY message.id FOR UPDATE OF message""").bindparams(  # noqa: S608  # no user input
     *(bindparam(name, type_=ARRAY(BigInteger)) for name in ("clients", "mailings"))
 )
 
@@ -95,6 +97,7 @@ async def replan_moved(connection: AsyncConnection, max_lookups: int = MAX_LOOKU
     """
     if not (await connection.execute(HAS_MOVED_CLIENTS)).scalar_one():
         return 0
+    await keep_routes(connection)
     mailings = await _read_mailings(connection)
     # each client costs one lookup in each mailing
     limit = max(1, min(REPLAN_BATCH, max_lookups // max(1, len(mailings))))

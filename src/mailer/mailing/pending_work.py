@@ -63,8 +63,7 @@ FIND_PENDING_WORK = text(f"""
             AND NOT is_replanning AND id <> ALL (:skipped)) AS must_enqueue,
         EXISTS (SELECT FROM mailing WHERE {OPEN_MAILING} AND is_replanning
             AND id <> ALL (:skipped)) AS must_replan,
-        EXISTS (SELECT FROM mailing WHERE {OPEN_MAILING} AND reroute_cursor IS NOT NULL
-            AND id <> ALL (:skipped)) AS must_reroute,
+        EXISTS (SELECT FROM rerouting) AS must_reroute,
         EXISTS (SELECT FROM mailing WHERE {OPEN_MAILING} AND retry_before IS NOT NULL
             AND id <> ALL (:skipped)) AS must_retry,
         EXISTS (SELECT FROM ({ENDED_OPEN_MAILINGS}) AS ended CROSS JOIN LATERAL (
@@ -95,8 +94,8 @@ async def find_pending_work(
     """Return which work is pending now.
 
     `must_finish` covers the mailings `check_ids` and the next `UNSETTLED_BATCH` mailings with
-    ids above `after`. The mailings `skipped` are ignored for start, enqueue, replan,
-    reroute and retry.
+    ids above `after`. The mailings `skipped` are ignored for start, enqueue, replan
+    and retry.
     """
     values = {"after": after, "check_ids": list(check_ids), "skipped": list(skipped)}
     row = (await connection.execute(FIND_PENDING_WORK, values)).mappings().one()

@@ -29,7 +29,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from mailer.db.tables.client import client
 from mailer.db.tables.mailing import OPEN_MAILING
 from mailer.db.tables.message import message
-from mailer.gateway.routes import JOIN_OPERATOR_ROUTE, ROUTE
+from mailer.gateway.routes import JOIN_OPERATOR_ROUTE, ROUTE, keep_routes
 from mailer.mailing import stop_number
 from mailer.mailing.audience import filter_condition
 from mailer.mailing.client_filter import ClientFilter
@@ -90,6 +90,7 @@ async def replan_chunk(
     cannot be read is added to `skipped`. Return None when nothing was replanned.
     """
     skipped = SkippedMailings() if skipped is None else skipped
+    await keep_routes(connection)
     mailing = await _lock_next_mailing(connection, skipped)
     if mailing is not None:
         with skipped.on_error(mailing.id):
@@ -174,6 +175,11 @@ def _has_id(message_ids: list[int]) -> ColumnElement[bool]:
     return message.c.id == any_(bindparam("ids", message_ids, type_=ARRAY(BigInteger)))
 
 
+HAS_OPTED_OUT = """EXISTS (
+    SELECT FROM client JOIN mailing ON mailing.id = {message}.mailing_id
+    WHERE client.id = {message}.client_id AND opted_out_at IS NOT NULL AND purpose = 'marketing')"""
+"""SQL for whether the client of a message has opted out, and its mailing respects that. `{message}`
+is the name of the row of `message`."""
 # Applies the plans to messages that are scheduled, or were cancelled because of the end or the
 # window. `existing` is the message itself: LATERAL cannot refer to the table that is updated.
 # Exceptions:
@@ -181,6 +187,8 @@ def _has_id(message_ids: list[int]) -> ColumnElement[bool]:
 # - The pause of such a message after its failed attempt is not shortened.
 # - A message that stays cancelled is not written, because its outcome belongs to the day on which
 #   it happened. For the same reason an unchanged message is not written.
+# - A cancelled message stays so if its client has opted out meanwhile. A scheduled one is cancelled
+#   by its next claim.
 # Gateways may have changed since a message was cancelled, so its route is determined again.
 REPLAN = text(f"""
     UPDATE message SET updated_at = now(),
@@ -203,7 +211,8 @@ REPLAN = text(f"""
         WHEN 'scheduled' THEN message.due_at <> replanned.due_at
             OR replanned.status <> 'scheduled'
         WHEN 'cancelled' THEN replanned.status = 'scheduled'
-            AND message.reason IN ('expired', 'no_window') END""").bindparams(  # noqa: S608  # no user input
+            AND message.reason IN ('expired', 'no_window')
+            AND NOT {HAS_OPTED_OUT.format(message="existing")} END""").bindparams(  # noqa: S608  # no user input
     bindparam("ids", type_=ARRAY(BigInteger)),
     bindparam("due_ats", type_=ARRAY(DateTime(timezone=True))),
     *(bindparam(name, type_=ARRAY(String)) for name in ("statuses", "reasons")),
@@ -213,7 +222,10 @@ REPLAN = text(f"""
 async def replan_messages(
     connection: AsyncConnection, mailing: Row[Any], messages: Sequence[Row[Any]]
 ) -> None:
-    """Replan locked messages of a mailing: rows with the columns `id` and `time_zone`."""
+    """Replan locked messages of a mailing: rows with the columns `id` and `time_zone`.
+
+    The caller's transaction has called `keep_routes`.
+    """
     if not messages:
         return
     plans = plan_by_zone(mailing, {row.time_zone for row in messages})

@@ -18,6 +18,7 @@ from sqlalchemy import (
     func,
     select,
     text,
+    true,
 )
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -25,7 +26,7 @@ from mailer.db.sql import one_of
 from mailer.db.tables.client import client
 from mailer.db.tables.mailing import OPEN_MAILING
 from mailer.db.tables.message import message
-from mailer.gateway.routes import JOIN_OPERATOR_ROUTE, ROUTE
+from mailer.gateway.routes import JOIN_OPERATOR_ROUTE, ROUTE, keep_routes
 from mailer.mailing.audience import filter_condition
 from mailer.mailing.client_filter import ClientFilter
 from mailer.mailing.planning import plan_by_zone
@@ -37,7 +38,8 @@ from mailer.statuses import RETRYABLE
 # A mailing whose row another worker has locked is skipped.
 NEXT_MAILING_TO_RETRY = text(f"""
     SELECT id, datetime_start, datetime_end, send_interval_time_start, send_interval_time_end,
-        client_filter, retry_before, retry_cursor, route, clock_timestamp() AS now
+        client_filter, retry_before, retry_cursor, route,
+        purpose = 'marketing' AS respects_opt_outs, clock_timestamp() AS now
     FROM mailing
     WHERE retry_before IS NOT NULL AND {OPEN_MAILING} AND id <> ALL (:skipped)
     ORDER BY retry_cursor, retry_before LIMIT 1 FOR UPDATE SKIP LOCKED""").bindparams(  # noqa: S608  # no user input
@@ -89,6 +91,7 @@ async def retry_chunk(
     cannot be read is added to `skipped`.
     """
     skipped = SkippedMailings() if skipped is None else skipped
+    await keep_routes(connection)
     rows = await connection.execute(NEXT_MAILING_TO_RETRY, {"skipped": list(skipped)})
     mailing = rows.one_or_none()
     if mailing is not None:
@@ -124,8 +127,8 @@ def _select_to_retry(mailing: Row[Any], ids: list[int]) -> Executable:
     """Return a select of the ids and time zones of messages to retry, which it locks.
 
     Of the messages `ids`, these are the ones that ended before the retry was requested and whose
-    clients still belong to the audience. They are locked in the order of their ids, as in other
-    bulk changes, to avoid deadlocks.
+    clients still belong to the audience and have not opted out. They are locked in the order of
+    their ids, as in other bulk changes, to avoid deadlocks.
     """
     return (
         select(message.c.id, client.c.time_zone)
@@ -135,6 +138,7 @@ def _select_to_retry(mailing: Row[Any], ids: list[int]) -> Executable:
             message.c.status.in_(RETRYABLE),
             message.c.updated_at <= mailing.retry_before,
             client.c.deleted_at.is_(None),
+            client.c.opted_out_at.is_(None) if mailing.respects_opt_outs else true(),
             filter_condition(msgspec.convert(mailing.client_filter, ClientFilter)),
         )
         .order_by(message.c.id)

@@ -33,6 +33,7 @@ from mailer.mailing.model import (
     MailingPausedError,
     MailingStartedError,
     NewMailing,
+    PurposeFixedError,
     missing_window_bound,
 )
 from mailer.mailing.stopping import wait_until_stopped
@@ -74,8 +75,8 @@ async def change(
 ) -> Mailing:
     """Change a mailing. After its start, changes apply to messages that were not sent yet.
 
-    Raises `MailingNotFoundError`, `MailingEndedError`, `MailingStartedError`, and `InvalidError`
-    when the change does not fit the rest of the mailing.
+    Raises `MailingNotFoundError`, `MailingEndedError`, `MailingStartedError`, `PurposeFixedError`,
+    and `InvalidError` when the change does not fit the rest of the mailing.
     """
     async with engine.begin() as connection:
         mailing = await store.get(connection, mailing_id, lock=True)
@@ -91,6 +92,8 @@ async def change(
             connection, mailing, new_values, is_started=is_started
         )
         await store.change(connection, mailing_id, columns)
+        if is_started and "gateway" in new_values:
+            await rerouting.request(connection, mailing_id)
         await notify_mailings_changed(connection)
         if new_values:
             await write_audit_entry(
@@ -116,12 +119,9 @@ async def _derived_columns(
     """Return the other columns that change with the fields in `new_values`.
 
     A new filter changes the number of clients, and a new gateway the route. Some changes of a
-    started mailing also make workers replan its messages, determine their routes, or enqueue its
-    audience again.
+    started mailing also make workers replan its messages, or enqueue its audience again.
     """
     columns = await _route_columns(connection, new_values)
-    if is_started and "gateway" in new_values:
-        columns |= rerouting.request_columns()
     has_new_filter = "client_filter" in new_values
     if has_new_filter:
         clients_count = await audience.count(connection, new_values["client_filter"])
@@ -153,11 +153,16 @@ async def _route_columns(connection: AsyncConnection, values: Mapping[str, Any])
 def _ensure_changeable(
     mailing: Mailing, new_values: Mapping[str, Any], *, is_started: bool
 ) -> None:
-    """Raise an error when the mailing has ended, or the change moves a start that has passed."""
+    """Raise an error when the mailing has ended, or has started and a field is fixed since then.
+
+    Messages to clients who have opted out were cancelled at the start, so the purpose is fixed too.
+    """
     ensure_allowed("change", mailing, database_clock.now())
     is_start_passed = is_started or mailing.datetime_start <= database_clock.now()
     if is_start_passed and "datetime_start" in new_values:
         raise MailingStartedError
+    if is_start_passed and "purpose" in new_values:
+        raise PurposeFixedError
 
 
 def _ensure_consistent(mailing: Mailing, new_values: dict[str, Any]) -> None:

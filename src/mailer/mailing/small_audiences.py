@@ -7,11 +7,11 @@ for each would take too long.
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import ARRAY, BigInteger, DateTime, Row, String, bindparam, text
+from sqlalchemy import ARRAY, BigInteger, Boolean, DateTime, Row, String, bindparam, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.db.sql import add_up
-from mailer.gateway.routes import JOIN_OPERATOR_ROUTE, ROUTE
+from mailer.gateway.routes import JOIN_OPERATOR_ROUTE, ROUTE, keep_routes
 from mailer.mailing.combined_filters import (
     MATCHING_PARAMETERS,
     MATCHING_SEGMENTS,
@@ -35,7 +35,7 @@ MAX_CLIENTS_PER_BATCH = 1_000
 SELECT_SMALL = """
     SELECT id, datetime_start, datetime_end, send_interval_time_start, send_interval_time_end,
         status, client_filter, clients_count, audience_until, audience_snapshot, route,
-        clock_timestamp() AS now
+        purpose = 'marketing' AS respects_opt_outs, clock_timestamp() AS now
     FROM mailing
     WHERE {condition} AND audience_cursor = 0 AND clients_count <= {max_clients}
         AND id <> ALL (:skipped)
@@ -63,7 +63,8 @@ NEWEST_SMALL, OLDEST_SMALL = (
 # snapshot; see `enqueuing.EXISTED_IN_SNAPSHOT` for that condition.
 #
 # No plan exists for a client who changes time zone at this moment. The message is due now, and the
-# window is checked again before it is sent. A new filter may match clients again whom an earlier
+# window is checked again before it is sent. The message to a client who has opted out is cancelled,
+# unless the mailing ignores that. A new filter may match clients again whom an earlier
 # filter excluded: their cancelled messages are scheduled again.
 INSERT_MESSAGES = text(f"""
     WITH {MATCHING_SEGMENTS},
@@ -75,8 +76,8 @@ INSERT_MESSAGES = text(f"""
             ARRAY(SELECT xid::text::bigint FROM pg_snapshot_xip(snapshot::pg_snapshot) AS xid)
                 AS in_progress,
             pg_snapshot_xmax(snapshot::pg_snapshot)::text::bigint AS snapshot_xmax
-        FROM unnest(:ids, :filter_numbers, :untils, :snapshots, :routes)
-            AS audience (id, number, until, snapshot, route)
+        FROM unnest(:ids, :filter_numbers, :untils, :snapshots, :routes, :respect_opt_outs)
+            AS audience (id, number, until, snapshot, route, respects_opt_outs)
         WHERE number NOT IN (SELECT number FROM large)),
     planned AS MATERIALIZED (
         SELECT * FROM unnest(:planned_ids, :time_zones, :due_ats, :statuses, :reasons)
@@ -85,15 +86,19 @@ INSERT_MESSAGES = text(f"""
     written AS (INSERT INTO message
         (mailing_id, client_id, operator_code, time_zone, due_at, status, reason, route)
     SELECT audience.id, member.id, matching.operator_code, matching.time_zone,
-        coalesce(planned.due_at, clock_timestamp()), coalesce(planned.status, 'scheduled'),
-        planned.reason, {ROUTE.format(mailing_route="audience.route")}
+        coalesce(planned.due_at, clock_timestamp()),
+        CASE WHEN audience.respects_opt_outs AND member.opted_out_at IS NOT NULL
+            THEN 'cancelled' ELSE coalesce(planned.status, 'scheduled') END,
+        CASE WHEN audience.respects_opt_outs AND member.opted_out_at IS NOT NULL
+            THEN 'opted_out' ELSE planned.reason END,
+        {ROUTE.format(mailing_route="audience.route")}
     FROM audience JOIN matching USING (number)
         CROSS JOIN LATERAL (
-            SELECT id, created_by, xmin AS written_by FROM client
+            SELECT id, created_by, xmin AS written_by, opted_out_at FROM client
             WHERE deleted_at IS NULL AND operator_code = matching.operator_code
                 AND time_zone = matching.time_zone AND tag = matching.tag
             UNION ALL
-            SELECT id, created_by, xmin FROM client
+            SELECT id, created_by, xmin, opted_out_at FROM client
             WHERE deleted_at IS NULL AND operator_code = matching.operator_code
                 AND time_zone = matching.time_zone AND tag IS NULL AND matching.tag IS NULL
             OFFSET 0) AS member
@@ -121,6 +126,7 @@ INSERT_MESSAGES = text(f"""
         for name in ("snapshots", "time_zones", "statuses", "reasons")
     ),
     bindparam("due_ats", type_=ARRAY(DateTime(timezone=True))),
+    bindparam("respect_opt_outs", type_=ARRAY(Boolean)),
 )
 SET_CLIENTS_COUNTS = text("""
     UPDATE mailing SET clients_count = counted.clients
@@ -155,6 +161,7 @@ async def enqueue_small(
     again, because filters and clients may have changed since the last count. A mailing whose
     audience is not small any more is left to `enqueuing.enqueue_chunk`.
     """
+    await keep_routes(connection)
     rows = await lock_mailings(
         connection, newest=NEWEST_SMALL, oldest=OLDEST_SMALL, limit=limit, skipped=skipped
     )
@@ -232,6 +239,7 @@ def _message_parameters(mailings: Sequence[SmallMailing]) -> dict[str, Any]:
         "untils": [mailing.row.audience_until for mailing in mailings],
         "snapshots": [mailing.row.audience_snapshot for mailing in mailings],
         "routes": [mailing.row.route for mailing in mailings],
+        "respect_opt_outs": [mailing.row.respects_opt_outs for mailing in mailings],
         "planned_ids": [mailing_id for mailing_id, _ in planned],
         "time_zones": [plan.time_zone for _, plan in planned],
         "due_ats": [plan.due_at for _, plan in planned],

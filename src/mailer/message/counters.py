@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.db.engine import COUNTER_MERGE_LOCK
 from mailer.db.sql import sums
-from mailer.db.tables.message import COUNTERS
+from mailer.db.tables.message import COUNTERS, DELIVERY_COUNTS
 from mailer.statuses import OUTCOMES, MessageStatus, OutcomeCounts
 
 
@@ -29,7 +29,7 @@ class Counters(msgspec.Struct, frozen=True):
     messages: int = 0
     outcomes: OutcomeCounts = OutcomeCounts.of()
     parts: int = 0
-    """Number of SMS of the delivered messages."""
+    """Number of SMS of the messages that gateways have accepted."""
 
     @classmethod
     def of_columns(cls, messages: int, *counts: int) -> Self:
@@ -144,10 +144,16 @@ ADD_TO_OUTCOMES = f"""
     ON CONFLICT (bucket_start, reason, gateway) DO UPDATE SET
         {", ".join(f"{name} = outcome_count.{name} + excluded.{name}" for name in GLOBAL_COUNTS)}"""
 """The same for `outcome_count`."""
+MAX_DELIVERY_AGE = "interval '8 days'"
+"""SQL for the time for which `delivery_count` keeps counts: a little more than it is read for."""
+ADDED_DELIVERY = (f"{name} = delivery_count.{name} + excluded.{name}" for name in DELIVERY_COUNTS)
+ADD_TO_DELIVERY = f"""
+    ON CONFLICT (bucket_start, gateway, operator_code) DO UPDATE SET {", ".join(ADDED_DELIVERY)}"""
+"""The same for `delivery_count`."""
 # Deletes the deltas that meet `condition`, and adds them to the counters in one statement, so that
 # every reader sees a delta or its effect, never both. Deltas of the dimension `outcome` are counted
-# over all mailings, in `outcome_count`; the others for each mailing. The two statements after this
-# template insert a condition.
+# over all mailings, in `outcome_count`; the others for each mailing. Deltas by operator code are
+# counted in `delivery_count`, too. The two statements after this template insert a condition.
 MERGE = f"""
     WITH delta AS (
         DELETE FROM message_count_delta WHERE {{condition}} RETURNING *
@@ -156,6 +162,12 @@ MERGE = f"""
         SELECT bucket_start, key, gateway, {sums(GLOBAL_COUNTS)}
         FROM delta WHERE dimension = 'outcome'
         GROUP BY bucket_start, key, gateway {ADD_TO_OUTCOMES}
+    ), delivery AS (
+        INSERT INTO delivery_count (bucket_start, gateway, operator_code,
+            {", ".join(DELIVERY_COUNTS)})
+        SELECT accepted_quarter, gateway, key, {sums(DELIVERY_COUNTS)}
+        FROM delta WHERE accepted_quarter > now() - {MAX_DELIVERY_AGE}
+        GROUP BY accepted_quarter, gateway, key {ADD_TO_DELIVERY}
     )
     INSERT INTO message_count (mailing_id, dimension, key, bucket_start, {COUNTER_COLUMNS})
     SELECT mailing_id, dimension, key, bucket_start, {SUMS}
@@ -165,6 +177,8 @@ MERGE = f"""
 MERGE_SOME_DELTAS = text(
     MERGE.format(condition="ctid = ANY (ARRAY(SELECT ctid FROM message_count_delta LIMIT :chunk))")
 )
+DELETE_OLD_DELIVERY_COUNTS = text(f"""
+    DELETE FROM delivery_count WHERE bucket_start <= now() - {MAX_DELIVERY_AGE}""")  # noqa: S608  # likewise
 MERGE_DELTAS_OF_MAILINGS = text(MERGE.format(condition="mailing_id = ANY (:mailing_ids)"))
 
 
@@ -177,6 +191,7 @@ async def merge_deltas(connection: AsyncConnection, chunk: int) -> None:
     """Merge up to `chunk` deltas, unless another worker is changing counters."""
     if (await connection.execute(HAS_COUNTER_DELTAS_AND_LOCK, COUNTER_LOCK)).scalar_one():
         await connection.execute(MERGE_SOME_DELTAS, {"chunk": chunk})
+        await connection.execute(DELETE_OLD_DELIVERY_COUNTS)
 
 
 DELETE = text("DELETE FROM message_count WHERE mailing_id = ANY (:mailing_ids)")

@@ -1,11 +1,13 @@
 """A message: one mailing's text for one client, and a row of the job table."""
 
 from datetime import UTC, datetime
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import msgspec
+from msgspec import Meta
 
 from mailer.errors import NotFoundError
+from mailer.gateway.callback import ReceiptStatus
 from mailer.statuses import MessageStatus
 
 
@@ -31,9 +33,24 @@ class Message(msgspec.Struct, frozen=True):
     id: int
     mailing_id: int
     client_id: int
-    status: MessageStatus
-    reason: str | None
-    """Why the message has this status, such as `expired`; None if there is nothing to explain."""
+    status: Annotated[
+        MessageStatus,
+        Meta(
+            description="`sent`: the gateway has accepted the message, and its receipt is awaited;"
+            " with the reason `no_receipt`, none came in time. `delivered`: the receipt says so; if"
+            " the gateway sends no receipts, it has accepted the message. `undelivered`: failed"
+            " permanently, or the receipt says so. `unknown`: it may have been accepted. A receipt"
+            " may change the status of a message whose mailing is finished."
+        ),
+    ]
+    reason: Annotated[
+        str | None,
+        Meta(
+            description="Why the message has this status, such as `expired`. That of a receipt is"
+            " `not_delivered`, the same with the provider's code, as in `not_delivered_30003`, or"
+            " `validity_expired`. Null if there is nothing to explain."
+        ),
+    ]
     last_failure: str | None
     """Why the last failed attempt failed, such as `http_503`; None when none has failed."""
     attempts: int
@@ -63,6 +80,19 @@ class FailedAttempt(msgspec.Struct, frozen=True):
     """The gateway of the attempt; None for attempts before gateways had names."""
 
 
+class StoredReceipt(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A receipt in the history of a message."""
+
+    at: datetime
+    """When mailer received it."""
+    status: ReceiptStatus
+    gateway: str
+    code: str | None = None
+    """Error code of the provider; None without one."""
+    part: str | None = None
+    """Id of the part, if the gateway sends a receipt for each part."""
+
+
 class MessageHistory(Message, frozen=True):
     """A message with its failed attempts, its times and the client's phone."""
 
@@ -79,12 +109,28 @@ class MessageHistory(Message, frozen=True):
     """When another worker may rescue the message; None unless it is being sent."""
     failures: tuple[FailedAttempt, ...]
     """The newest failed attempts, at most 20, oldest first."""
+    receipts: tuple[StoredReceipt, ...]
+    """The newest receipts, at most 100, oldest first."""
     operator_code: str
     """The client's operator code when the message was created."""
     time_zone: str
     """The client's time zone when the message was created."""
     phone: str | None
     """The client's current phone; None once the client is deleted."""
+
+    @property
+    def is_accepted(self) -> bool:
+        """Whether the gateway has certainly accepted the message.
+
+        An undelivered message that was sent is one whose receipt says so.
+        """
+        was_sent = self.status == "undelivered" and self.sent_at is not None
+        return self.status in {"sent", "delivered"} or was_sent
+
+    @property
+    def is_awaiting_receipt(self) -> bool:
+        """Whether a receipt decides the status, and has not come yet."""
+        return self.status == "sent" and self.reason is None
 
 
 class MessageNotFoundError(NotFoundError):
@@ -121,6 +167,8 @@ class ClaimedMessage(msgspec.Struct, frozen=True, gc=False):
     """Id of the set of gateways that may take the message."""
     gateway: str = ""
     """Name of the gateway for which the message is claimed."""
+    is_opted_out: bool = False
+    """Whether the client had opted out when the message was claimed."""
 
     @property
     def was_tried(self) -> bool:
@@ -154,8 +202,12 @@ class MessageResult(msgspec.Struct, frozen=True, gc=False):
     """The id that the gateway gave to the message when it accepted it, if any."""
     parts: int | None = None
     """Number of SMS that the text takes; None if the gateway did not accept the message."""
+    uses_gateway_id: bool = False
+    """Whether the receipts of this message name it by `gateway_message_id` only."""
     excludes_gateway: bool = False
     """Whether the message is sent through other gateways from now on."""
+    is_opt_out: bool = False
+    """Whether the gateway has answered that the client has opted out."""
 
     @property
     def changes_route(self) -> bool:

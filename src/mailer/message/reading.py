@@ -14,6 +14,7 @@ from mailer.message.model import (
     Message,
     MessageHistory,
     MessageNotFoundError,
+    StoredReceipt,
 )
 from mailer.statuses import MESSAGE_STATUSES
 
@@ -64,7 +65,7 @@ HISTORY_COLUMNS = [
     *MESSAGE_COLUMNS,
     *(
         message.c[name]
-        for name in ("due_at", "retry_at", "sent_at", "lease_expires_at", "failures")
+        for name in ("due_at", "retry_at", "sent_at", "lease_expires_at", "failures", "receipts")
     ),
     *(message.c[name] for name in ("operator_code", "time_zone")),
     CLAIMED_AT.label("claimed_at"),
@@ -86,4 +87,5 @@ async def get_history(
     if row is None:
         raise MessageNotFoundError
     failures = msgspec.convert(row["failures"] or (), tuple[FailedAttempt, ...])
-    return MessageHistory(**{**row, "failures": failures})
+    receipts = msgspec.convert(row["receipts"] or (), tuple[StoredReceipt, ...])
+    return MessageHistory(**{**row, "failures": failures, "receipts": receipts})

@@ -15,10 +15,18 @@ from mailer.db.engine import affected_rows
 from mailer.message.model import ClaimedMessage
 from mailer.message.store import CLAIM_TIME, LAST_GATEWAY, ONLY_THIS_GATEWAY, add_failure
 
+EARLIER_RECEIPT_DECIDES = """(receipt_status = 'delivered'
+        OR (receipt_status IS NOT NULL AND unknown_reason IS NOT NULL))"""
+"""SQL for whether a receipt of an earlier attempt decides the status."""
 # Like a result that releases a message: the attempt does not count, and the reason is the last
 # failure again.
 RELEASE_ORPHANED = f"""
-    UPDATE message SET status = 'scheduled', reason = last_failure, attempts = attempts - 1,
+    UPDATE message SET attempts = attempts - 1,
+        status = CASE WHEN {EARLIER_RECEIPT_DECIDES} THEN receipt_status ELSE 'scheduled' END,
+        reason = CASE WHEN {EARLIER_RECEIPT_DECIDES} THEN receipt_reason ELSE last_failure END,
+        unknown_reason = CASE WHEN {EARLIER_RECEIPT_DECIDES} THEN NULL ELSE unknown_reason END,
+        sent_at = CASE WHEN {EARLIER_RECEIPT_DECIDES} THEN coalesce(claimed_at, {CLAIM_TIME}) END,
+        receipt_status = NULL, receipt_reason = NULL,
         gateway = {LAST_GATEWAY}, lease_owner = NULL, lease_expires_at = NULL, updated_at = now()
     WHERE status = 'sending' AND lease_owner = $1 AND id <> ALL($2::bigint[])"""  # noqa: S608  # likewise
 
@@ -55,8 +63,9 @@ async def refund_attempts(connection: asyncpg.Connection, failed: Sequence[Claim
     await connection.execute(REFUND_ATTEMPTS, [claim.id for claim in failed], attempts)
 
 
-# The delivery of a message whose lease has expired is unknown. It ends as unknown if its mailing's
-# `on_unknown` is `hold` or the attempt was the last one; else it is scheduled again.
+# The delivery of a message whose lease has expired is unknown, unless a receipt has come. It ends
+# as unknown if its mailing's `on_unknown` is `hold` or the attempt was the last one; else it is
+# scheduled again.
 # The conditions on `origin` rescue nothing until five seconds after a restart or promotion of the
 # database: in that time the workers can write the results that they could not write before.
 # (A restart or promotion makes the row of `origin` out of date; a worker then writes it again.)
@@ -70,11 +79,15 @@ RESCUE = text(f"""
         LIMIT :chunk FOR UPDATE OF message SKIP LOCKED
     )
     UPDATE message SET
-        last_failure = 'lease_expired', unknown_reason = 'lease_expired',
-        reason = 'lease_expired', retry_at = NULL, claimed_at = {CLAIM_TIME},
+        last_failure = 'lease_expired',
+        unknown_reason = CASE WHEN receipt_status IS NULL THEN 'lease_expired' END,
+        reason = CASE WHEN receipt_status IS NULL THEN 'lease_expired' ELSE receipt_reason END,
+        retry_at = NULL, claimed_at = {CLAIM_TIME},
         failures = {add_failure("'lease_expired'")},
-        sent_at = CASE WHEN ended THEN {CLAIM_TIME} END, route = {ONLY_THIS_GATEWAY},
-        status = CASE WHEN ended THEN 'unknown' ELSE 'scheduled' END,
+        sent_at = CASE WHEN ended OR receipt_status IS NOT NULL THEN {CLAIM_TIME} END,
+        route = {ONLY_THIS_GATEWAY},
+        status = coalesce(receipt_status, CASE WHEN ended THEN 'unknown' ELSE 'scheduled' END),
+        receipt_status = NULL, receipt_reason = NULL,
         lease_owner = NULL, lease_expires_at = NULL, updated_at = now()
     FROM expired
     WHERE message.id = expired.id""")  # noqa: S608  # inserts expressions from above

@@ -57,7 +57,7 @@ CLAIM_DUE = """
     WHERE message.id = due.id
     RETURNING message.id, message.mailing_id, message.attempts, message.lease_expires_at,
         client.phone, client.time_zone, message.unknown_reason, message.due_at,
-        message.last_failure, message.route, message.gateway"""
+        message.last_failure, message.route, message.gateway, client.opted_out_at IS NOT NULL"""
 
 
 class ClaimSource(NamedTuple):
@@ -134,6 +134,13 @@ OTHER_GATEWAYS = """(SELECT find_route(
     FROM route WHERE id = message.route)"""
 """SQL for the route of a message without its gateway. It is unchanged if no other gateway is left:
 the route may have been determined again since the claim."""
+RECEIPT_DECIDES = """(message.receipt_status = 'delivered'
+        OR (message.receipt_status IS NOT NULL AND (result.status IN ('sent', 'unknown')
+            OR (result.status = 'scheduled'
+                AND coalesce(result.unknown_reason, message.unknown_reason) IS NOT NULL))))"""
+"""SQL for whether a receipt that came before the result decides the status: it shows that the
+gateway has accepted the message. A rejection or a failure of this attempt still counts, unless the
+receipt says that the message is delivered."""
 # The columns to the right of `=` have the values from before this statement.
 # `reason`: the claim has set it to null. A message that is scheduled again without a new reason
 # gets back the reason that it had before the claim: its last failure.
@@ -145,11 +152,14 @@ the route may have been determined again since the claim."""
 # again can have both as before. The status is not compared: a lease implies `sending`, and the
 # comparison could make the planner scan all messages that ever had that status.
 RECORD_RESULTS = f"""
-    UPDATE message SET status = result.status, attempts = result.attempts,
-        reason = CASE WHEN result.status = 'scheduled' THEN coalesce(result.reason, last_failure)
+    UPDATE message SET attempts = result.attempts,
+        status = CASE WHEN {RECEIPT_DECIDES} THEN message.receipt_status ELSE result.status END,
+        reason = CASE WHEN {RECEIPT_DECIDES} THEN message.receipt_reason
+                      WHEN result.status = 'scheduled' THEN coalesce(result.reason, last_failure)
                       ELSE result.reason END,
         last_failure = coalesce(result.failure, last_failure),
-        unknown_reason = CASE WHEN result.status IN ('scheduled', 'unknown')
+        unknown_reason = CASE WHEN {RECEIPT_DECIDES} THEN NULL
+                              WHEN result.status IN ('scheduled', 'unknown')
                               THEN coalesce(result.unknown_reason, message.unknown_reason) END,
         claimed_at = CASE WHEN {ATTEMPT_WAS_MADE} THEN {CLAIM_TIME}
                           ELSE message.claimed_at END,
@@ -161,16 +171,20 @@ RECORD_RESULTS = f"""
                      ELSE message.route END,
         gateway_message_id = coalesce(result.gateway_message_id, message.gateway_message_id),
         parts = coalesce(result.parts, message.parts),
-        due_at = coalesce(result.due_at, message.due_at), retry_at = result.retry_at,
-        sent_at = CASE WHEN result.status = 'unknown'
+        uses_gateway_id = coalesce(result.uses_gateway_id, message.uses_gateway_id),
+        receipt_status = NULL, receipt_reason = NULL,
+        due_at = coalesce(result.due_at, message.due_at),
+        retry_at = CASE WHEN {RECEIPT_DECIDES} THEN NULL ELSE result.retry_at END,
+        sent_at = CASE WHEN result.status = 'unknown' OR {RECEIPT_DECIDES}
                        THEN coalesce(result.sent_at, message.claimed_at, {CLAIM_TIME})
                        ELSE result.sent_at END,
         lease_owner = NULL, lease_expires_at = NULL, updated_at = now()
     FROM unnest($2::bigint[], $3::int[], $4::timestamptz[], $5::text[], $6::text[], $7::int[],
         $8::timestamptz[], $9::timestamptz[], $10::text[], $11::text[], $12::timestamptz[],
-        $13::text[], $14::int[], $15::bool[])
+        $13::text[], $14::int[], $15::bool[], $16::bool[])
         AS result (id, claimed_attempts, leased_until, status, reason, attempts, due_at, sent_at,
-            failure, unknown_reason, retry_at, gateway_message_id, parts, excludes_gateway)
+            failure, unknown_reason, retry_at, gateway_message_id, parts, excludes_gateway,
+            uses_gateway_id)
     WHERE message.id = result.id AND message.lease_owner = $1
         AND message.attempts = result.claimed_attempts
         AND message.lease_expires_at = result.leased_until
@@ -186,7 +200,7 @@ async def record_results(
     """
     ordered = sorted(results, key=lambda result: result.claim.id)  # one lock order for all writers
     claims = [result.claim for result in ordered]
-    columns: tuple[list[Any], ...] = (  # $2 to $15 of the statement
+    columns: tuple[list[Any], ...] = (  # $2 to $16 of the statement
         [claim.id for claim in claims],
         [claim.attempts for claim in claims],
         [claim.lease_expires_at for claim in claims],
@@ -201,6 +215,7 @@ async def record_results(
         [result.gateway_message_id for result in ordered],
         [result.parts for result in ordered],
         [result.excludes_gateway or None for result in ordered],
+        [result.uses_gateway_id or None for result in ordered],
     )
     # A column of nulls only is sent as an empty array, because sending each value costs time;
     # unnest() fills the shorter arrays with nulls.

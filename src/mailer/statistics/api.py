@@ -13,6 +13,7 @@ from mailer import metrics
 from mailer.db.engine import is_unavailable
 from mailer.errors import UnavailableError
 from mailer.gateway.channel import Channels
+from mailer.gateway_control.store import count_deliveries_by_period
 from mailer.mailing.api import MailingId
 from mailer.statistics import backlog
 from mailer.statistics import service as statistics
@@ -51,20 +52,25 @@ class StatisticsQuery(Input, frozen=True, kw_only=True):
 
 @get("/metrics", include_in_schema=False, required_scope="monitoring")
 async def show_metrics(
-    engine: NamedDependency[AsyncEngine], startup: NamedDependency[Startup]
+    engine: NamedDependency[AsyncEngine],
+    startup: NamedDependency[Startup],
+    channels: NamedDependency[Channels],
 ) -> Response[bytes]:
     """Return metrics in Prometheus' text format, also while the database is unavailable."""
     is_database_up, current_backlog = False, None
+    deliveries: metrics.DeliveryNumbers = {}
     try:
         startup.ensure_done()
         async with asyncio.timeout(BACKLOG_TIMEOUT), engine.connect() as connection:
             is_database_up = True  # there is a connection; the query may still take too long
+            deliveries = await count_deliveries_by_period(connection, channels)
             current_backlog = msgspec.structs.asdict(await backlog.get_backlog(connection))
     except Exception as error:  # an unavailable database raises many kinds of errors
         if not is_unavailable(error) and not isinstance(error, UnavailableError):
             raise
     return Response(
-        metrics.exposition(current_backlog, is_up=is_database_up), media_type=METRICS_CONTENT_TYPE
+        metrics.exposition(current_backlog, deliveries, is_up=is_database_up),
+        media_type=METRICS_CONTENT_TYPE,
     )
 
 

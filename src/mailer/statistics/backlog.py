@@ -1,12 +1,14 @@
 """The backlog of messages to send, of all workers together, counted in the database."""
 
 import msgspec
+from msgspec.structs import replace
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.db.sql import add_up
 from mailer.db.tables.mailing import OPEN_MAILING
 from mailer.statuses import MESSAGE_STATUSES, OPEN
+from mailer.webhook.queue import count_waiting
 
 MAX_COUNTED_DUE = 100_000
 """Due messages that are counted at most; there may be more."""
@@ -27,6 +29,10 @@ class Backlog(msgspec.Struct, frozen=True):
     """Those of `audience_clients` for whom a message exists already."""
     is_held: bool = False
     """Whether the database was restored and sending waits for a user's approval."""
+    webhook_deliveries: int = 0
+    """Events that wait for an attempt to deliver them to a webhook."""
+    webhooks_disabled: int = 0
+    """Webhooks that mailer has disabled because they fail."""
 
 
 # `live` are the started mailings that are not closed. Messages of the running ones are read by
@@ -66,4 +72,6 @@ SELECT_BACKLOG = text(f"""
 
 async def get_backlog(connection: AsyncConnection) -> Backlog:
     """Return the current backlog."""
-    return Backlog(*(await connection.execute(SELECT_BACKLOG, {"limit": MAX_COUNTED_DUE})).one())
+    row = (await connection.execute(SELECT_BACKLOG, {"limit": MAX_COUNTED_DUE})).one()
+    waiting, disabled = await count_waiting(connection)
+    return replace(Backlog(*row), webhook_deliveries=waiting, webhooks_disabled=disabled)

@@ -78,7 +78,7 @@ class GatewayCounts(msgspec.Struct, frozen=True):
 
     gateway: Annotated[str, Meta(description="The gateway of the last attempt.")]
     messages: OutcomeCounts
-    parts: Annotated[Total, Meta(description="Number of SMS of the delivered messages.")]
+    parts: Annotated[Total, Meta(description="Number of SMS of the messages that it accepted.")]
 
 
 class Bucket(msgspec.Struct, frozen=True):
@@ -109,10 +109,11 @@ class MailingStatistics(msgspec.Struct, frozen=True, kw_only=True):
         "messages": EXAMPLE_COUNTS,
         "reasons": [
             {"status": "scheduled", "reason": None, "messages": 880},
-            {"status": "delivered", "reason": None, "messages": 240},
+            {"status": "delivered", "reason": None, "messages": 200},
             {"status": "sending", "reason": None, "messages": 50},
+            {"status": "sent", "reason": None, "messages": 40},
             {"status": "scheduled", "reason": "http_503", "messages": 20},
-            {"status": "undelivered", "reason": "rejected_400", "messages": 10},
+            {"status": "undelivered", "reason": "not_delivered_30003", "messages": 10},
         ],
         "operator_codes": [{"operator_code": "916", "messages": EXAMPLE_COUNTS}],
         "time_zones": [{"time_zone": "Europe/Moscow", "messages": EXAMPLE_COUNTS}],
@@ -157,4 +158,6 @@ class MailingStatistics(msgspec.Struct, frozen=True, kw_only=True):
             " mailing's end. Null when it is not known, and when the mailing is paused or held."
         ),
     ]
-    cost: Annotated[Cost, Meta(description="Of the delivered messages, at the prices of now.")]
+    cost: Annotated[
+        Cost, Meta(description="Of the messages that gateways accepted, at present prices.")
+    ]

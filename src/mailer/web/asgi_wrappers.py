@@ -3,7 +3,7 @@
 A wrapper is an ASGI application that changes a request or response and calls the next one.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from litestar.types import ASGIApp, Receive, Scope, Send
 
@@ -14,12 +14,19 @@ from mailer.web.server.header_limits import limit_headers
 from mailer.web.trusted_proxies import TrustedProxies, trust_proxies
 
 
-def wrap_asgi(app: ASGIApp, trusted_proxies: Iterable[str], *, is_auth_enabled: bool) -> ASGIApp:
+def wrap_asgi(
+    app: ASGIApp,
+    trusted_proxies: Iterable[str],
+    *,
+    is_auth_enabled: bool,
+    intercept: Callable[[ASGIApp], ASGIApp] = lambda app: app,
+) -> ASGIApp:
     """Return the application inside all wrappers, ready for a server.
 
     If one of `trusted_proxies` sent a request, its client address and its scheme come from
     X-Forwarded-For and X-Forwarded-Proto, otherwise from the connection. Without authentication, a
-    request that no trusted proxy sent must have a loopback name as its Host.
+    request that no trusted proxy sent must have a loopback name as its Host. `intercept` wraps the
+    application to answer frequent calls of programs early, without log line and request id.
     """
     proxies = TrustedProxies(trusted_proxies)
 
@@ -27,9 +34,8 @@ def wrap_asgi(app: ASGIApp, trusted_proxies: Iterable[str], *, is_auth_enabled: 
         """Put an application inside the wrappers that every request passes."""
         # a request passes these from left to right; `limit_headers` comes first, because Litestar
         # caches headers when they are first read
-        return limit_headers(
-            trust_proxies(add_security_headers(log_requests(validate_host(app))), proxies)
-        )
+        inner = add_security_headers(log_requests(validate_host(app)))
+        return limit_headers(trust_proxies(intercept(inner), proxies))
 
     if is_auth_enabled:
         return wrap(app)

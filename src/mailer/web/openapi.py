@@ -63,7 +63,7 @@ SECURITY_SCHEMES = {
         type="http",
         scheme="bearer",
         description="An API key. It needs the scope `read` to read, `write` to change anything, and"
-        " `admin` for the audit log.",
+        " `admin` for the audit log and webhooks.",
     ),
     MONITORING_SCHEME: SecurityScheme(
         type="http",

@@ -1,5 +1,6 @@
 """Pages of clients: list, create, change, delete and export."""
 
+import contextlib
 from typing import Any
 
 import msgspec
@@ -31,10 +32,15 @@ from mailer.erasure import erase_client
 from mailer.errors import FieldError, InvalidError
 from mailer.idempotency.model import IdempotencyClaim
 from mailer.mailing.ending import count_scheduled_of_client
+from mailer.opt_out import service as opt_outs
+from mailer.opt_out.model import OptOutNotFoundError
+from mailer.reply.reading import list_recent
 from mailer.web.download import csv_answer
 from mailer.web.query import read_unvalidated_query
 
 PATH = "/clients"
+MAX_CLIENT_REPLIES = 10
+"""Replies that the page of a client shows: the newest."""
 
 
 class ClientPage(msgspec.Struct, frozen=True):
@@ -124,10 +130,10 @@ class Clients(Controller):
         client_id: ClientId,
     ) -> Response[str]:
         """Show a client in a form that changes the client."""
-        client = await _get_client(engine, client_id)
-        form = Form(form_values(client))
+        variables = await _read_client(engine, client_id)
+        form = Form(form_values(variables["client"]))
         return await context.render_page(
-            "clients/client.html", client=client, form=form, taken_phone=None
+            "clients/client.html", **variables, form=form, taken_phone=None
         )
 
     @post("/clients/{client_id:int}", required_scope="write")
@@ -148,11 +154,50 @@ class Clients(Controller):
             await service.change(engine, client_id, change, by)
         except (InvalidError, PhoneTakenError) as error:
             status, variables = _refused_form(form, error)
-            client = await _get_client(engine, client_id)
-            return await context.render_page(
-                "clients/client.html", status, client=client, **variables
-            )
+            variables |= await _read_client(engine, client_id)
+            return await context.render_page("clients/client.html", status, **variables)
         return redirect_with_flash("client-changed", f"{PATH}/{client_id}")
+
+    @get("/clients/{client_id:int}/opt-out", required_scope="write")
+    async def ask_to_opt_out(
+        self,
+        engine: NamedDependency[AsyncEngine],
+        context: NamedDependency[PageContext],
+        client_id: ClientId,
+    ) -> Response[str]:
+        """Ask for confirmation before a client is opted out."""
+        client = await _get_client(engine, client_id)
+        return await context.render_page("clients/opt_out.html", client=client)
+
+    @post("/clients/{client_id:int}/opt-out", required_scope="write")
+    async def opt_out(
+        self, engine: NamedDependency[AsyncEngine], client_id: ClientId, by: NamedDependency[Actor]
+    ) -> Response[Any]:
+        """Opt a client out."""
+        client = await _get_client(engine, client_id)
+        await opt_outs.opt_out(engine, client.phone, "page", by)
+        return redirect_with_flash("client-opted-out", f"{PATH}/{client_id}")
+
+    @get("/clients/{client_id:int}/opt-in", required_scope="write")
+    async def ask_to_opt_in(
+        self,
+        engine: NamedDependency[AsyncEngine],
+        context: NamedDependency[PageContext],
+        client_id: ClientId,
+    ) -> Response[str]:
+        """Ask for confirmation before a client is opted in again."""
+        client = await _get_client(engine, client_id)
+        return await context.render_page("clients/opt_in.html", client=client)
+
+    @post("/clients/{client_id:int}/opt-in", required_scope="write")
+    async def opt_in(
+        self, engine: NamedDependency[AsyncEngine], client_id: ClientId, by: NamedDependency[Actor]
+    ) -> Response[Any]:
+        """Opt a client in again. A client who has not opted out stays so."""
+        client = await _get_client(engine, client_id)
+        with contextlib.suppress(OptOutNotFoundError):
+            await opt_outs.opt_in(engine, client.phone, by)
+        return redirect_with_flash("client-opted-in", f"{PATH}/{client_id}")
 
     @get("/clients/{client_id:int}/delete", required_scope="write")
     async def ask_to_delete(
@@ -181,18 +226,36 @@ async def _get_client(engine: AsyncEngine, client_id: int) -> Client:
         return await store.get(connection, client_id)
 
 
+async def _read_client(engine: AsyncEngine, client_id: int) -> dict[str, Any]:
+    """Return the template variables of a client, and of the newest replies of this client."""
+    async with engine.connect() as connection:
+        return {
+            "client": await store.get(connection, client_id),
+            "recent_replies": await list_recent(
+                connection, MAX_CLIENT_REPLIES, client_id=client_id
+            ),
+            "replies_url": f"/replies?client_id={client_id}",
+        }
+
+
 async def _find_clients(engine: AsyncEngine, query: ClientQuery) -> ClientPage:
     """Return the page of the clients that match a query. Its links keep a limit that was given."""
     filters = query.filters()
     async with engine.connect() as connection:
         page = await store.page(connection, query.position, **filters)
     has_default_limit = query.limit == ClientQuery().limit
-    link_parameters = filters if has_default_limit else filters | {"limit": str(query.limit)}
+    link_filters = {
+        name: str(value).lower() if isinstance(value, bool) else value
+        for name, value in filters.items()
+    }
+    link_parameters = (
+        link_filters if has_default_limit else link_filters | {"limit": str(query.limit)}
+    )
     return ClientPage(
         page.count,
         [Client(**row._asdict()) for row in page.rows],
         page_links(page, PATH, Form(link_parameters)),
-        export_url=list_url("/clients.csv", Form(filters)),
+        export_url=list_url("/clients.csv", Form(link_filters)),
         is_filtered=bool(filters),
     )
 
@@ -200,7 +263,7 @@ async def _find_clients(engine: AsyncEngine, query: ClientQuery) -> ClientPage:
 def _filter_form(request: Request[Any, Any, Any]) -> Form:
     """Return the filter as a form, as the user entered it."""
     query = read_unvalidated_query(request, blank_is_absent=True)
-    values = {field: query.get(field, "") for field in CLIENT_FIELDS}
+    values = {field: query.get(field, "") for field in (*CLIENT_FIELDS, "opted_out")}
     return Form({field: text if isinstance(text, str) else "" for field, text in values.items()})
 
 

@@ -35,7 +35,7 @@ GATEWAY_ACTIONS: Mapping[str, GatewayAction] = {
     "release-unknown": GatewayAction(service.release_unknown, "unknown-released"),
 }
 """The actions by their verb in the URL. Each has a template with its effects, `{verb}.html`."""
-SECTIONS = ("controls", "state", "outcomes", "details")
+SECTIONS = ("controls", "state", "outcomes", "delivery", "details")
 """The sections that are updated live: the names of their templates, and their ids in the HTML."""
 
 

@@ -1,6 +1,7 @@
 """The list of gateways, with live updates, and what the pages of gateways read."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from litestar import Controller, Response, get
 from litestar.di import NamedDependency
@@ -10,11 +11,33 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from mailer.admin.live import LiveUpdates, Sections
 from mailer.admin.render import PageContext
 from mailer.gateway.channel import Channels
-from mailer.gateway_control import service
-from mailer.gateway_control.model import GatewayDetail
+from mailer.gateway_control import service, store
+from mailer.gateway_control.delivery import DeliveryCounts
+from mailer.gateway_control.model import DeliveryByCode, GatewayDetail
 
 SECTIONS = ("table",)
 """The section that is updated live: the name of its template, and its id in the HTML."""
+MAX_CODES = 20
+"""Operator codes that a table lists, those with most messages; the others are added up."""
+
+
+class DeliveryTable(NamedTuple):
+    """The messages that a gateway has accepted in a period, by operator code."""
+
+    listed: Sequence[DeliveryByCode]
+    others_number: int
+    others: DeliveryCounts
+    total: DeliveryCounts
+
+    @classmethod
+    def of(cls, codes: Sequence[DeliveryByCode]) -> "DeliveryTable":
+        """Return the table of counts by operator code, those with most messages first."""
+        others = codes[MAX_CODES:]
+        return cls(codes[:MAX_CODES], len(others), _add_up(others), _add_up(codes))
+
+
+def _add_up(codes: Sequence[DeliveryByCode]) -> DeliveryCounts:
+    return sum((code.counts for code in codes), DeliveryCounts())
 
 
 async def read_list(engine: AsyncEngine, channels: Channels) -> dict[str, Any]:
@@ -27,9 +50,13 @@ async def read_gateway(engine: AsyncEngine, channels: Channels, name: str) -> di
     service.find_channel(channels, name)
     gateways = await service.list_gateways(engine, channels)
     gateway = next(gateway for gateway in gateways if gateway.name == name)
+    async with engine.connect() as connection:
+        deliveries = await store.count_deliveries(connection, name)
     return {
         "gateway": gateway,
-        "all_delivered": sum(each.delivered for each in gateways),
+        "last_day": DeliveryTable.of(deliveries.last_day),
+        "last_week": DeliveryTable.of(deliveries.last_week),
+        "all_accepted": sum(each.accepted for each in gateways),
         "others": [other.name for other in gateways if _can_replace(other, gateway)],
     }
 

@@ -1,6 +1,7 @@
 """The page of one mailing: its progress, and the actions on it."""
 
 from collections.abc import Awaitable, Callable, Mapping
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 from litestar import Controller, Response, get, post
@@ -29,9 +30,12 @@ from mailer.mailing import activity, service, store
 from mailer.mailing.actions import allowed_actions
 from mailer.mailing.activity import with_hold
 from mailer.mailing.api import MailingId
-from mailer.mailing.model import Mailing, MailingNotFoundError, StopTimeoutError
+from mailer.mailing.model import Mailing, MailingNotFoundError, StopTimeoutError, excluded_opt_outs
+from mailer.reply.reading import list_recent
+from mailer.settings import Settings
 from mailer.statistics import progress
 from mailer.statistics import service as statistics
+from mailer.statistics.model import MailingStatistics
 from mailer.statistics.top_n import top_n
 
 
@@ -65,14 +69,34 @@ SECTIONS = (
     "breakdown",
 )
 """The sections that are updated live: the names of their templates, and their ids in the HTML."""
+MAX_MAILING_REPLIES = 5
+"""Replies that the page shows: the newest."""
+
+
+class AwaitedReceipts(NamedTuple):
+    """The messages of a mailing that await a receipt."""
+
+    messages: int
+    until: datetime
+    """When none of them does any more, even if no receipt comes."""
+
+
+def find_awaited_receipts(counts: MailingStatistics, receipt_wait: float) -> AwaitedReceipts | None:
+    """Return the messages of a mailing that await a receipt for `receipt_wait` seconds, if any."""
+    messages = sum(
+        row.messages for row in counts.reasons if row.status == "sent" and row.reason is None
+    )
+    if not messages or counts.last_sent_at is None:
+        return None
+    return AwaitedReceipts(messages, counts.last_sent_at + timedelta(seconds=receipt_wait))
 
 
 async def read_mailing_page(
-    engine: AsyncEngine, channels: Channels, mailing_id: int
+    engine: AsyncEngine, channels: Channels, mailing_id: int, receipt_wait: float
 ) -> dict[str, Any]:
     """Return the template variables of a mailing's page; all counts are of the same moment.
 
-    Raises `MailingNotFoundError`.
+    `receipt_wait` is how many seconds a receipt is awaited. Raises `MailingNotFoundError`.
     """
     async with snapshot(engine) as connection:
         mailing = with_hold(await store.get(connection, mailing_id), channels)
@@ -86,6 +110,7 @@ async def read_mailing_page(
         )
         is_upcoming = not background_work.is_started and not mailing.has_ended
         expected_cost = await _expected_cost(connection, mailing, channels) if is_upcoming else None
+        recent_replies = await list_recent(connection, MAX_MAILING_REPLIES, mailing_id=mailing_id)
     now = database_clock.now()
     return {
         "forecast": await forecast.compute(forecast_basis),
@@ -94,7 +119,10 @@ async def read_mailing_page(
         "wait": mailing_progress.wait,
         "background_work": background_work,
         "counts": counts,
+        "awaited_receipts": find_awaited_receipts(counts, receipt_wait),
         "expected_cost": expected_cost,
+        "recent_replies": recent_replies,
+        "replies_url": f"/replies?mailing_id={mailing_id}",
         "actions": allowed_actions(mailing, now),
         "is_over": mailing.datetime_end <= now,
         "time_zones": top_n(
@@ -109,9 +137,19 @@ async def read_mailing_page(
 async def _expected_cost(
     connection: AsyncConnection, mailing: Mailing, channels: Channels
 ) -> Cost | None:
-    """Return the cost if each client of the audience gets a mailing; None if it is not known."""
+    """Return the cost if each client of the audience gets a mailing; None if it is not known.
+
+    Clients who have opted out of it cost nothing.
+    """
     parts = count_parts(mailing.text).parts
-    return await estimate_cost(connection, mailing.client_filter, mailing.gateway, parts, channels)
+    return await estimate_cost(
+        connection,
+        mailing.client_filter,
+        mailing.gateway,
+        parts,
+        channels,
+        opted_out=excluded_opt_outs(mailing.purpose),
+    )
 
 
 class MailingPage(Controller):
@@ -125,31 +163,35 @@ class MailingPage(Controller):
         engine: NamedDependency[AsyncEngine],
         channels: NamedDependency[Channels],
         context: NamedDependency[PageContext],
+        settings: NamedDependency[Settings],
         mailing_id: MailingId,
     ) -> Response[str]:
         """Show a mailing."""
-        return await context.render_page(
-            "mailings/mailing.html", **await read_mailing_page(engine, channels, mailing_id)
-        )
+        variables = await read_mailing_page(engine, channels, mailing_id, settings.receipt_wait)
+        return await context.render_page("mailings/mailing.html", **variables)
 
     @get("/live/mailings/{mailing_id:int}", required_scope="read", is_polled=True)
-    async def watch_mailing(
+    async def watch_mailing(  # noqa: PLR0913, PLR0917  # Litestar passes its dependencies so
         self,
         engine: NamedDependency[AsyncEngine],
         channels: NamedDependency[Channels],
         context: NamedDependency[PageContext],
         live: NamedDependency[LiveUpdates],
+        settings: NamedDependency[Settings],
         mailing_id: MailingId,
     ) -> ServerSentEvent:
         """Stream the sections of a mailing's page whenever they change."""
 
         async def sections() -> Sections:
             try:
-                variables = await read_mailing_page(engine, channels, mailing_id)
+                variables = await read_mailing_page(
+                    engine, channels, mailing_id, settings.receipt_wait
+                )
             except MailingNotFoundError:  # deleted since: say so, and remove the buttons
                 changed = ("state", "controls")
                 return {name: context.render(f"mailings/deleted-{name}.html") for name in changed}
-            return await context.render_sections("mailings", SECTIONS, **variables)
+            sections = await context.render_sections("mailings", SECTIONS, **variables)
+            return sections | await context.render_sections("replies", ("recent",), **variables)
 
         return live.stream(("mailing", context.viewer, mailing_id), sections, context.quota_key)
 

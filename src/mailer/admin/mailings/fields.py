@@ -34,6 +34,7 @@ FORM_FIELDS_BY_NAME = {
     "send_interval_time_end": ("closes",),
     "client_filter": ("audience", "terms", *FILTER_LISTS),
     "on_unknown": ("on_unknown",),
+    "purpose": ("purpose",),
     "gateway": ("gateway",),
     "sender": ("sender",),
 }
@@ -78,6 +79,7 @@ def blank_values(now: datetime, zone: str) -> dict[str, str]:
         "closes": DEFAULT_CLOSES,
         "audience": "everybody",
         "on_unknown": "retry",
+        "purpose": "marketing",
     }
 
 
@@ -92,6 +94,7 @@ def values_of(mailing: Mailing, zone: str) -> dict[str, str]:
         "opens": mailing.send_interval_time_start or "",
         "closes": mailing.send_interval_time_end or "",
         "on_unknown": mailing.on_unknown,
+        "purpose": mailing.purpose,
         "gateway": mailing.gateway or "",
         "sender": mailing.sender or "",
         **_filter_values(mailing.client_filter),
@@ -247,7 +250,7 @@ def _read_values(
 
     The `unchanged` values replace those of the form.
     """
-    api_values: dict[str, Any] = {"text": values["text"], "on_unknown": values["on_unknown"]}
+    api_values: dict[str, Any] = {name: values[name] for name in ("text", "on_unknown", "purpose")}
     for name in ("gateway", "sender"):
         api_values[name] = values[name].strip() or None
     errors: list[FieldError] = []

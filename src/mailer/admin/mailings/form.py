@@ -26,7 +26,7 @@ from mailer.idempotency.model import IdempotencyClaim
 from mailer.mailing import service, store
 from mailer.mailing.actions import ensure_allowed
 from mailer.mailing.api import MailingId
-from mailer.mailing.model import Mailing, MailingStartedError
+from mailer.mailing.model import Mailing, MailingStartedError, PurposeFixedError
 from mailer.validation import MAX_ID
 
 FINGERPRINT_FIELD = "seen"
@@ -196,10 +196,13 @@ class MailingForm(Controller):
             return await form_page.render(
                 form.with_errors(error, fields.MAIN_FIELD_BY_NAME), HTTP_400_BAD_REQUEST
             )
-        except MailingStartedError:  # show the start that cannot be changed any more
-            values["start"] = fields.values_of(mailing, fields.zone_of(values))["start"]
+        except (MailingStartedError, PurposeFixedError) as error:
+            # show the values that cannot be changed any more
+            fixed_values = fields.values_of(mailing, fields.zone_of(values))
+            values |= {name: fixed_values[name] for name in ("start", "purpose")}
+            wrong_field = "start" if isinstance(error, MailingStartedError) else "purpose"
             refusal = InvalidError(
-                [FieldError("", STARTED_MEANWHILE), FieldError("start", HAS_STARTED)]
+                [FieldError("", STARTED_MEANWHILE), FieldError(wrong_field, HAS_STARTED)]
             )
             return await form_page.render(form.with_errors(refusal), HTTP_409_CONFLICT)
         return redirect_with_flash("mailing-changed", f"/mailings/{mailing_id}")

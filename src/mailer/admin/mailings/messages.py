@@ -1,5 +1,6 @@
 """Pages of the messages of a mailing: list, CSV download, and the history of one message."""
 
+from datetime import timedelta
 from typing import Annotated, Any
 
 import msgspec
@@ -11,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.access.model import Actor
 from mailer.admin.listing import EMPTY_PAGE, list_url, page_links, read_list_query
+from mailer.admin.mailings.history import events_of
 from mailer.admin.render import PageContext
 from mailer.client import store as clients
 from mailer.client.model import Phone
@@ -26,6 +28,7 @@ from mailer.mailing.model import Mailing
 from mailer.message import counters
 from mailer.message import reading as messages
 from mailer.message.exporting import export_messages
+from mailer.settings import Settings
 from mailer.validation import MAX_ID
 from mailer.web.download import Download, csv_answer
 from mailer.web.query import read_query
@@ -123,11 +126,12 @@ class MessageList(Controller):
         )
 
     @get("/messages/{message_id:int}", required_scope="read")
-    async def show_message(
+    async def show_message(  # noqa: PLR0913, PLR0917  # Litestar passes its dependencies so
         self,
         engine: NamedDependency[AsyncEngine],
         channels: NamedDependency[Channels],
         context: NamedDependency[PageContext],
+        settings: NamedDependency[Settings],
         mailing_id: MailingId,
         message_id: FromPath[int],
     ) -> Response[str]:
@@ -141,6 +145,12 @@ class MessageList(Controller):
             "mailings/message.html",
             mailing=mailing,
             message=history,
+            events=events_of(history),
+            receipt_deadline=(
+                history.sent_at + timedelta(seconds=settings.receipt_wait)
+                if history.is_awaiting_receipt and history.sent_at
+                else None
+            ),
             now=now,
             may_retry="retry" in allowed_actions(mailing, now),  # the mailing's failed messages
         )

@@ -24,7 +24,13 @@ from mailer.forecast.tiers import Gateways
 from mailer.gateway.channel import Channels
 from mailer.gateway.sms_parts import PART_CAPACITY, SmsEncoding, TextSize, count_parts
 from mailer.mailing import audience
-from mailer.mailing.model import Mailing, MailingChange, NewMailing
+from mailer.mailing.model import (
+    Mailing,
+    MailingChange,
+    NewMailing,
+    Purpose,
+    excluded_opt_outs,
+)
 from mailer.mailing.window import DAY, OpenInterval, SendingWindow, offsets_of, window_between
 
 SAMPLE_CLIENTS = 5
@@ -124,6 +130,8 @@ class Preview(msgspec.Struct, frozen=True, kw_only=True):
     text: TextPreview
     clients: int | None
     """Size of the audience; None while the client filter is not complete."""
+    opted_out: int
+    """Clients of the audience whom the mailing does not reach because they have opted out."""
     sample: list[Client]
     """Some clients of the audience, as examples."""
     day: PreviewDay
@@ -140,7 +148,8 @@ class Preview(msgspec.Struct, frozen=True, kw_only=True):
     """None while the form is not complete enough for a forecast."""
     capacity: forecasts.SendingCapacity
     cost: Cost | None
-    """The cost if each client of the audience gets it; None if no gateway has a price."""
+    """The cost if each client of the audience who has not opted out gets it; None if no gateway has
+    a price."""
     is_start_past: bool
     """Whether the start has passed, so that the mailing starts as soon as the form is saved."""
 
@@ -160,13 +169,16 @@ async def build_preview(  # noqa: PLR0913, PLR0917  # the form, and what its for
     it creates one).
     """
     now, gateways = database_clock.now(), usable_gateways(channels)
-    client_filter = draft.client_filter
+    client_filter, opted_out = draft.client_filter, 0
+    purpose = _known_purpose(draft, mailing)
     clients_by_zone, sample = dict[str, int](), list[Client]()
-    text_preview = _text_preview(text)
+    text_preview = preview_text(text)
     async with engine.connect() as connection:
         if client_filter is not UNSET:
             clients_by_zone = await audience.count_by_zone(connection, client_filter)
             sample = await audience.sample(connection, client_filter, SAMPLE_CLIENTS)
+            if purpose == "marketing":
+                opted_out = await audience.count(connection, client_filter, opted_out=True)
         capacity = await forecasts.read_capacity(connection, gateways, mailing)
         expected_cost = await _expected_cost(connection, draft, mailing, text_preview, channels)
     start, end = _known_moment(draft.datetime_start), _known_moment(draft.datetime_end)
@@ -180,6 +192,7 @@ async def build_preview(  # noqa: PLR0913, PLR0917  # the form, and what its for
     return Preview(
         text=text_preview,
         clients=None if client_filter is UNSET else clients,
+        opted_out=opted_out,
         sample=sample,
         day=day,
         windows=windows,
@@ -207,7 +220,21 @@ async def _expected_cost(
     gateway = draft.gateway
     if gateway is UNSET:
         gateway = None if mailing is None else mailing.gateway
-    return await estimate_cost(connection, draft.client_filter, gateway, text.size.parts, channels)
+    return await estimate_cost(
+        connection,
+        draft.client_filter,
+        gateway,
+        text.size.parts,
+        channels,
+        opted_out=excluded_opt_outs(_known_purpose(draft, mailing)),
+    )
+
+
+def _known_purpose(draft: MailingChange, mailing: Mailing | None) -> Purpose:
+    """Return the purpose of a draft; if it has none, that of the mailing or the default."""
+    if draft.purpose is not UNSET:
+        return draft.purpose
+    return "marketing" if mailing is None else mailing.purpose
 
 
 def _known_moment(moment: Any) -> datetime | None:  # noqa: ANN401  # a field of a draft
@@ -215,7 +242,8 @@ def _known_moment(moment: Any) -> datetime | None:  # noqa: ANN401  # a field of
     return moment.astimezone(UTC) if isinstance(moment, datetime) else None
 
 
-def _text_preview(text: str) -> TextPreview:
+def preview_text(text: str) -> TextPreview:
+    """Return the size of a text as SMS."""
     size = count_parts(text)
     return TextPreview(size, text.index(size.forced_by) + 1 if size.forced_by else 0)
 

@@ -24,7 +24,12 @@ AUDIT_FILTER_FIELDS = ("actor_kind", "actor_id", "action", "target_kind", "targe
 """Fields of the filter form, as in `AuditListQuery`."""
 DATETIME_FIELDS = frozenset({"datetime_start", "datetime_end", "expires_at", "held_since"})
 """Fields of entries that are moments."""
-TARGET_PAGES = {"mailing": "/mailings/{}", "client": "/clients/{}"}
+TARGET_PAGES = {
+    "mailing": "/mailings/{}",
+    "client": "/clients/{}",
+    "reply": "/replies/{}",
+    "webhook": "/webhooks/{}",
+}
 """URL of the page of a target, by the kind of target; `{}` is its id. A deleted target has none."""
 TARGET_LISTS = {
     "directory": "/clients",
@@ -33,7 +38,7 @@ TARGET_LISTS = {
     "gateway": "/gateways",
 }
 """URL of the list to which targets without such a page belong, by the kind of target."""
-DELETING_ACTIONS = frozenset({"mailing_deleted", "client_erased"})
+DELETING_ACTIONS = frozenset({"mailing_deleted", "client_erased", "webhook_deleted"})
 """Actions whose entry has no link, because the target has no page afterwards."""
 
 

@@ -16,6 +16,7 @@ from mailer.forecast import service as forecast
 from mailer.forecast.basis import read_running_bases
 from mailer.forecast.throughput import usable_gateways
 from mailer.gateway.channel import Channels
+from mailer.gateway_control.service import list_gateways
 from mailer.mailing import store
 from mailer.mailing.activity import with_hold
 from mailer.statistics import backlog, progress
@@ -45,7 +46,11 @@ async def read_overview(engine: AsyncEngine, channels: Channels) -> dict[str, An
             "max_counted_due": backlog.MAX_COUNTED_DUE,
             "hours": await statistics.get_outcomes_last_24_hours(connection, database_clock.now()),
         }
-    return variables | {"expected_ends": await forecast.expected_ends(forecast_bases)}
+    with_counts = await list_gateways(engine, channels)
+    return variables | {
+        "expected_ends": await forecast.expected_ends(forecast_bases),
+        "drops": [gateway for gateway in with_counts if gateway.delivery_drop],
+    }
 
 
 class Overview(Controller):

@@ -5,6 +5,27 @@ express in SQLAlchemy (triggers, functions, views) is in the migrations only.
 """
 
 from mailer.db.sql import metadata
-from mailer.db.tables import access, client, gateway, mailing, message, operation
+from mailer.db.tables import (
+    access,
+    client,
+    gateway,
+    mailing,
+    message,
+    operation,
+    opt_out,
+    reply,
+    webhook,
+)
 
-__all__ = ["access", "client", "gateway", "mailing", "message", "metadata", "operation"]
+__all__ = [
+    "access",
+    "client",
+    "gateway",
+    "mailing",
+    "message",
+    "metadata",
+    "operation",
+    "opt_out",
+    "reply",
+    "webhook",
+]

@@ -26,6 +26,8 @@ client = Table(
     # as written by the user; null when it equals `tag`
     Column("tag_written", String),
     Column("time_zone", String, nullable=False, server_default="UTC"),
+    # since when the client's phone is in `opt_out`; null when it is not
+    timestamp("opted_out_at", nullable=True),
     timestamp_now("created_at"),
     # The id of the transaction that created the row. It decides whether the client is in an
     # audience: it must have committed before `mailing.audience_snapshot` was recorded.
@@ -73,6 +75,13 @@ client = Table(
         postgresql_include=["operator_code", "tag"],
         postgresql_where=text("deleted_at IS NULL"),
     ),
+    # the same for clients who have opted out, a small part of all
+    Index(
+        "client_opted_out_idx",
+        "id",
+        postgresql_include=["operator_code", "tag", "time_zone"],
+        postgresql_where=text("opted_out_at IS NOT NULL AND deleted_at IS NULL"),
+    ),
     # for reading a few clients of each segment, as a sample of an audience
     Index(
         "client_segment_idx",
@@ -91,12 +100,12 @@ client_to_replan = Table(
 
 
 def _segment_count_columns() -> list[Column[Any]]:
-    """Return the columns of a segment and of its number of clients."""
+    """Return the columns of a segment, of its number of clients, and of how many have opted out."""
     return [
         Column("operator_code", String, nullable=False),
         Column("tag", String),
         Column("time_zone", String, nullable=False),
-        *count_columns(["clients"]),
+        *count_columns(["clients", "opted_out"]),
     ]
 
 

@@ -71,6 +71,8 @@ mailing = Table(
     Column("client_filter", JSONB(none_as_null=True)),
     # what happens to a message whose delivery is unknown: `retry` sends it again, `hold` does not
     Column("on_unknown", String, nullable=False, server_default="retry"),
+    # `marketing` is not sent to clients who have opted out; `service` ignores opt-outs
+    Column("purpose", String, nullable=False, server_default="marketing"),
     Column("status", String, nullable=False, server_default="scheduled"),
     # size of the audience; an estimate until the mailing starts
     Column("clients_count", BigInteger, nullable=False),
@@ -110,9 +112,6 @@ mailing = Table(
     Column("route", Integer),
     # name or number that clients see; null: that of the gateway
     Column("sender", String),
-    # Id of the last message whose route is determined again, after gateways or `route` have
-    # changed. Null when nothing is to be done.
-    Column("reroute_cursor", BigInteger),
     timestamp_now("created_at"),
     timestamp_now("updated_at"),
     timestamp("deleted_at", nullable=True),
@@ -120,6 +119,7 @@ mailing = Table(
     CheckConstraint("datetime_end > datetime_start", name="end_after_start"),
     CheckConstraint("char_length(text) BETWEEN 1 AND 1600", name="text"),
     CheckConstraint(one_of("on_unknown", ("retry", "hold")), name="on_unknown"),
+    CheckConstraint(one_of("purpose", ("marketing", "service")), name="purpose"),
     CheckConstraint(one_of("status", MAILING_STATUSES), name="status"),
     CheckConstraint(
         "num_nulls(send_interval_time_start, send_interval_time_end) IN (0, 2)"
@@ -164,11 +164,6 @@ mailing = Table(
         "mailing_replan_idx",
         *("replan_cursor", "id"),
         postgresql_where=text(f"{OPEN_MAILING} AND is_replanning"),
-    ),
-    Index(
-        "mailing_reroute_idx",
-        *("reroute_cursor", "id"),
-        postgresql_where=text(f"{OPEN_MAILING} AND reroute_cursor IS NOT NULL"),
     ),
     Index("mailing_changed_idx", "changed_by"),
     # for the purge of messages past their retention

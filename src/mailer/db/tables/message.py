@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     CheckConstraint,
     Column,
     DateTime,
@@ -75,6 +76,14 @@ message = Table(
     Column("gateway_message_id", String),
     # number of SMS that the text takes; null until the message is accepted
     Column("parts", SmallInteger),
+    # the newest receipts, an array of objects, oldest first; null when there are none
+    Column("receipts", JSONB(none_as_null=True)),
+    # what receipts say of a message that is being sent: the status and the reason that it gets once
+    # its result is recorded; null when there is none
+    Column("receipt_status", String),
+    Column("receipt_reason", String),
+    # whether receipts name the message by `gateway_message_id` only
+    Column("uses_gateway_id", Boolean, nullable=False, server_default="false"),
     CheckConstraint(one_of("status", MESSAGE_STATUSES), name="status"),
     CheckConstraint(
         "(status = 'sending') = (lease_owner IS NOT NULL)"
@@ -82,6 +91,7 @@ message = Table(
         name="lease",
     ),
     CheckConstraint("attempts >= 0", name="attempts"),
+    CheckConstraint("receipt_status IS NULL OR status = 'sending'", name="receipt"),
     # a message that may have been accepted must not end in a status that says it was not sent
     CheckConstraint(
         f"unknown_reason IS NULL OR {one_of('status', (*OPEN, 'unknown'))}", name="unknown"
@@ -102,6 +112,14 @@ message = Table(
         "retry_at",
         postgresql_where=text("status = 'scheduled' AND retry_at IS NOT NULL"),
     ),
+    # messages that await a receipt
+    Index(
+        "message_awaiting_idx",
+        *("mailing_id", "sent_at"),
+        postgresql_where=text("status = 'sent' AND reason IS NULL"),
+    ),
+    # for receipts that name the message by the gateway's id
+    Index(None, "gateway_message_id", postgresql_where=text("uses_gateway_id")),
     # for pages of a mailing's messages, newest first, filtered by status or not
     Index(None, "mailing_id", "status", "id"),
     # the same, filtered by reason
@@ -110,11 +128,37 @@ message = Table(
     ),
 )
 
+# Receipts that cannot be applied yet: the gateway's message id is not stored, or the message is
+# being sent and the number of its parts is not known. They are tried again for some minutes.
+early_receipt = Table(
+    "early_receipt",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("gateway", String, nullable=False),
+    Column("gateway_message_id", String),
+    Column("message_id", BigInteger),
+    Column("receipt", JSONB, nullable=False),
+    timestamp("received_at"),
+    Index(None, "received_at"),
+)
+
+# How far a gateway has been asked for receipts, in the order of mailings and times. When
+# all messages have been asked for, a new round starts.
+receipt_poll = Table(
+    "receipt_poll",
+    metadata,
+    Column("gateway", String, primary_key=True),
+    Column("mailing_id", BigInteger, nullable=False, server_default="0"),
+    Column("sent_at", DateTime(timezone=True), nullable=False, server_default=text("'-infinity'")),
+    Column("message_id", BigInteger, nullable=False, server_default="0"),
+    timestamp_now("round_started_at"),
+)
+
 # ---- counters of messages and outcomes -------------------------------------------------------
 
 COUNTERS = ("messages", *OUTCOMES, "parts")
 """The counts in a row of `message_count`: all messages, those with each outcome, and the parts of
-the delivered ones."""
+those that gateways have accepted."""
 
 
 def _message_count_columns() -> list[Column[Any]]:
@@ -151,8 +195,12 @@ message_count_delta = Table(
     "message_count_delta",
     metadata,
     *_message_count_columns(),
-    # of the dimension `outcome` only
+    # of the dimensions `outcome` and `operator_code` only
     Column("gateway", String, nullable=False, server_default=""),
+    # Of the dimension `operator_code` only: when the gateway accepted the messages, and how many of
+    # those that are `sent` do not await a receipt any more. These are for `delivery_count` below.
+    timestamp("accepted_quarter", nullable=True),
+    *count_columns(("no_receipt",)),
     postgresql_with=QUEUE_TABLE_OPTIONS,
 )
 
@@ -168,4 +216,20 @@ outcome_count = Table(
     Column("gateway", String, nullable=False, server_default=""),
     *count_columns((*OUTCOMES, "parts")),
     PrimaryKeyConstraint("bucket_start", "reason", "gateway"),
+)
+
+DELIVERY_COUNTS = ("sent", "no_receipt", "delivered", "undelivered")
+"""The counts in a row of `delivery_count`: messages that the gateway has accepted, by status.
+`no_receipt` are those of `sent` whose receipt is not awaited any more."""
+
+# Counts of the messages that gateways have accepted in the last days, by the quarter of an hour in
+# which they did, gateway and operator code, over all mailings.
+delivery_count = Table(
+    "delivery_count",
+    metadata,
+    timestamp("bucket_start"),
+    Column("gateway", String, nullable=False),
+    Column("operator_code", String, nullable=False),
+    *count_columns(DELIVERY_COUNTS),
+    PrimaryKeyConstraint("bucket_start", "gateway", "operator_code"),
 )

@@ -1,0 +1,230 @@
+"""Import of opt-outs from a CSV file, in the same way as clients are imported."""
+
+from collections.abc import AsyncIterator, Iterable
+from datetime import UTC, datetime
+from typing import Any, ClassVar
+
+import asyncpg
+import msgspec
+from msgspec import UNSET, UnsetType
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from mailer.access import audit, reauthorize
+from mailer.access.model import Actor
+from mailer.client.csv_reader import CsvReader, Record, UnreadableRecord
+from mailer.client.decoding import Encoding, TextDecoder
+from mailer.client.importing import (
+    IMPORT_STATEMENT_TIMEOUT,
+    LOCK_IMPORT,
+    STAGE_BATCH,
+    decode_parts,
+)
+from mailer.client.phone import ROUNDED_MESSAGE, STORED_FORM, is_rounded, normalize_phone
+from mailer.client.rows import MAX_REPORTED_LINES, RejectedField, excerpt, without_value
+from mailer.clock import database_clock
+from mailer.db.engine import IMPORT_LOCK, asyncpg_connection
+from mailer.idempotency.do_once import do_once
+from mailer.idempotency.model import IdempotencyClaim
+from mailer.opt_out.store import ADD_OPT_OUTS, DIGEST, NOTIFY_OPT_OUTS, stop_messages
+from mailer.time_slices import TimeSlices
+
+OPT_OUT_COLUMNS = ("phone", "opted_out_at")
+"""The columns that a file may have."""
+CANCEL_BATCH = 1_000
+"""Clients whose messages one transaction cancels."""
+WRONG_PHONE = "must be 7 and ten more digits, such as 79161234567"
+WRONG_TIME = "must be a past date and time with an offset, such as 2025-01-15T09:00:00Z"
+FIRST_TIME = datetime(1970, 1, 1, tzinfo=UTC)
+"""The earliest time of an opt-out."""
+
+
+class OptOutImportReport(msgspec.Struct, frozen=True):
+    """Result of an import of opt-outs: counts of lines, without the header and empty lines.
+
+    `errors` lists every wrong field of the first 100 rejected lines. `encoding` is the detected
+    encoding of the file; it is absent for UTF-8.
+    """
+
+    EXAMPLE: ClassVar[dict[str, Any]] = {
+        "created": 2,
+        "unchanged": 1,
+        "rejected": 1,
+        "errors": [{"line": 3, "field": "phone", "value": "916", "message": WRONG_PHONE}],
+    }
+
+    created: int
+    unchanged: int
+    """Lines whose phones were opted out already, or are in the file several times."""
+    rejected: int
+    errors: list[RejectedField]
+    encoding: Encoding | UnsetType = UNSET
+
+    @property
+    def unlisted(self) -> int:
+        """The number of rejected lines that `errors` does not list."""
+        return self.rejected - len({error.line for error in self.errors})
+
+
+async def import_opt_outs(
+    engine: AsyncEngine,
+    parts: AsyncIterator[bytes],
+    actor: Actor,
+    claim: IdempotencyClaim | None = None,
+) -> OptOutImportReport:
+    """Opt out the phones of a CSV file that arrives in `parts` of any size.
+
+    A phone that is opted out already stays as it is. All valid lines are stored in one transaction;
+    invalid lines are reported. After that, the clients' marketing messages are cancelled in chunks;
+    those that are left by a crash are cancelled when they are claimed. Nothing is stored when
+    `parts` raises, when the header is wrong (`InvalidError`), or when `actor` has lost the right to
+    write by the end of the upload (`AccessRevokedError`).
+    """
+    if claim is not None and claim.result is not None:
+        return msgspec.convert(claim.result, OptOutImportReport)
+    async with engine.connect() as connection:
+        try:
+            return await _import(await asyncpg_connection(connection), parts, actor, claim)
+        finally:
+            await connection.invalidate()  # closing the session drops the temporary tables
+
+
+# See the comments on the staging table of `mailer.client.importing`.
+CREATE_STAGING_TABLES = """
+    CREATE TEMPORARY TABLE opt_out_import (phone text, opted_out_at timestamptz);
+    CREATE TEMPORARY TABLE opted_out_client (client_id bigint)"""
+
+
+async def _import(
+    database: asyncpg.Connection,
+    parts: AsyncIterator[bytes],
+    actor: Actor,
+    claim: IdempotencyClaim | None,
+) -> OptOutImportReport:
+    """Read, validate and stage the lines as they arrive; then store them. See `import_opt_outs`."""
+    decoder, slices = TextDecoder(), TimeSlices()
+    reader, lines = CsvReader(OPT_OUT_COLUMNS, required=["phone"]), _Lines(database_clock.now())
+    await database.execute(CREATE_STAGING_TABLES)
+    async for text in decode_parts(parts, decoder):
+        lines.validate(reader.feed(text))
+        await slices.pause()
+        if len(lines.valid_rows) >= STAGE_BATCH:
+            await _stage(database, lines)
+    lines.validate(reader.end())
+    await _stage(database, lines)
+    # the stored response to a request with an Idempotency-Key must have no personal data
+    errors = lines.errors if claim is None else [without_value(error) for error in lines.errors]
+    encoding = UNSET if decoder.encoding == "UTF-8" else decoder.encoding
+    report = OptOutImportReport(0, lines.staged, lines.rejected, errors, encoding)
+    async with database.transaction():
+        done = await do_once(
+            database, claim, lambda: _store(database, report, actor), msgspec.to_builtins
+        )
+    await _stop_messages(database)
+    return msgspec.convert(done.result, OptOutImportReport)
+
+
+class _Lines:
+    """Validates lines: valid ones become `valid_rows` to stage, others are reported in `errors`."""
+
+    def __init__(self, now: datetime) -> None:
+        self.valid_rows: list[tuple[str, datetime | None]] = []
+        self.staged = 0
+        """The number of lines that were valid, and are staged."""
+        self.rejected = 0
+        self.errors: list[RejectedField] = []
+        self._now = now
+
+    def validate(self, records: Iterable[Record]) -> None:
+        """Validate more lines."""
+        for number, fields in records:
+            if isinstance(fields, UnreadableRecord):
+                self._reject(RejectedField(number, "", excerpt(fields.line), fields.message))
+                continue
+            written_phone, written_time = fields
+            phone, time = normalize_phone(written_phone), _read_time(written_time, self._now)
+            is_phone = STORED_FORM.fullmatch(phone) is not None
+            if is_phone and not isinstance(time, str):
+                self.valid_rows.append((phone, time))
+                continue
+            errors = []
+            if not is_phone:
+                message = ROUNDED_MESSAGE if is_rounded(written_phone) else WRONG_PHONE
+                errors.append(RejectedField(number, "phone", excerpt(written_phone), message))
+            if isinstance(time, str):
+                errors.append(RejectedField(number, "opted_out_at", excerpt(written_time), time))
+            self._reject(*errors)
+
+    def _reject(self, *errors: RejectedField) -> None:
+        """Count a rejected line, and report its errors up to `MAX_REPORTED_LINES`."""
+        self.rejected += 1
+        if self.rejected <= MAX_REPORTED_LINES:
+            self.errors += errors
+
+
+def _read_time(text: str, now: datetime) -> datetime | str | None:
+    """Return the time of an opt-out; None if it is empty, or an error message."""
+    if not text.strip():
+        return None
+    try:
+        time = datetime.fromisoformat(text.strip())
+        is_past = time.tzinfo is not None and FIRST_TIME <= time <= now
+    except (ValueError, OverflowError):
+        is_past = False
+    return time if is_past else WRONG_TIME
+
+
+async def _stage(database: asyncpg.Connection, lines: _Lines) -> None:
+    """Move the valid lines to the staging table."""
+    rows, lines.valid_rows = lines.valid_rows, []
+    await database.copy_records_to_table(
+        "opt_out_import", records=rows, timeout=IMPORT_STATEMENT_TIMEOUT
+    )
+    lines.staged += len(rows)
+
+
+ANALYZE_STAGED_OPT_OUTS = "ANALYZE opt_out_import; SET LOCAL work_mem = '64MB'"
+# Of the lines with the same phone, the earliest time counts. Returns the number of new opt-outs.
+STORE_OPT_OUTS = ADD_OPT_OUTS.format(
+    DIGEST=DIGEST,
+    phones="SELECT phone, min(opted_out_at) FROM opt_out_import GROUP BY phone",
+    source="'import', NULL",
+    returned=""", clients AS (
+        INSERT INTO opted_out_client SELECT client_id FROM added WHERE client_id IS NOT NULL)
+    SELECT count(*) FROM added""",
+)
+
+
+async def _store(
+    database: asyncpg.Connection, report: OptOutImportReport, actor: Actor
+) -> OptOutImportReport:
+    """Store the staged lines and write the audit log; return the report with all counts."""
+    timeout = IMPORT_STATEMENT_TIMEOUT
+    # one import at a time: two in different orders could wait for each other in a circle
+    await database.execute(LOCK_IMPORT, IMPORT_LOCK, timeout=timeout)
+    await database.execute(ANALYZE_STAGED_OPT_OUTS, timeout=timeout)
+    created = await database.fetchval(STORE_OPT_OUTS, timeout=timeout)
+    # not only with the chunks that follow: workers stop claimed messages right after the commit
+    await database.execute(NOTIFY_OPT_OUTS)
+    # the right may have been revoked during a long upload
+    await reauthorize.ensure_authorized(database, actor, "write")
+    counts = {"created": created, "unchanged": report.unchanged - created}
+    target = audit.Target("opt_out")
+    all_counts = counts | {"rejected": report.rejected}
+    await audit.record(database, actor, "opt_outs_imported", target, after=all_counts)
+    return msgspec.structs.replace(report, **counts)
+
+
+TAKE_CLIENTS = f"""
+    DELETE FROM opted_out_client WHERE ctid = ANY (ARRAY(
+        SELECT ctid FROM opted_out_client LIMIT {CANCEL_BATCH}))
+    RETURNING client_id"""  # noqa: S608  # no user input
+
+
+async def _stop_messages(database: asyncpg.Connection) -> None:
+    """Cancel the messages of the clients in chunks, so that sending goes on meanwhile."""
+    while True:
+        async with database.transaction():
+            rows = await database.fetch(TAKE_CLIENTS)
+            if not rows:
+                return
+            await stop_messages(database, [row["client_id"] for row in rows])

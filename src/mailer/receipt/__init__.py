@@ -1,0 +1,1 @@
+"""Delivery receipts: what gateways report about messages that they have accepted."""
