@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from litestar import Controller, Request, Response, delete, get, post
 from litestar.di import NamedDependency
+from litestar.exceptions import NotFoundException
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.spec import OpenAPIMediaType, OpenAPIType, Operation, RequestBody, Schema
 from litestar.params import JSONBody, Parameter
@@ -115,7 +116,12 @@ class OptOutController(Controller):
         status = HTTPStatus.CREATED if result.is_new else HTTPStatus.OK
         return Response(result.opt_out, status_code=status)
 
-    @post("/delete", required_scope="write", status_code=HTTPStatus.NO_CONTENT)
+    @post(
+        "/delete",
+        required_scope="write",
+        status_code=HTTPStatus.NO_CONTENT,
+        raises=[NotFoundException],
+    )
     async def opt_in(
         self,
         engine: NamedDependency[AsyncEngine],
