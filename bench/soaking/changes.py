@@ -24,6 +24,11 @@ def _describe(change: Change) -> str:
     return f"{moment(change.at)} {change.worker} {state} {gateway} {change.attempts}"
 
 
+def describe_history(changes: list[Change]) -> str:
+    """Return the changes of a message as text."""
+    return ", ".join(_describe(change) for change in changes)
+
+
 def _transitions(message: Message) -> Iterator[tuple[Change | None, Change]]:
     """Yield each change of a message, with the change before it; None before the first."""
     yield from zip([None, *message.changes], message.changes, strict=False)
@@ -40,7 +45,7 @@ def miscounted(evidence: Evidence) -> Iterator[str]:
             if before and before.status == "sending" and after.status == "scheduled":
                 failed[after.worker].add(after.attempts)
             if after.attempts not in allowed or after.attempts > RETRY_ATTEMPTS:
-                history = ", ".join(_describe(change) for change in message.changes)
+                history = describe_history(message.changes)
                 yield f"message {after.message_id}: {attempts} to {after.attempts} in {history}"
 
 
@@ -123,7 +128,7 @@ def wrong_reasons(evidence: Evidence) -> Iterator[str]:
             rule = REASON_RULES.get(change.reason or "")
             if rule is not None and not rule(evidence, change):
                 state = describe_state(change)
-                history = ", ".join(_describe(each) for each in message.changes)
+                history = describe_history(message.changes)
                 yield f"message {change.message_id}: {state} at {moment(change.at)} in {history}"
 
 

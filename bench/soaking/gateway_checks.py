@@ -7,6 +7,7 @@ implemented here once more, without mailer's code.
 from collections import Counter
 from collections.abc import Iterator
 
+from soaking.changes import describe_history
 from soaking.claims import Change, Claim, Message
 from soaking.evidence import CheckReport, Evidence, moment
 from soaking.journal import LAG, REACTION
@@ -80,7 +81,9 @@ def _left_gateway(evidence: Evidence) -> Iterator[str]:
         keeper = None
         for claim in claims:
             if keeper is not None and claim.opened.gateway != keeper:
-                yield f"{_describe(claim.opened)}, though {keeper} may have it"
+                message = evidence.record.messages[claim.opened.message_id]
+                history = describe_history(message.changes)
+                yield f"{_describe(claim.opened)}, though {keeper} may have it; {history}"
             if claim.is_unknown:
                 keeper = claim.opened.gateway
 
