@@ -4,7 +4,7 @@ What users do has an entry in the audit log, without the phone. Opt-outs by repl
 have none: the opt-out itself has its source.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -38,9 +38,14 @@ async def opt_out_phones(
     client. `gateway` is the one of the reply or of the answer, if any.
     """
     added = await store.add(connection, phones, source, gateway)
-    client_ids = [new.client_id for new in added if new.client_id is not None]
-    await store.stop_messages(connection, client_ids)
+    await stop_messages(connection, added)
     return added
+
+
+async def stop_messages(connection: Connection, opt_outs: Iterable[OptOut]) -> None:
+    """Stop the marketing messages of the clients of new opt-outs; see `store.stop_messages`."""
+    client_ids = [new.client_id for new in opt_outs if new.client_id is not None]
+    await store.stop_messages(connection, client_ids)
 
 
 async def opt_out_phone(

@@ -93,10 +93,13 @@ async def stop_messages(connection: Connection, client_ids: Sequence[int]) -> No
 
     Workers are notified after the commit: they stop messages that they have claimed and not written
     yet. A message that is enqueued or scheduled at the same moment is cancelled by its claim.
+
+    Call it last in a transaction: it locks the counts of mailings, and a worker that is suspended
+    then would keep others from recording results.
     """
     if client_ids:
-        await execute_driver_sql(connection, CANCEL_MESSAGES, (list(client_ids),))
         await execute_driver_sql(connection, NOTIFY_OPT_OUTS, ())
+        await execute_driver_sql(connection, CANCEL_MESSAGES, (list(client_ids),))
 
 
 FIND_OPTED_OUT = """

@@ -15,7 +15,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from mailer.db.tables.mailing import RETENTION_START, UNSETTLED_MAILING
 from mailer.db.tables.reply import MAX_REPLY_TEXT
 from mailer.gateway.callback import Reply
-from mailer.opt_out.service import opt_in_phone, opt_out_phone, opt_out_phones
+from mailer.opt_out import store as opt_outs
+from mailer.opt_out.model import OptOut
+from mailer.opt_out.service import opt_in_phone, stop_messages
 from mailer.reply import parts
 from mailer.reply.model import ReplyAction
 from mailer.reply.parts import ReceivedReply, is_part
@@ -186,35 +188,50 @@ async def _apply_rules(
             to_opt_out.append(reply)
         else:
             others += of_phone
-    opted_out = await _opt_clients_out(connection, to_opt_out)
+    new_opt_outs = list[OptOut]()
+    opted_out = await _opt_clients_out(connection, to_opt_out, new_opt_outs)
     opted_in = list[int]()
     for reply, action in others:
-        if await _apply(connection, reply, action):
+        if await _apply(connection, reply, action, new_opt_outs):
             (opted_out if action == "opted_out" else opted_in).append(reply.id)
     await _mark(connection, "opted_out", opted_out)
     await _mark(connection, "opted_in", opted_in)
     if opted_out and rules.opt_out_text is not None:
         await connection.execute(ACKNOWLEDGE, {"text": rules.opt_out_text, "ids": opted_out})
+    await stop_messages(connection, new_opt_outs)
 
 
-async def _opt_clients_out(connection: AsyncConnection, replies: Iterable[AddedReply]) -> list[int]:
-    """Opt the clients of replies out, all of a gateway at once; return the replies that did it."""
+async def _opt_clients_out(
+    connection: AsyncConnection, replies: Iterable[AddedReply], new_opt_outs: list[OptOut]
+) -> list[int]:
+    """Opt the clients of replies out, all of a gateway at once; return the replies that did it.
+
+    The opt-outs are added to `new_opt_outs`.
+    """
     by_gateway: dict[str, list[AddedReply]] = defaultdict(list)
     for reply in replies:
         by_gateway[reply.gateway].append(reply)
     changed = list[int]()
     for gateway, of_gateway in sorted(by_gateway.items()):
         phones = [reply.phone for reply in of_gateway]
-        new = await opt_out_phones(connection, phones, "reply", gateway)
+        new = await opt_outs.add(connection, phones, "reply", gateway)
+        new_opt_outs += new
         opted_out = {opt_out.phone for opt_out in new}
         changed += (reply.id for reply in of_gateway if reply.phone in opted_out)
     return changed
 
 
-async def _apply(connection: AsyncConnection, reply: AddedReply, action: ReplyAction) -> bool:
+async def _apply(
+    connection: AsyncConnection,
+    reply: AddedReply,
+    action: ReplyAction,
+    new_opt_outs: list[OptOut],
+) -> bool:
     """Opt one phone out or in; return whether that has changed anything."""
     if action == "opted_out":
-        return await opt_out_phone(connection, reply.phone, "reply", reply.gateway) is not None
+        new = await opt_outs.add(connection, [reply.phone], "reply", reply.gateway)
+        new_opt_outs += new
+        return bool(new)
     return await opt_in_phone(connection, reply.phone, "reply") is not None
 
 
