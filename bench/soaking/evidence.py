@@ -49,7 +49,9 @@ class Evidence:
             self.calls[call.mailing_id].append(call)
         faults = journal.faults
         self._database_faults = [f for f in faults if f.name.startswith(DATABASE_FAULTS)]
-        rerouting_faults = [*self._database_faults, *journal.downtimes()]
+        # a worker that is frozen while it enqueues or reroutes may keep others from changing routes
+        freezes = [fault for fault in faults if fault.name == "mailer frozen"]
+        rerouting_faults = [*self._database_faults, *journal.downtimes(), *freezes]
         self._rerouting_faults = sorted(rerouting_faults, key=lambda f: f.ended, reverse=True)
         self._unanswering_faults = [
             f for f in faults if f.name in {"gateway down", "gateway frozen"}

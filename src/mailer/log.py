@@ -52,6 +52,11 @@ QUIET_LOGGERS = ("aiohttp", "alembic", "asyncio", "sqlalchemy", "uvicorn")
 would log rows."""
 
 
+SILENT_LOGGER = "sqlalchemy.pool"
+"""It logs as an error that a lost connection could not be closed. The loss itself is logged by the
+code that used the connection."""
+
+
 class LoggedFailure(msgspec.Struct, frozen=True):
     """An event at level warning or above, masked and shortened as in the log."""
 
@@ -127,6 +132,7 @@ def configure_logging(
     logging.captureWarnings(capture=True)
     for name in QUIET_LOGGERS:
         logging.getLogger(name).setLevel(max(threshold, logging.WARNING))
+    logging.getLogger(SILENT_LOGGER).setLevel(logging.CRITICAL)
 
 
 class _LogStream:

@@ -215,6 +215,31 @@ async def test_receipt_before_the_answer_counts_once_the_answer_is_recorded(
     await assert_counts_agree(engine)
 
 
+async def test_message_is_sent_at_the_attempt_that_a_receipt_proves(engine: AsyncEngine) -> None:
+    """Else a receipt would be given up too early: the attempt before may be long ago."""
+    mailing_id = await add_due_messages(engine, 1)
+    [first] = await claim_all(engine, mailing_id)
+    failure = MessageResult(first, "scheduled", 1, "http_503", last_failure="http_503")
+    await record(engine, failure)
+    await execute(engine, "UPDATE message SET claimed_at = now() - interval '1 day'")
+    [claim] = await claim_all(engine, mailing_id)
+    await receive(engine, Receipt("sent", claim.id))
+    await record(engine, timed_out(claim))
+    age = "SELECT extract(epoch FROM now() - sent_at) < 3600 FROM message WHERE status = 'sent'"
+    assert await value(engine, age) is True
+
+
+async def test_id_of_another_gateway_is_forgotten_when_one_without_ids_accepts(
+    engine: AsyncEngine,
+) -> None:
+    mailing_id, [message_id] = await add_sent(engine)
+    await receive(engine, Receipt("failed", message_id))
+    await execute(engine, "UPDATE message SET status = 'scheduled', reason = NULL, sent_at = NULL")
+    [claim] = await claim_all(engine, mailing_id)
+    await record(engine, replace(accepted(claim), gateway_message_id=None))
+    assert await value(engine, "SELECT gateway_message_id FROM message") is None
+
+
 async def test_failure_before_the_answer_ends_the_message_once_it_is_recorded(
     engine: AsyncEngine,
 ) -> None:

@@ -103,6 +103,18 @@ def test_failure_of_an_attempt_before_the_last_one_does_not_count() -> None:
     assert after(SENT, Receipt("delivered", gateway_message_id="m0")).status == "delivered"
 
 
+def test_receipt_of_an_earlier_attempt_does_not_resolve_an_unknown_delivery() -> None:
+    """The last attempt has no id; the stored one is of an attempt that a user has repeated."""
+    unknown = MessageState(
+        1, 1, "unknown", unknown_reason="timeout", gateway="main", gateway_message_id="m0"
+    )
+    assert after(unknown, Receipt("sent", gateway_message_id="m0")).status == "unknown"
+    assert after(unknown, Receipt("failed", gateway_message_id="m0")).status == "unknown"
+    assert after(unknown, Receipt("sent"), gateway="other").status == "unknown"
+    assert after(unknown, Receipt("sent", gateway_message_id="m1")).status == "sent"
+    assert after(unknown, Receipt("delivered", gateway_message_id="m0")).status == "delivered"
+
+
 @pytest.mark.parametrize("order", list(permutations(["p1", "p2", "p3"])))
 def test_message_of_several_parts_is_delivered_when_all_are(order: tuple[str, ...]) -> None:
     message = MessageState(1, 1, "sent", gateway="main", gateway_message_id="p1,p2,p3", parts=3)

@@ -169,13 +169,17 @@ RECORD_RESULTS = f"""
         route = CASE WHEN result.unknown_reason IS NOT NULL THEN {ONLY_THIS_GATEWAY}
                      WHEN result.excludes_gateway THEN {OTHER_GATEWAYS}
                      ELSE message.route END,
-        gateway_message_id = coalesce(result.gateway_message_id, message.gateway_message_id),
+        gateway_message_id = CASE WHEN result.status IN ('sent', 'delivered')
+                                  THEN result.gateway_message_id
+                                  ELSE message.gateway_message_id END,
         parts = coalesce(result.parts, message.parts),
         uses_gateway_id = coalesce(result.uses_gateway_id, message.uses_gateway_id),
         receipt_status = NULL, receipt_reason = NULL,
         due_at = coalesce(result.due_at, message.due_at),
         retry_at = CASE WHEN {RECEIPT_DECIDES} THEN NULL ELSE result.retry_at END,
-        sent_at = CASE WHEN result.status = 'unknown' OR {RECEIPT_DECIDES}
+        sent_at = CASE WHEN {RECEIPT_DECIDES} AND {ATTEMPT_WAS_MADE}
+                       THEN coalesce(result.sent_at, {CLAIM_TIME})
+                       WHEN {RECEIPT_DECIDES} OR result.status = 'unknown'
                        THEN coalesce(result.sent_at, message.claimed_at, {CLAIM_TIME})
                        ELSE result.sent_at END,
         lease_owner = NULL, lease_expires_at = NULL, updated_at = now()

@@ -8,7 +8,7 @@ decision depends on the state of the message alone: a final status is never over
 import re
 from collections.abc import Iterable
 from datetime import datetime
-from typing import Literal, assert_never
+from typing import Literal
 
 import msgspec
 from msgspec.structs import replace
@@ -63,7 +63,7 @@ def must_wait(message: MessageState, receipt: Receipt) -> bool:
 
     Receipts of single parts need the number of parts, which is stored with the result. If the
     message has the gateway's id of an earlier attempt, only the id of this attempt tells whether a
-    failure is about it.
+    receipt is about it.
     """
     return message.status == "sending" and (
         receipt.part is not None or _may_be_about_earlier_attempt(message, receipt)
@@ -83,7 +83,8 @@ def note_waiting(message: MessageState, receipt: Receipt) -> MessageState:
 
 
 def _may_be_about_earlier_attempt(message: MessageState, receipt: Receipt) -> bool:
-    return receipt.status in {"failed", "expired"} and message.gateway_message_id is not None
+    is_decided_by_attempt = receipt.status in {"sent", "failed", "expired"}
+    return is_decided_by_attempt and message.gateway_message_id is not None
 
 
 def apply_receipt(
@@ -124,20 +125,14 @@ def _is_repeated(receipts: Iterable[StoredReceipt], new: StoredReceipt) -> bool:
 def _find_status(message: MessageState, receipt: Receipt, gateway: str) -> ShownStatus | None:
     """Return what a receipt shows together with those before; None if it does not count.
 
-    A failure counts only if it is about the last attempt: after a retry, an older receipt may be
-    repeated. A message of several parts is delivered when all of them are.
+    All but a delivery counts only if it is about the last attempt: after a retry, an older receipt
+    may be repeated. A message of several parts is delivered when all of them are.
     """
-    match receipt.status:
-        case "delivered":
-            return "delivered" if _are_all_parts_delivered(message, receipt) else "sent"
-        case "failed" | "expired":
-            return "undelivered" if _is_about_last_attempt(message, receipt, gateway) else None
-        case "sent":
-            return "sent"
-        case "unknown":
-            return None
-        case status:
-            assert_never(status)
+    if receipt.status == "delivered" and _are_all_parts_delivered(message, receipt):
+        return "delivered"
+    if receipt.status == "unknown" or not _is_about_last_attempt(message, receipt, gateway):
+        return None
+    return "undelivered" if receipt.status in {"failed", "expired"} else "sent"
 
 
 def _are_all_parts_delivered(message: MessageState, receipt: Receipt) -> bool:
@@ -157,7 +152,10 @@ def _is_about_last_attempt(message: MessageState, receipt: Receipt, gateway: str
     ids = message.gateway_message_id
     if ids is None or receipt.gateway_message_id is None:
         return True
-    return receipt.gateway_message_id in {ids, *ids.split(",")}
+    has_stored_id = receipt.gateway_message_id in {ids, *ids.split(",")}
+    # if delivery is unknown, the last attempt has no id, and the stored one is of an attempt before
+    is_of_last_attempt = message.status not in {"unknown", "scheduled"}
+    return has_stored_id == is_of_last_attempt
 
 
 def _is_allowed(message: MessageState, shown: ShownStatus) -> bool:
