@@ -216,7 +216,7 @@ async def test_receipt_before_the_answer_counts_once_the_answer_is_recorded(
 
 
 async def test_message_is_sent_at_the_attempt_that_a_receipt_proves(engine: AsyncEngine) -> None:
-    """Else a receipt would be given up too early: the attempt before may be long ago."""
+    """Else a receipt would be awaited for too short a time: the attempt before may be long ago."""
     mailing_id = await add_due_messages(engine, 1)
     [first] = await claim_all(engine, mailing_id)
     failure = MessageResult(first, "scheduled", 1, "http_503", last_failure="http_503")
