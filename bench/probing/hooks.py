@@ -34,6 +34,8 @@ BEYOND_SCHEMA = (
     ("gateway", "must be one of: default"),
     ("failed_since", "give either delivery_id or failed_since"),
     ("events", "must have each event once"),
+    ("name", "must be 1 to 64 characters on one line"),
+    ("delivery_id", "must be the id of a delivery"),  # 1.0 is an integer in a schema
 )
 """Errors, by field and message, of rules that a schema cannot express: rules between fields, and
 rules about dates, visible characters, time zones, whose list changes, and configured gateways."""
