@@ -6,9 +6,14 @@ other lines of the log. Every line also has the machine's monotonic time.
 
 The only argument is the shortest block to report, in seconds. The shorter it is, the more often the
 monitor interrupts the loop.
+
+On the signal SIGRTMIN it writes the stack of every task, as the event `tasks` at level error.
 """
 
+import asyncio
+import io
 import os
+import signal
 import sys
 import time
 
@@ -39,11 +44,22 @@ def add_monotonic(_logger: WrappedLogger, _method: str, event: EventDict) -> Eve
     return event
 
 
+def write_tasks() -> None:
+    """Write the stacks of all tasks as an event of the log: they show why mailer does not stop."""
+    stacks = io.StringIO()
+    for task in asyncio.all_tasks():
+        task.print_stack(limit=4, file=stacks)
+    event = {"event": "tasks", "level": "error", "stacks": stacks.getvalue()}
+    sys.stderr.write(msgspec.json.encode(event).decode() + "\n")
+    sys.stderr.flush()
+
+
 async def main(min_block: float) -> None:
     """Serve with the settings of the environment; report blocks of `min_block` seconds or more."""
     settings = read_settings(os.environ)
     configure_logging(settings.log_level, settings.log_format)
     structlog.configure(processors=[add_monotonic, *structlog.get_config()["processors"]])
+    asyncio.get_running_loop().add_signal_handler(signal.SIGRTMIN, write_tasks)
     with LoopMonitor(interval=min_block / 2, limit=min_block, report=write_block).running():
         await worker.serve(settings)
 

@@ -30,6 +30,9 @@ SETTINGS = {
 }
 """Settings of the workers. Times are shorter than usual, so that much happens within minutes."""
 
+TASKS_TIMEOUT = 2.0
+"""Seconds in which a worker that does not stop writes the stacks of its tasks."""
+
 
 class Worker:
     """A `mailer serve` process, from its start to its end.
@@ -88,6 +91,8 @@ class Worker:
             await asyncio.wait_for(self._process.wait(), harness.PROCESS_TIMEOUT)
         except TimeoutError:
             self._journal.add_violation(f"{self.name} did not stop")
+            self._process.send_signal(signal.SIGRTMIN)  # let it write why
+            await asyncio.sleep(TASKS_TIMEOUT)
             self._process.kill()
         await self._reading
 
@@ -128,7 +133,7 @@ class Worker:
 
     def _add_event(self, event: dict[str, Any]) -> None:
         """Add what an event of the log says to the journal; an error is a violation."""
-        name, level = str(event.get("event")), event.get("level")
+        name = str(event.get("event"))
         # a block before the worker serves delays no request
         if name == "event_loop_blocked" and self.is_serving.is_set():
             self._journal.blocks.append((self.name, msgspec.convert(event, Block)))
@@ -150,7 +155,14 @@ class Worker:
                 self._must_reload = False
         if name == "routes_changed":
             self._journal.route_events.append((at, f"{self.name} changed routes"))
+        self._judge_event(name, event)
+
+    def _judge_event(self, name: str, event: dict[str, Any]) -> None:
+        """Count a warning of the log; an error is a violation."""
+        level = event.get("level")
         if level not in {"debug", "info"}:
             self._journal.warnings[f"{name.strip()[:30]} {event.get('at', '')}".rstrip()] += 1
-        if level not in {"debug", "info", "warning"}:
+        if name == "tasks":
+            print(f"{self.name}: {event['stacks']}")
+        elif level not in {"debug", "info", "warning"}:
             self._journal.add_violation(f"{self.name} logged {event}")
