@@ -13,9 +13,10 @@ from mailer.db.sql import sums
 from mailer.db.tables.mailing import OPEN_MAILING
 from mailer.db.tables.message import DELIVERY_COUNTS
 from mailer.gateway.channel import Channels
-from mailer.gateway.routes import JOIN_OPERATOR_ROUTE, ROUTE, keep_routes
+from mailer.gateway.routes import keep_routes
 from mailer.gateway_control.delivery import DeliveryCounts
 from mailer.gateway_control.model import DeliveryByCode, GatewayError, GatewayOutcomes
+from mailer.mailing.rerouting import reroute_messages
 from mailer.mailing.store import notify_mailings_changed
 from mailer.message.model import EARLIEST_DUE
 
@@ -200,27 +201,13 @@ async def find_waiting(
     return [WaitingMessage(*row) for row in rows]
 
 
-# Workers claim from a mailing again when its row has changed. The subselects lock rows in the order
-# of their ids, and mailings before messages, as other changes do, to avoid deadlocks.
+# Workers claim from a mailing again when its row has changed. The subselect locks rows in the order
+# of their ids, and mailings come before messages, as in other changes, to avoid deadlocks.
 TOUCH_MAILINGS = text("""
     UPDATE mailing SET route = route
     WHERE id IN (SELECT id FROM mailing WHERE id = ANY (:ids) ORDER BY id FOR UPDATE)
     """).bindparams(bindparam("ids", type_=ARRAY(BigInteger)))
-RELEASE = text(f"""
-    UPDATE message SET route = routed.route
-    FROM (
-        SELECT existing.id, {ROUTE.format(mailing_route="mailing.route")} AS route
-        FROM (
-            SELECT id, mailing_id, operator_code FROM message
-            WHERE id = ANY (:ids) AND status = 'scheduled' AND route = :route
-            ORDER BY id FOR UPDATE
-        ) AS existing
-        JOIN mailing ON mailing.id = existing.mailing_id
-        {JOIN_OPERATOR_ROUTE.format(operator_code="existing.operator_code")}
-    ) AS routed
-    WHERE message.id = routed.id AND message.route <> routed.route""").bindparams(  # noqa: S608  # likewise
-    bindparam("ids", type_=ARRAY(BigInteger))
-)
+RELEASE = reroute_messages("status = 'scheduled' AND route = :route")
 
 
 async def release(

@@ -4,7 +4,7 @@ This is done in chunks, while sending goes on. The table `rerouting` is the queu
 this work; a row's `cursor` is the id of the mailing's last message that is done.
 """
 
-from sqlalchemy import ARRAY, BigInteger, bindparam, text
+from sqlalchemy import ARRAY, BigInteger, TextClause, bindparam, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.db.tables.mailing import OPEN_MAILING
@@ -41,26 +41,35 @@ FIND_UNSENT = text("""
     ORDER BY unsent.id""").bindparams(
     *(bindparam(name, type_=ARRAY(BigInteger)) for name in ("mailing_ids", "cursors"))
 )
-# A message with delivery unknown stays with its gateway, unless a user has released it from there:
-# then its route is not that of its gateway alone. The subselect locks the messages in the order of
-# their ids, as other bulk changes do, to avoid deadlocks.
-REROUTE = text(f"""
-    UPDATE message SET route = routed.route
-    FROM (
-        SELECT existing.id, {ROUTE.format(mailing_route="mailing.route")} AS route
+
+
+def reroute_messages(condition: str) -> TextClause:
+    """Return SQL that gives the messages `ids` that meet `condition` the route of new messages.
+
+    The subselect locks the messages in the order of their ids, as other bulk changes do, to avoid
+    deadlocks.
+    """
+    return text(f"""
+        UPDATE message SET route = routed.route
         FROM (
-            SELECT id, mailing_id, operator_code FROM message
-            WHERE id = ANY (:ids) AND status IN ('scheduled', 'sending')
-                AND (unknown_reason IS NULL
-                    OR route <> find_route(ARRAY[coalesce(gateway, 'default')]))
-            ORDER BY id FOR UPDATE
-        ) AS existing
-        JOIN mailing ON mailing.id = existing.mailing_id
-        {JOIN_OPERATOR_ROUTE.format(operator_code="existing.operator_code")}
-    ) AS routed
-    WHERE message.id = routed.id AND message.route <> routed.route""").bindparams(  # noqa: S608  # no user input
-    bindparam("ids", type_=ARRAY(BigInteger))
-)
+            SELECT existing.id, {ROUTE.format(mailing_route="mailing.route")} AS route
+            FROM (
+                SELECT id, mailing_id, operator_code FROM message
+                WHERE id = ANY (:ids) AND {condition}
+                ORDER BY id FOR UPDATE
+            ) AS existing
+            JOIN mailing ON mailing.id = existing.mailing_id
+            {JOIN_OPERATOR_ROUTE.format(operator_code="existing.operator_code")}
+        ) AS routed
+        WHERE message.id = routed.id AND message.route <> routed.route""").bindparams(  # noqa: S608  # no user input
+        bindparam("ids", type_=ARRAY(BigInteger))
+    )
+
+
+# A message with delivery unknown stays with its gateway, unless a user has released it from there:
+# then its route is not that of its gateway alone.
+REROUTE = reroute_messages("""status IN ('scheduled', 'sending')
+    AND (unknown_reason IS NULL OR route <> find_route(ARRAY[coalesce(gateway, 'default')]))""")
 MOVE_CURSORS = text("""
     UPDATE rerouting SET cursor = next.cursor
     FROM unnest(:mailing_ids, :cursors) AS next (mailing_id, cursor)
