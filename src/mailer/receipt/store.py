@@ -187,7 +187,8 @@ async def _write(
     if may_be_settled := sorted({old.mailing_id for old in with_new_status if old.is_final}):
         await connection.execute(LOCK_MAILINGS, {"ids": may_be_settled})
     # also of messages that are not final: a receipt may have come just before the mailing settled
-    await connection.execute(UNSETTLE, {"ids": sorted({old.mailing_id for old in with_new_status})})
+    if changed_mailings := sorted({old.mailing_id for old in with_new_status}):
+        await connection.execute(UNSETTLE, {"ids": changed_mailings})
     values = {
         "ids": [new.id for _, new in changed],
         "statuses": [new.status for _, new in changed],
