@@ -176,7 +176,7 @@ class AnswerSender:
         try:
             result = await self._send(channel, answer, start_until)
             await self._record(answer, result, start_until + channel.limits.timeout + RESULT_MARGIN)
-        except Exception as error:
+        except Exception as error:  # a defect must not end the loop that sends answers
             log_task_error(error, at="send_answers")
         finally:
             self._claimed[channel.name] -= 1
@@ -274,7 +274,7 @@ class AnswerSender:
                 async with self._engine.begin() as connection:
                     is_recorded = await outbox.record(connection, answer, self._owner, result)
                 break
-            except Exception as error:
+            except Exception as error:  # after any error, record again while the lease lasts
                 log_task_error(error, at="record_answers")
                 if elapsed() + DB_RETRY_DELAY >= until:
                     return

@@ -43,7 +43,7 @@ class CallbackRules:
         self._reply_response = _response_of(reply or receipt)
 
     def read(self, callback: Callback) -> CallbackContent:
-        """Return what a call brings: nothing, if it tells of something else.
+        """Return the receipts and replies of a call: none, if it reports another event.
 
         Raises `UnreadableCallbackError`.
         """

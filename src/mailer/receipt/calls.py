@@ -143,7 +143,7 @@ class ProviderCalls:
         try:
             self._startup.ensure_done()
             await self._inbox.store(gateway, content)
-        except Exception as error:
+        except Exception as error:  # a lost database raises errors of several libraries
             if not isinstance(error, UnavailableError) and not is_unavailable(error):
                 raise
             metrics.callback_answered(gateway, "unavailable")

@@ -1,4 +1,4 @@
-"""Send one event to one endpoint over HTTP, and say what came of it.
+"""Send one event to one endpoint over HTTP, and return the result.
 
 Each new connection goes to an address that was checked right before: a name that resolves to a
 public address at first and to a private one later (DNS rebinding) is refused, too.
@@ -31,7 +31,7 @@ WEBHOOK_USER_AGENT = "mailer"
 
 
 class Attempt(msgspec.Struct, frozen=True):
-    """What came of an attempt."""
+    """The result of an attempt."""
 
     error: str | None
     """None if the endpoint has the event."""
@@ -99,7 +99,7 @@ class WebhookClient:
             await self._session.close()
 
     async def send(self, url: str, body: bytes, headers: dict[str, str]) -> Attempt:
-        """Post `body` once, and return what came of it. Redirects are not followed."""
+        """Post `body` once, and return the result. Redirects are not followed."""
         if self._session is None:
             raise RuntimeError("enter the client before sending")
         target = URL(url, encoded=True)
