@@ -1,7 +1,8 @@
 """The caller: posts receipts over kept connections and uses as little processor time as possible.
 
 It runs in its own process, so that a benchmark measures the receiver alone. It reads the ids of the
-messages from standard input, one a line, and prints the receipts a second.
+messages from standard input, one a line, and prints the receipts a second. With `--rate` it posts
+at most so many receipts a second, otherwise as many as the receiver answers.
 """
 
 import argparse
@@ -23,10 +24,15 @@ REQUEST = (
 LENGTH = re.compile(rb"\r\ncontent-length: *([0-9]+)", re.IGNORECASE)
 
 
+Due = tuple[float, bytes]
+"""A request, and the earliest time at which it is sent, by the clock of the event loop."""
+
+
 class Caller(asyncio.Protocol):
     """One connection: sends the next request when the response to the last one has come."""
 
-    def __init__(self, requests: Iterator[bytes], ended: asyncio.Future[None]) -> None:
+    def __init__(self, requests: Iterator[Due], ended: asyncio.Future[None]) -> None:
+        self._loop = asyncio.get_running_loop()
         self._requests = requests
         self._ended = ended
         self._received = b""
@@ -51,11 +57,13 @@ class Caller(asyncio.Protocol):
         self._send()
 
     def _send(self) -> None:
-        request = next(self._requests, None)
+        due_at, request = next(self._requests, (0, None))
         if request is None:
             self._transport.close()
             if not self._ended.done():
                 self._ended.set_result(None)
+        elif due_at > self._loop.time():
+            self._loop.call_at(due_at, self._transport.write, request)
         else:
             self._transport.write(request)
 
@@ -74,20 +82,24 @@ def bodies(ids: list[str], in_list: int) -> Iterator[str]:
         yield json.dumps({"results": results})
 
 
-async def main(port: int, path: str, connections: int, in_list: int) -> None:
+async def main(args: argparse.Namespace) -> None:
     """Post a receipt for each id."""
     requests = [
-        REQUEST.format(path=path, length=len(body), body=body).encode()
-        for body in bodies(sys.stdin.read().split(), in_list)
+        REQUEST.format(path=args.path, length=len(body), body=body).encode()
+        for body in bodies(sys.stdin.read().split(), args.in_list)
     ]
+    in_call = max(1, args.in_list)
+    seconds_per_call = in_call / args.rate if args.rate else 0.0
     loop = asyncio.get_running_loop()
     began = time.monotonic()
-    await post(loop, port, requests, connections)
-    print(len(requests) * max(1, in_list) / (time.monotonic() - began), flush=True)
+    starts = loop.time()
+    due = [(starts + n * seconds_per_call, request) for n, request in enumerate(requests)]
+    await post(loop, args.port, due, args.connections)
+    print(len(requests) * in_call / (time.monotonic() - began), flush=True)
 
 
 async def post(
-    loop: asyncio.AbstractEventLoop, port: int, requests: list[bytes], connections: int
+    loop: asyncio.AbstractEventLoop, port: int, requests: list[Due], connections: int
 ) -> None:
     """Post requests over new connections; return when all have a response."""
     remaining = iter(requests)
@@ -103,5 +115,5 @@ if __name__ == "__main__":
     parser.add_argument("path", help="path and query")
     parser.add_argument("--in-list", type=int, default=0, help="receipts in one call")
     parser.add_argument("--connections", type=int, default=200)
-    args = parser.parse_args()
-    uvloop.run(main(args.port, args.path, args.connections, args.in_list))
+    parser.add_argument("--rate", type=float, default=0, help="receipts a second; 0: no limit")
+    uvloop.run(main(parser.parse_args()))

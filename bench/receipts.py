@@ -4,7 +4,8 @@ Limits, all in one run:
 
 - receipts a second: at least 3 times those of a bare Litestar handler that updates one row for each
   receipt (`bare_receipts.py`), and at least as many as messages that mailer sends a second;
-- sending while receipts of an earlier mailing arrive: at least 0.8 of its rate without them.
+- sending while receipts of an earlier mailing arrive at the rate that sending has without them: at
+  least 0.8 of that rate.
 
 Both are measured with one receipt in each call, and with twenty, as some providers send them.
 
@@ -58,11 +59,16 @@ SELECT_IDS = "SELECT id FROM message WHERE mailing_id = $1 ORDER BY id"
 COUNT_DELIVERED = "SELECT delivered FROM mailing_counts WHERE mailing_id = $1"
 
 
-async def post_receipts(port: int, path: str, ids: Iterable[int], in_list: int) -> float:
-    """Post receipts from a process of its own; return the receipts a second."""
+async def post_receipts(
+    port: int, path: str, ids: Iterable[int], in_list: int, *, rate: float = 0
+) -> float:
+    """Post receipts from a process of its own; return the receipts a second.
+
+    `rate` is the most receipts a second; 0 sets no limit.
+    """
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, str(Path(__file__).with_name("post_receipts.py"))),
-        *(str(port), path, "--in-list", str(in_list)),
+        *(str(port), path, "--in-list", str(in_list), "--rate", str(rate)),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
     )
@@ -143,8 +149,11 @@ async def measure(
         _, awaiting = await newest_ids(mailer)
         bare = post_receipts(ports.bare, BARE_PATH, range(1, clients + 1), in_list)
         measured.bare.append(await bare)
+        rate = measured.sending[-1]
         async with asyncio.TaskGroup() as tasks:
-            posting = tasks.create_task(post_receipts(ports.mailer, path, awaiting, in_list))
+            posting = tasks.create_task(
+                post_receipts(ports.mailer, path, awaiting, in_list, rate=rate)
+            )
             sending = tasks.create_task(harness.send_to_all(mailer, sink, clients))
         measured.sending_beside.append(sending.result().rate)
         measured.receipts_beside.append(posting.result())

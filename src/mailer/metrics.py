@@ -8,6 +8,7 @@ once, and results are counted in batches.
 
 import collections
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 
 import prometheus_client
 from prometheus_client import (
@@ -43,6 +44,8 @@ _callbacks = Counter(
     ["gateway", "result"],
     registry=REGISTRY,
 )
+_callbacks_of = lru_cache(maxsize=256)(_callbacks.labels)
+"""Cached, because a look-up costs more than the counting. Only configured gateways are counted."""
 _receipts = Counter(
     "mailer_receipts",
     "Receipts by result: applied, early (kept until their message is known), ignored.",
@@ -247,7 +250,7 @@ def results_recorded(
 
 def callback_answered(gateway: str, result: str) -> None:
     """Count a call of a gateway that brings receipts or replies."""
-    _callbacks.labels(gateway, result).inc()
+    _callbacks_of(gateway, result).inc()
 
 
 def receipts_stored(applied: int, early: int, ignored: int) -> None:

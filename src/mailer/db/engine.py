@@ -278,9 +278,10 @@ def is_data_error(error: DBAPIError) -> bool:
     return isinstance(cause_of(error), DATA_ERRORS)
 
 
-def is_rolled_back(error: DBAPIError) -> bool:
+def is_rolled_back(error: Exception) -> bool:
     """Return whether the transaction was rolled back, as after a deadlock, and may be repeated."""
-    return isinstance(cause_of(error), asyncpg.TransactionRollbackError)
+    cause = cause_of(error) if isinstance(error, DBAPIError) else error
+    return isinstance(cause, asyncpg.TransactionRollbackError)
 
 
 def is_fatal(error: BaseException) -> bool:

@@ -152,21 +152,36 @@ class ProviderCalls:
 
 
 async def _read_body(receive: Receive) -> bytes:
-    """Return the body of a request; raises `_RefusedCallError` if it is too large or too slow."""
-    body = bytearray()
+    """Return the body of a request; raises `_RefusedCallError` if it is too large or too slow.
+
+    The first part needs no timer here: most bodies have arrived completely, and the server ends a
+    connection whose client sends nothing (`ConnectionLimits.body_part`).
+    """
+    body, has_more = await _receive_part(receive)
+    if not has_more:
+        return body
     try:
         async with asyncio.timeout(CALL_BODY_TIMEOUT):
-            while True:
-                message = await receive()
-                if message["type"] != "http.request":
-                    raise _RefusedCallError(SLOW_BODY)  # the provider has closed the connection
-                body += message.get("body", b"")
-                if len(body) > MAX_CALLBACK_BYTES:
-                    raise _RefusedCallError(LARGE_BODY, (b"connection", b"close"))
-                if not message.get("more_body"):
-                    return bytes(body)
+            while has_more:
+                part, has_more = await _receive_part(receive, len(body))
+                body += part
     except TimeoutError:
         raise _RefusedCallError(SLOW_BODY, (b"connection", b"close")) from None
+    return body
+
+
+async def _receive_part(receive: Receive, received: int = 0) -> tuple[bytes, bool]:
+    """Return the next part of a body of which `received` bytes have come, and whether it has more.
+
+    Raises `_RefusedCallError`.
+    """
+    message = await receive()
+    if message["type"] != "http.request":
+        raise _RefusedCallError(SLOW_BODY)  # the provider has closed the connection
+    part = message.get("body", b"")
+    if received + len(part) > MAX_CALLBACK_BYTES:
+        raise _RefusedCallError(LARGE_BODY, (b"connection", b"close"))
+    return part, message.get("more_body", False)
 
 
 async def _respond(

@@ -43,10 +43,10 @@ class MessageState(msgspec.Struct, frozen=True):
     gateway: str | None = None
     gateway_message_id: str | None = None
     parts: int | None = None
-    receipts: tuple[StoredReceipt, ...] = ()
     receipt_status: ShownStatus | None = None
     """For a message that is being sent: the status that it gets once its result is recorded."""
     receipt_reason: str | None = None
+    receipts: tuple[StoredReceipt, ...] = ()
 
     @property
     def is_final(self) -> bool:

@@ -1,6 +1,6 @@
 """The inbox: stores what providers report, many calls together.
 
-A call is answered after its receipts and replies are stored. While one transaction is running, the
+A call is answered after its receipts and replies are stored. While transactions are running, the
 next calls gather, and are then stored together. So a burst of calls costs few transactions.
 """
 
@@ -9,13 +9,14 @@ from collections import deque
 from collections.abc import Sequence
 from datetime import datetime
 
+import asyncpg
 import msgspec
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer import metrics
 from mailer.clock import database_clock
-from mailer.db.engine import is_rolled_back, is_unavailable
+from mailer.db.engine import asyncpg_connection, is_rolled_back, is_unavailable
 from mailer.errors import UnavailableError
 from mailer.gateway.callback import CallbackContent, Reply
 from mailer.receipt.store import ReceivedReceipt, apply_receipts
@@ -26,6 +27,12 @@ MAX_INBOX_ITEMS = 5_000
 """Receipts and replies that wait to be stored. More are refused, and the providers repeat them."""
 MAX_INBOX_BATCH = 500
 """Most receipts and replies in one transaction."""
+MAX_CALL_BATCH = 100
+"""Most calls in one transaction. A provider has a limited number of connections, and calls again on
+each after the answer. So calls must be read while others are stored, and not all be in one batch.
+"""
+MAX_WRITERS = 2
+"""Transactions at the same time. While one waits for the database, the other prepares its batch."""
 GATHER_SECONDS = 0.002
 """How long a batch waits for further calls, so that the calls that follow the answers of the last
 batch share a transaction, and not the first of them has one of its own."""
@@ -49,7 +56,7 @@ class _Item(msgspec.Struct):
 
 
 class Inbox:
-    """A bounded queue of what providers report, and the task that stores it.
+    """A bounded queue of what providers report, and the tasks that store it.
 
     `rules` say what replies do.
     """
@@ -59,7 +66,8 @@ class Inbox:
         self._rules = rules
         self._waiting: deque[_Item] = deque()
         self._size = 0
-        self._writing: asyncio.Task[None] | None = None
+        self._writing: set[asyncio.Task[None]] = set()
+        self._reply_lock = asyncio.Lock()
 
     async def store(self, gateway: str, content: CallbackContent) -> None:
         """Store what a call of `gateway` has brought; return when it is committed.
@@ -72,20 +80,29 @@ class Inbox:
         item = _Item(gateway, content, database_clock.now(), stored)
         self._waiting.append(item)
         self._size += item.size
-        if self._writing is None or self._writing.done():
-            self._writing = asyncio.create_task(self._write_all())
+        if len(self._writing) < MAX_WRITERS:
+            task = asyncio.create_task(self._write_all())
+            self._writing.add(task)
+            task.add_done_callback(self._writing.discard)
         await stored
 
     async def _write_all(self) -> None:
         while self._waiting:
-            await asyncio.sleep(GATHER_SECONDS)
-            batch, size = [], 0
-            while self._waiting and size < MAX_INBOX_BATCH:
-                item = self._waiting.popleft()
-                batch.append(item)
-                size += item.size
-            self._size -= size
-            await self._write(batch)
+            if len(self._waiting) < MAX_CALL_BATCH:
+                await asyncio.sleep(GATHER_SECONDS)
+            if batch := self._take_batch():
+                await self._write(batch)
+
+    def _take_batch(self) -> list[_Item]:
+        """Return the calls of the next transaction; none if the other writer has taken all."""
+        batch: list[_Item] = []
+        size = 0
+        while self._waiting and size < MAX_INBOX_BATCH and len(batch) < MAX_CALL_BATCH:
+            item = self._waiting.popleft()
+            batch.append(item)
+            size += item.size
+        self._size -= size
+        return batch
 
     async def _write(self, batch: list[_Item]) -> None:
         """Store a batch; if that fails, each call apart, so that one affects no other."""
@@ -108,7 +125,7 @@ class Inbox:
         """Store a batch, once more if it was rolled back: some providers do not repeat a call."""
         try:
             await self._store(batch)
-        except DBAPIError as error:
+        except (DBAPIError, asyncpg.PostgresError) as error:
             if not is_rolled_back(error):
                 raise
             await self._store(batch)
@@ -119,6 +136,7 @@ class Inbox:
         A stop word locks the messages that it cancels. In the transaction of other changes, which
         have locked the counts of a mailing, it could wait in a circle with a claim. If a later
         transaction fails, the calls are repeated, and receipts that are stored change nothing.
+        Transactions of replies do not overlap: the parts of a reply must see each other.
         """
         received = [
             ReceivedReceipt(item.gateway, receipt, item.at)
@@ -126,11 +144,13 @@ class Inbox:
             for receipt in item.content.receipts
         ]
         if received:
-            async with self._engine.begin() as connection:
-                result = await apply_receipts(connection, received)
+            async with self._engine.connect() as connection:
+                driver = await asyncpg_connection(connection)
+                async with driver.transaction():
+                    result = await apply_receipts(driver, received)
             metrics.receipts_stored(result.applied, result.early, result.ignored)
         for gateway, replies in _replies_by_gateway(batch).items():
-            async with self._engine.begin() as connection:
+            async with self._reply_lock, self._engine.begin() as connection:
                 await add_replies(connection, gateway, replies, batch[-1].at, self._rules)
 
 

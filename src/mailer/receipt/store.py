@@ -7,20 +7,12 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
+import asyncpg
 import msgspec
-from sqlalchemy import (
-    ARRAY,
-    BigInteger,
-    Boolean,
-    DateTime,
-    Interval,
-    Row,
-    String,
-    bindparam,
-    text,
-)
+from sqlalchemy import Interval, bindparam, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from mailer.db.engine import execute_driver_sql, fetch_driver_sql
 from mailer.gateway.callback import Receipt
 from mailer.message.model import StoredReceipt
 from mailer.receipt.decision import (
@@ -54,36 +46,35 @@ class AppliedReceipts(msgspec.Struct):
     """Of messages that do not exist: their mailing is deleted, or their retention is over."""
 
 
-FIND_BY_GATEWAY_ID = text("""
+_decode = msgspec.json.Decoder(tuple[StoredReceipt, ...]).decode
+
+Connection = AsyncConnection | asyncpg.Connection
+"""The inbox uses a connection of the driver, which is faster; the periodic jobs one of the pool."""
+
+FIND_BY_GATEWAY_ID = """
     SELECT asked.gateway, asked.gateway_message_id, message.id
-    FROM unnest(:gateways, :ids) AS asked (gateway, gateway_message_id)
+    FROM unnest($1::text[], $2::text[]) AS asked (gateway, gateway_message_id)
         JOIN message ON message.gateway_message_id = asked.gateway_message_id
-            AND message.uses_gateway_id AND message.gateway = asked.gateway""").bindparams(
-    bindparam("gateways", type_=ARRAY(String)), bindparam("ids", type_=ARRAY(String))
-)
+            AND message.uses_gateway_id AND message.gateway = asked.gateway"""
 # Messages are locked in the order of their ids, as other bulk changes do, to avoid deadlocks.
-LOCK_MESSAGES = text("""
+LOCK_MESSAGES = """
     SELECT message.id, mailing_id, message.status, reason, unknown_reason, message.gateway,
-        gateway_message_id, parts, receipts::text, receipt_status, receipt_reason
+        gateway_message_id, parts, receipt_status, receipt_reason, receipts::text
     FROM message JOIN mailing ON mailing.id = mailing_id
-    WHERE message.id = ANY (:ids) AND mailing.deleted_at IS NULL
+    WHERE message.id = ANY ($1::bigint[]) AND mailing.deleted_at IS NULL
         AND mailing.purge_started_at IS NULL
-    ORDER BY message.id FOR UPDATE OF message""").bindparams(
-    bindparam("ids", type_=ARRAY(BigInteger))
-)
+    ORDER BY message.id FOR UPDATE OF message"""
 # The counts of settled mailings are in `settled_totals`. So a mailing whose final messages change
 # is no longer settled. The lock comes first, in a statement of its own: it waits for a transaction
 # that is settling the mailing, and keeps others from doing so before the change is committed.
-LOCK_MAILINGS = text("""
-    SELECT id FROM mailing WHERE id = ANY (:ids) ORDER BY id FOR NO KEY UPDATE""").bindparams(
-    bindparam("ids", type_=ARRAY(BigInteger))
-)
-UNSETTLE = text("""
+LOCK_MAILINGS = """
+    SELECT id FROM mailing WHERE id = ANY ($1::bigint[]) ORDER BY id FOR NO KEY UPDATE"""
+UNSETTLE = """
     UPDATE mailing SET is_settled = false, updated_at = now()
-    WHERE id = ANY (:ids) AND is_settled""").bindparams(bindparam("ids", type_=ARRAY(BigInteger)))
+    WHERE id = ANY ($1::bigint[]) AND is_settled"""
 # `updated_at` of a message that is being sent is the time of its claim, so it must not change.
 # A message that a receipt shows to be accepted was sent at its last attempt.
-UPDATE_MESSAGES = text("""
+UPDATE_MESSAGES = """
     UPDATE message SET status = changed.status, reason = changed.reason,
         receipts = changed.receipts::jsonb, receipt_status = changed.receipt_status,
         receipt_reason = changed.receipt_reason,
@@ -92,32 +83,19 @@ UPDATE_MESSAGES = text("""
         sent_at = CASE WHEN has_new_status THEN coalesce(sent_at, claimed_at, now())
                        ELSE sent_at END,
         updated_at = CASE WHEN has_new_status THEN now() ELSE updated_at END
-    FROM unnest(:ids, :statuses, :reasons, :receipts, :receipt_statuses, :receipt_reasons, :new)
+    FROM unnest($1::bigint[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[],
+            $7::boolean[])
         AS changed (id, status, reason, receipts, receipt_status, receipt_reason, has_new_status)
-    WHERE message.id = changed.id""").bindparams(
-    bindparam("ids", type_=ARRAY(BigInteger)),
-    bindparam("statuses", type_=ARRAY(String)),
-    bindparam("reasons", type_=ARRAY(String)),
-    bindparam("receipts", type_=ARRAY(String)),
-    bindparam("receipt_statuses", type_=ARRAY(String)),
-    bindparam("receipt_reasons", type_=ARRAY(String)),
-    bindparam("new", type_=ARRAY(Boolean)),
-)
-ADD_EARLY = text("""
+    WHERE message.id = changed.id"""
+ADD_EARLY = """
     INSERT INTO early_receipt (gateway, gateway_message_id, message_id, receipt, received_at)
     SELECT gateway, gateway_message_id, message_id, receipt::jsonb, received_at
-    FROM unnest(:gateways, :ids, :message_ids, :receipts, :ats)
-        AS early (gateway, gateway_message_id, message_id, receipt, received_at)""").bindparams(
-    bindparam("gateways", type_=ARRAY(String)),
-    bindparam("ids", type_=ARRAY(String)),
-    bindparam("message_ids", type_=ARRAY(BigInteger)),
-    bindparam("receipts", type_=ARRAY(String)),
-    bindparam("ats", type_=ARRAY(DateTime(timezone=True))),
-)
+    FROM unnest($1::text[], $2::text[], $3::bigint[], $4::text[], $5::timestamptz[])
+        AS early (gateway, gateway_message_id, message_id, receipt, received_at)"""
 
 
 async def apply_receipts(
-    connection: AsyncConnection, received: Sequence[ReceivedReceipt]
+    connection: Connection, received: Sequence[ReceivedReceipt]
 ) -> AppliedReceipts:
     """Apply receipts to their messages, in order; keep those that come too early."""
     ids = await _find_message_ids(connection, received)
@@ -145,7 +123,7 @@ async def apply_receipts(
 
 
 async def _find_message_ids(
-    connection: AsyncConnection, received: Sequence[ReceivedReceipt]
+    connection: Connection, received: Sequence[ReceivedReceipt]
 ) -> list[int | None]:
     """Return mailer's id of the message of each receipt; None if it is not known yet."""
     wanted = {
@@ -155,29 +133,27 @@ async def _find_message_ids(
     }
     found: dict[tuple[str, str | None], int] = {}
     if wanted:
-        values = {"gateways": [name for name, _ in wanted], "ids": [id_ for _, id_ in wanted]}
-        rows = await connection.execute(FIND_BY_GATEWAY_ID, values)
-        found = {(row.gateway, row.gateway_message_id): row.id for row in rows}
+        values = ([name for name, _ in wanted], [id_ for _, id_ in wanted])
+        rows = await fetch_driver_sql(connection, FIND_BY_GATEWAY_ID, values)
+        found = {(gateway, gateway_id): id_ for gateway, gateway_id, id_ in rows}
     return [
         each.receipt.message_id or found.get((each.gateway, each.receipt.gateway_message_id))
         for each in received
     ]
 
 
-async def _lock_messages(
-    connection: AsyncConnection, ids: Iterable[int]
-) -> dict[int, MessageState]:
-    rows = await connection.execute(LOCK_MESSAGES, {"ids": sorted(ids)})
-    return {row.id: _to_state(row) for row in rows}
+async def _lock_messages(connection: Connection, ids: Iterable[int]) -> dict[int, MessageState]:
+    rows = await fetch_driver_sql(connection, LOCK_MESSAGES, (sorted(ids),))
+    return {row[0]: _to_state(row) for row in rows}
 
 
-def _to_state(row: Row[Any]) -> MessageState:
-    receipts = msgspec.json.decode(row.receipts or b"[]", type=tuple[StoredReceipt, ...])
-    return MessageState(**{**row._asdict(), "receipts": receipts})
+def _to_state(row: tuple[Any, ...]) -> MessageState:
+    fields = [*row[:-1], _decode(row[-1] or b"[]")]
+    return MessageState(*fields)
 
 
 async def _write(
-    connection: AsyncConnection, messages: Iterable[tuple[MessageState, MessageState]]
+    connection: Connection, messages: Iterable[tuple[MessageState, MessageState]]
 ) -> None:
     """Write messages, each given as its state before and after, if they have changed."""
     changed = [(old, new) for old, new in messages if new != old]
@@ -185,31 +161,31 @@ async def _write(
         return
     with_new_status = [old for old, new in changed if new.status != old.status]
     if may_be_settled := sorted({old.mailing_id for old in with_new_status if old.is_final}):
-        await connection.execute(LOCK_MAILINGS, {"ids": may_be_settled})
+        await execute_driver_sql(connection, LOCK_MAILINGS, (may_be_settled,))
     # also of messages that are not final: a receipt may have come just before the mailing settled
     if changed_mailings := sorted({old.mailing_id for old in with_new_status}):
-        await connection.execute(UNSETTLE, {"ids": changed_mailings})
-    values = {
-        "ids": [new.id for _, new in changed],
-        "statuses": [new.status for _, new in changed],
-        "reasons": [new.reason for _, new in changed],
-        "receipts": [msgspec.json.encode(new.receipts).decode() for _, new in changed],
-        "receipt_statuses": [new.receipt_status for _, new in changed],
-        "receipt_reasons": [new.receipt_reason for _, new in changed],
-        "new": [new.status != old.status for old, new in changed],
-    }
-    await connection.execute(UPDATE_MESSAGES, values)
+        await execute_driver_sql(connection, UNSETTLE, (changed_mailings,))
+    values = (
+        [new.id for _, new in changed],
+        [new.status for _, new in changed],
+        [new.reason for _, new in changed],
+        [msgspec.json.encode(new.receipts).decode() for _, new in changed],
+        [new.receipt_status for _, new in changed],
+        [new.receipt_reason for _, new in changed],
+        [new.status != old.status for old, new in changed],
+    )
+    await execute_driver_sql(connection, UPDATE_MESSAGES, values)
 
 
-async def _add_early(connection: AsyncConnection, received: Sequence[ReceivedReceipt]) -> None:
-    values = {
-        "gateways": [each.gateway for each in received],
-        "ids": [each.receipt.gateway_message_id for each in received],
-        "message_ids": [each.receipt.message_id for each in received],
-        "receipts": [msgspec.json.encode(each.receipt).decode() for each in received],
-        "ats": [each.at for each in received],
-    }
-    await connection.execute(ADD_EARLY, values)
+async def _add_early(connection: Connection, received: Sequence[ReceivedReceipt]) -> None:
+    values = (
+        [each.gateway for each in received],
+        [each.receipt.gateway_message_id for each in received],
+        [each.receipt.message_id for each in received],
+        [msgspec.json.encode(each.receipt).decode() for each in received],
+        [each.at for each in received],
+    )
+    await execute_driver_sql(connection, ADD_EARLY, values)
 
 
 # ---- receipts that came too early ------------------------------------------------------------

@@ -32,10 +32,10 @@ def wrap_asgi(
 
     def wrap(app: ASGIApp) -> ASGIApp:
         """Put an application inside the wrappers that every request passes."""
-        # a request passes these from left to right; `limit_headers` comes first, because Litestar
-        # caches headers when they are first read
-        inner = add_security_headers(log_requests(validate_host(app)))
-        return limit_headers(trust_proxies(intercept(inner), proxies))
+        # a request passes these from left to right; `limit_headers` comes before all that uses
+        # Litestar, which caches headers when they are first read
+        inner = limit_headers(add_security_headers(log_requests(validate_host(app))))
+        return trust_proxies(intercept(inner), proxies)
 
     if is_auth_enabled:
         return wrap(app)

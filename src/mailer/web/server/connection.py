@@ -28,6 +28,9 @@ class ConnectionLimits(msgspec.Struct, frozen=True, kw_only=True):
     counts from the response before it, and uvicorn's keep-alive timeout is added."""
     body: float = 30.0
     """For a complete body of JSON or of a form."""
+    body_part: float = 90.0
+    """For the next part of any body. Those who read bodies have shorter timeouts, with a response;
+    this one only ends the connection."""
     reader: float = 60.0
     """For a client that reads its response slowly: in this time it must read at `MIN_READ_RATE`."""
     connections: int = 500

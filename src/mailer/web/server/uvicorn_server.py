@@ -49,8 +49,12 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     """The connections that wait for their clients, the one that waits longest first. It is a dict,
     which keeps the order and removes an entry quickly; its values are not used."""
 
-    _head_timer: TimerHandle | None = None
-    """Ends a connection whose next head does not arrive in time."""
+    _client_deadline: float | None = None
+    """When the connection ends, unless the next head, or the next part of a body, has arrived by
+    then; by the clock of the event loop. None while mailer waits for nothing."""
+    _client_timer: TimerHandle | None = None
+    """Checks `_client_deadline`, at that time or earlier. It is not restarted for each request,
+    because that would cost more than the parser does."""
     _reader_timer: TimerHandle | None = None
     """Checks whether the client reads its response fast enough."""
     _refusal: Refusal | None = None
@@ -77,13 +81,14 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         super().connection_made(transport)
         if len(self.connections) > self.limits.connections:
             self._is_over_limit = not self._evict_one()
-        self._wait_for_head(self.limits.head)
+        self._wait_for_client(self.limits.head)
         self._update_eviction_order()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the timers and forget the connection."""
         self.waiting.pop(self, None)
-        self._stop_waiting_for_head()
+        if self._client_timer is not None:
+            self._client_timer.cancel()
         self._stop_waiting_for_reader()
         super().connection_lost(exc)
 
@@ -157,19 +162,21 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         super().on_headers_complete()
         self._has_request = self._is_head_complete = True
         self._unparsed_bytes = 0
-        self._stop_waiting_for_head()
+        self._wait_for_client(self.limits.body_part)
         self._update_eviction_order()
 
     def on_body(self, body: bytes) -> None:
         """Add a part of the body; the client was active."""
         super().on_body(body)
         self._unparsed_bytes = 0
+        self._wait_for_client(self.limits.body_part)
         self._update_eviction_order()
 
     def on_message_complete(self) -> None:
         """Complete a request: its body has arrived."""
         super().on_message_complete()
         self._unparsed_bytes = 0
+        self._client_deadline = None
         self._update_eviction_order()
 
     def on_response_complete(self) -> None:
@@ -210,10 +217,24 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         evicted.transport.abort()
         return True
 
-    def _wait_for_head(self, seconds: float) -> None:
-        """Start the timeout for the next head."""
-        self._stop_waiting_for_head()
-        self._head_timer = self.loop.call_later(seconds, self._time_out)
+    def _wait_for_client(self, seconds: float) -> None:
+        """Start the timeout for the next head, or for the next part of a body."""
+        deadline = self._client_deadline = self.loop.time() + seconds
+        if self._client_timer is not None:
+            if self._client_timer.when() <= deadline:
+                return  # `_check_client` starts it again for the rest of the time
+            self._client_timer.cancel()
+        self._client_timer = self.loop.call_at(deadline, self._check_client)
+
+    def _check_client(self) -> None:
+        """End the connection if its client is late; if its time is not over, check again then."""
+        self._client_timer = None
+        if self._client_deadline is None:
+            return
+        if self._client_deadline <= self.loop.time():
+            self._time_out()
+        else:
+            self._client_timer = self.loop.call_at(self._client_deadline, self._check_client)
 
     def _wait_for_next_head(self) -> None:
         """Start the timeout for the head of the next request, after a response."""
@@ -221,11 +242,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             return  # the client still has to read this response, and its timeout is running
         is_unread = self.transport.get_write_buffer_size() > 0
         idle_time = self.limits.reader if is_unread else self.timeout_keep_alive
-        self._wait_for_head(idle_time + self.limits.head)
-
-    def _stop_waiting_for_head(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
+        self._wait_for_client(idle_time + self.limits.head)
 
     def _wait_for_reader(self) -> None:
         """Start the timeout for the client to read enough of its response."""
