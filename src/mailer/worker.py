@@ -14,6 +14,7 @@ from contextlib import AsyncExitStack
 from datetime import time
 from functools import partial
 
+import anyio
 import structlog
 from litestar import Litestar
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -200,7 +201,10 @@ async def _serve(
             webhooks.stop()
 
         act_on_signals(stop, partial(_reload_gateways, settings, channels, dispatcher))
-        known_zones()  # fills its cache, because it reads hundreds of folders and files
+        # what the first request would otherwise wait for: reading hundreds of files, and the import
+        # of anyio's backend, which Litestar uses
+        known_zones()
+        anyio.create_task_group()
         _freeze_garbage_collector()
         await _run(server, listening_socket, dispatcher, webhooks, opening)
     if not opening.cancelled():
