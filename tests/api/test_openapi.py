@@ -39,6 +39,7 @@ CALLS: dict[Call, str] = {
     ("delete", "/api/v1/mailings/{mailing_id}"): "204",
     ("get", "/api/v1/mailings/{mailing_id}/messages"): "200",
     ("get", "/api/v1/mailings/{mailing_id}/statistics"): "200",
+    ("get", "/api/v1/mailings/{mailing_id}/versions"): "200",
     **{("post", f"/api/v1/mailings/{{mailing_id}}/{call}"): "200" for call in ACTIONS},
     ("post", "/api/v1/clients/import"): "200",
     ("get", "/api/v1/opt-outs"): "200",

@@ -96,6 +96,7 @@ def create_mailing(status: MailingStatus, **counts: int) -> Mailing:
         gateway=None,
         sender=None,
         status=status,
+        text_version=1,
         clients_count=messages.total,
         created_messages=messages.total,
         scheduled_messages=messages.scheduled,

@@ -11,10 +11,11 @@ from msgspec import UNSET, Meta, UnsetType
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.access.model import Actor
+from mailer.db.engine import snapshot
 from mailer.db.paging import Cursor
 from mailer.gateway.channel import Channels
 from mailer.idempotency.model import IdempotencyClaim
-from mailer.mailing import service, store
+from mailer.mailing import service, store, texts
 from mailer.mailing.activity import with_hold
 from mailer.mailing.model import (
     GatewayName,
@@ -22,6 +23,7 @@ from mailer.mailing.model import (
     MailingChange,
     MailingDetail,
     NewMailing,
+    TextVersion,
 )
 from mailer.message import counters
 from mailer.message import reading as messages
@@ -166,6 +168,15 @@ class MailingController(Controller):
             export_messages(engine, mailing_id, by, **conditions),
             by.quota_key,
         )
+
+    @get("/{mailing_id:int}/versions", required_scope="read")
+    async def list_text_versions(
+        self, engine: NamedDependency[AsyncEngine], mailing_id: MailingId
+    ) -> list[TextVersion]:
+        """List the versions of the text of a mailing and their messages, the newest first."""
+        async with snapshot(engine) as connection:
+            await store.get(connection, mailing_id)
+            return await texts.list_versions(connection, mailing_id)
 
     @patch("/{mailing_id:int}", required_scope="write")
     async def change_mailing(

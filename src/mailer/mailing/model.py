@@ -12,17 +12,20 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from mailer.errors import ConflictError, FieldError, NotFoundError, UnavailableError
+from mailer.gateway.sms_parts import count_parts
 from mailer.mailing.client_filter import ClientFilter, is_empty
 from mailer.mailing.window import SendingWindow
 from mailer.message.model import Message
 from mailer.statuses import (
     EXAMPLE_COUNTS,
+    EXAMPLE_OUTCOMES,
     MESSAGE_STATUSES,
     NOT_FINAL,
     NOT_SCHEDULED,
     OPEN,
     MailingStatus,
     MessageStatus,
+    OutcomeCounts,
 )
 from mailer.text import compose, is_blank
 from mailer.validation import STORABLE, Input
@@ -251,6 +254,7 @@ class Mailing(msgspec.Struct, frozen=True, kw_only=True):
         "datetime_start": "2030-01-15T06:00:00Z",
         "datetime_end": "2030-01-15T18:00:00Z",
         "status": "running",
+        "text_version": 1,
         "clients_count": 1200,
         "created_messages": 1200,
         **{f"{status}_messages": count for status, count in EXAMPLE_COUNTS.items()},
@@ -273,6 +277,9 @@ class Mailing(msgspec.Struct, frozen=True, kw_only=True):
     sender: str | None
     """Name or number that clients see; null for the sender of the gateway."""
     status: MailingStatus
+    text_version: Annotated[
+        int, Meta(description="Number of the version of the text, from 1; each change adds one.")
+    ]
     clients_count: int
     """Size of the audience: as it was counted last, or the number of messages once all of it is
     enqueued."""
@@ -333,6 +340,33 @@ class Mailing(msgspec.Struct, frozen=True, kw_only=True):
         return self.is_closed and not self.count_of(*NOT_FINAL)
 
 
+MAX_TEXT_VERSIONS = 1_000
+"""Most versions of the text of a mailing."""
+
+
+class TextVersion(msgspec.Struct, frozen=True):
+    """A version of the text of a mailing, with the messages that were sent with it."""
+
+    EXAMPLE: ClassVar[dict[str, Any]] = {
+        "version": 1,
+        "text": "Your order is ready.",
+        "created_at": "2030-01-10T08:00:00Z",
+        "messages": EXAMPLE_OUTCOMES,
+    }
+
+    version: int
+    text: str
+    created_at: datetime
+    """When the text was written; of the first version, when the mailing was created."""
+    messages: Annotated[
+        OutcomeCounts,
+        Meta(
+            description="Messages that have an outcome and were tried with this text, by outcome."
+            " Messages from before texts had versions are not counted here."
+        ),
+    ]
+
+
 class MailingDetail(Mailing, frozen=True, kw_only=True):
     """A mailing with its newest messages."""
 
@@ -353,6 +387,7 @@ class RunningMailing(msgspec.Struct, frozen=True):
     """Name or number that clients see; None for that of the gateway."""
     respects_opt_outs: bool = True
     """Whether its messages are not sent to clients who have opted out."""
+    text_version: int = 1
     parts: int = 1
     """Number of SMS that the text takes."""
     may_send: bool = True
@@ -363,6 +398,11 @@ class RunningMailing(msgspec.Struct, frozen=True):
     def repeats_unknown(self) -> bool:
         """Whether a message with delivery unknown is sent again; if not, it ends as unknown."""
         return self.on_unknown == "retry"
+
+    def with_text(self, version: int, text: str) -> "RunningMailing":
+        """Return the mailing with another version of its text."""
+        parts = count_parts(text).parts
+        return msgspec.structs.replace(self, text=text, text_version=version, parts=parts)
 
     def time_left(self, now: datetime) -> float:
         """Return the seconds from `now` until all requests must have ended; negative after that."""
@@ -383,6 +423,10 @@ class MailingStartedError(ConflictError):
 
 class PurposeFixedError(ConflictError):
     """The purpose of a mailing that has started cannot be changed."""
+
+
+class TooManyTextsError(ConflictError):
+    """The text of this mailing was changed too often; create a new mailing."""
 
 
 class MailingPausedError(ConflictError):

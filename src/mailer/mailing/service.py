@@ -26,6 +26,7 @@ from mailer.mailing import audience, enqueuing, replanning, rerouting, retrying,
 from mailer.mailing.actions import Action, ensure_allowed
 from mailer.mailing.auditing import write_audit_entry
 from mailer.mailing.model import (
+    MAX_TEXT_VERSIONS,
     Mailing,
     MailingChange,
     MailingEndedError,
@@ -34,6 +35,7 @@ from mailer.mailing.model import (
     MailingStartedError,
     NewMailing,
     PurposeFixedError,
+    TooManyTextsError,
     missing_window_bound,
 )
 from mailer.mailing.stopping import wait_until_stopped
@@ -76,7 +78,7 @@ async def change(
     """Change a mailing. After its start, changes apply to messages that were not sent yet.
 
     Raises `MailingNotFoundError`, `MailingEndedError`, `MailingStartedError`, `PurposeFixedError`,
-    and `InvalidError` when the change does not fit the rest of the mailing.
+    `TooManyTextsError`, and `InvalidError` when the change does not fit the rest of the mailing.
     """
     async with engine.begin() as connection:
         mailing = await store.get(connection, mailing_id, lock=True)
@@ -163,6 +165,8 @@ def _ensure_changeable(
         raise MailingStartedError
     if is_start_passed and "purpose" in new_values:
         raise PurposeFixedError
+    if "text" in new_values and mailing.text_version >= MAX_TEXT_VERSIONS:
+        raise TooManyTextsError
 
 
 def _ensure_consistent(mailing: Mailing, new_values: dict[str, Any]) -> None:

@@ -81,6 +81,13 @@ class GatewayCounts(msgspec.Struct, frozen=True):
     parts: Annotated[Total, Meta(description="Number of SMS of the messages that it accepted.")]
 
 
+class TextVersionCounts(msgspec.Struct, frozen=True):
+    """Messages that were tried with one version of the text, by outcome."""
+
+    text_version: Annotated[int, Meta(ge=1, description="Version of the text in the last attempt.")]
+    messages: OutcomeCounts
+
+
 class Bucket(msgspec.Struct, frozen=True):
     """Outcomes of messages from `start` until the start of the next bucket."""
 
@@ -99,8 +106,8 @@ class MailingStatistics(msgspec.Struct, frozen=True, kw_only=True):
     """Detailed statistics of one mailing.
 
     Once the mailing has started, reasons, operator codes and time zones each add up to `messages`.
-    Attempts and buckets each add up to the messages that have an outcome. Gateways add up to those
-    of them that were tried.
+    Attempts and buckets each add up to the messages that have an outcome. Gateways, and versions of
+    the text, add up to those of them that were tried.
     """
 
     EXAMPLE: ClassVar[dict[str, Any]] = {
@@ -119,6 +126,7 @@ class MailingStatistics(msgspec.Struct, frozen=True, kw_only=True):
         "time_zones": [{"time_zone": "Europe/Moscow", "messages": EXAMPLE_COUNTS}],
         "attempts": [{"attempts": 1, "messages": EXAMPLE_OUTCOMES}],
         "gateways": [{"gateway": "main", "messages": EXAMPLE_OUTCOMES, "parts": 480}],
+        "text_versions": [{"text_version": 1, "messages": EXAMPLE_OUTCOMES}],
         "over_time": {
             "bucket": 60,
             "buckets": [{"start": "2030-01-15T06:00:00Z", "messages": EXAMPLE_OUTCOMES}],
@@ -139,6 +147,10 @@ class MailingStatistics(msgspec.Struct, frozen=True, kw_only=True):
     attempts: Annotated[list[AttemptsCounts], Meta(description="Of messages that have an outcome.")]
     gateways: Annotated[
         list[GatewayCounts], Meta(description="Of messages that have an outcome and were tried.")
+    ]
+    text_versions: Annotated[
+        list[TextVersionCounts],
+        Meta(description="Of messages that have an outcome and were tried."),
     ]
     over_time: Series
     rate: Annotated[

@@ -31,6 +31,7 @@ from mailer.statistics.model import (
     MailingStatistics,
     OperatorCodeCounts,
     ReasonCount,
+    TextVersionCounts,
     TimeZoneCounts,
 )
 from mailer.statistics.over_time import MAX_BUCKETS, outcomes_over_time
@@ -123,6 +124,13 @@ async def count_in_detail(
         gateways=[
             GatewayCounts(gateway, gateway_counts.outcomes, gateway_counts.parts)
             for gateway, gateway_counts in by_value["gateway"].items()
+        ],
+        text_versions=[
+            TextVersionCounts(version, version_counts.outcomes)
+            for version, version_counts in sorted(
+                (int(key), version_counts)
+                for key, version_counts in by_value["text_version"].items()
+            )
         ],
         over_time=outcomes_over_time(counts.by_second, bucket, max_buckets),
         rate=mailing_progress.rate,

@@ -26,7 +26,7 @@ from mailer.forecast.cost_estimate import estimate_cost
 from mailer.forecast.throughput import usable_gateways
 from mailer.gateway.channel import Channels
 from mailer.gateway.sms_parts import count_parts
-from mailer.mailing import activity, service, store
+from mailer.mailing import activity, service, store, texts
 from mailer.mailing.actions import allowed_actions
 from mailer.mailing.activity import with_hold
 from mailer.mailing.api import MailingId
@@ -110,6 +110,7 @@ async def read_mailing_page(
         )
         is_upcoming = not background_work.is_started and not mailing.has_ended
         expected_cost = await _expected_cost(connection, mailing, channels) if is_upcoming else None
+        text_versions = await texts.list_versions(connection, mailing_id)
         recent_replies = await list_recent(connection, MAX_MAILING_REPLIES, mailing_id=mailing_id)
     now = database_clock.now()
     return {
@@ -119,6 +120,7 @@ async def read_mailing_page(
         "wait": mailing_progress.wait,
         "background_work": background_work,
         "counts": counts,
+        "text_versions": text_versions,
         "awaited_receipts": find_awaited_receipts(counts, receipt_wait),
         "expected_cost": expected_cost,
         "recent_replies": recent_replies,

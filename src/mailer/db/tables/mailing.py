@@ -67,6 +67,8 @@ mailing = Table(
     Column("send_interval_time_start", Time),
     Column("send_interval_time_end", Time),
     Column("text", String, nullable=False),
+    # Number of this text. Triggers count each change, and keep all texts in `mailing_text`.
+    Column("text_version", Integer, nullable=False, server_default="1"),
     # null: all clients
     Column("client_filter", JSONB(none_as_null=True)),
     # what happens to a message whose delivery is unknown: `retry` sends it again, `hold` does not
@@ -185,6 +187,22 @@ mailing = Table(
         postgresql_using="gin",
         postgresql_with={"fastupdate": "off"},
     ),
+)
+
+# Each text that a mailing has had, by version, also the present one. Triggers write it.
+mailing_text = Table(
+    "mailing_text",
+    metadata,
+    Column(
+        "mailing_id",
+        BigInteger,
+        ForeignKey("mailing.id", ondelete="CASCADE"),
+        primary_key=True,
+        autoincrement=False,
+    ),
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    Column("text", String, nullable=False),
+    timestamp_now("created_at"),
 )
 
 # Counts of a mailing's messages by status: one row per mailing, updated by triggers on `message` in
