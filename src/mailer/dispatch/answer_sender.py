@@ -247,8 +247,7 @@ class AnswerSender:
             return await send_request(channel.configured, request, channel.limits.timeout)
         except Exception as error:  # a defect of a gateway must not end the worker
             log_task_error(error, at="send_answer")
-            reason = "internal_error"
-            return Unknown(reason) if request.is_written else TemporaryFailure(reason)
+            return request.outcome_of_error()
         finally:
             channel.in_flight -= 1
             self._requests.discard(request)
