@@ -13,6 +13,7 @@ from uuid import UUID, uuid4
 import structlog
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from mailer import metrics
 from mailer.clock import database_clock, elapsed
 from mailer.dispatch.attempt_refunds import AttemptRefunds
 from mailer.dispatch.loop_failures import DB_RETRY_DELAY, log_task_error
@@ -278,5 +279,7 @@ class AnswerSender:
                 if elapsed() + DB_RETRY_DELAY >= until:
                     return
                 await asyncio.sleep(DB_RETRY_DELAY)
+        if is_recorded:
+            metrics.answer_recorded(answer.gateway, result.status)
         event = "answer_recorded" if is_recorded else "answer_lease_lost"
         log.info(event, answer_id=answer.id, status=result.status, reason=result.reason)
