@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.api.calls import NEW, create_mailing, field_errors
 from tests.factories import execute, rows, value
+from tests.workbooks import XLSX, by_openpyxl
 
 PHONE, OTHER_PHONE = "79161234567", "79037654321"
 CSV = {"Content-Type": "text/csv"}
@@ -227,6 +228,13 @@ async def test_the_example_of_the_api_documentation_can_be_imported(api: httpx.A
     example = operation["requestBody"]["content"]["text/csv"]["example"]
     imported = await api.post("/opt-outs/import", content=example, headers=CSV)
     assert (imported.json()["created"], imported.json()["rejected"]) == (2, 0)
+
+
+async def test_a_workbook_is_imported_and_ignored_columns_are_named(api: httpx.AsyncClient) -> None:
+    content = by_openpyxl([["Телефон", "Город"], [int(PHONE), "Томск"]])
+    imported = await api.post("/opt-outs/import", content=content, headers=XLSX)
+    assert imported.json()["created"] == 1
+    assert imported.json()["ignored_columns"] == ["Город"]
 
 
 async def test_a_file_with_a_wrong_header_or_type_is_refused(api: httpx.AsyncClient) -> None:

@@ -64,7 +64,10 @@ class RejectedLines:
             self._missing += 1
             return
         row = [unreadable.line] if unreadable else reader.row
-        reasons = (f"{name} {self._translate(text)}".strip() for name, text in messages.items())
+        reasons = (
+            f"{name}: {self._translate(text)}" if name else self._translate(text)
+            for name, text in messages.items()
+        )
         self._write(row, "; ".join(reasons))
         self.count += 1
 
