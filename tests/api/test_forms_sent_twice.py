@@ -55,6 +55,8 @@ CREATE_NOTHING = frozenset(
         "/profile/password",
         "/profile/sessions",
         "/clients/import",  # importing a file twice changes nothing
+        "/clients/import/preview",
+        "/clients/import/rejected",
         "/clients/{client_id:int}",
         "/clients/{client_id:int}/delete",
         "/clients/{client_id:int}/opt-out",

@@ -269,7 +269,8 @@ def test_every_body_has_an_example(
 ) -> None:
     for call, operation in operations.items():
         for media in operation.get("requestBody", {"content": {}})["content"].values():
-            assert examples_of(schema, media), call
+            is_binary = media["schema"].get("format") == "binary"
+            assert is_binary or examples_of(schema, media), call
 
 
 @pytest.mark.parametrize("call", BODIES, ids=" ".join)

@@ -85,7 +85,7 @@ async def test_a_file_is_imported(page: Page, page_errors: PageErrors) -> None:
 
     async def import_file(content: bytes) -> None:
         file: Any = {"name": "phones.csv", "mimeType": "text/csv", "buffer": content}
-        await page.get_by_label("CSV file").set_input_files(file)
+        await page.get_by_label("CSV or Excel file").set_input_files(file)
         await page.get_by_role("button", name="Import").click()
 
     await import_file(b"tag\nvip\n")
