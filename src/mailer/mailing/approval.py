@@ -11,9 +11,9 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.access.model import Actor
-from mailer.mailing import audience
 from mailer.mailing.client_filter import ClientFilter
-from mailer.mailing.model import ApprovalRequiredError, Mailing, Purpose, excluded_opt_outs
+from mailer.mailing.model import ApprovalRequiredError, Mailing, Purpose
+from mailer.mailing.reach import count_reached
 
 APPROVED_FIELDS = frozenset({"text", "client_filter", "purpose"})
 """Fields that are fixed once a large mailing is launched: what is sent, and to whom."""
@@ -23,14 +23,6 @@ LAST_AUTHOR = text("""
     WHERE target_kind = 'mailing' AND target_id = :mailing_id
         AND action IN ('mailing_created', 'mailing_changed')
     ORDER BY id DESC LIMIT 1""")
-
-
-async def count_reached(
-    connection: AsyncConnection, client_filter: ClientFilter, purpose: Purpose
-) -> int:
-    """Return how many clients a mailing would reach now, without those who have opted out of it."""
-    opted_out = excluded_opt_outs(purpose)
-    return await audience.count(connection, client_filter, opted_out=opted_out)
 
 
 async def ensure_small(
