@@ -1055,13 +1055,14 @@ CREATE TABLE mailing (
     text_version integer DEFAULT 1 CONSTRAINT mailing_text_version_not_null1 NOT NULL,
     CONSTRAINT mailing_audience_check CHECK ((audience_cursor <= COALESCE(audience_until, (0)::bigint))),
     CONSTRAINT mailing_clients_count_check CHECK ((clients_count >= 0)),
-    CONSTRAINT mailing_closed_has_ended_check CHECK (((NOT is_closed) OR ((status)::text = ANY ((ARRAY['finished'::character varying, 'cancelled'::character varying])::text[])))),
+    CONSTRAINT mailing_closed_has_ended_check CHECK (((NOT is_closed) OR ((status)::text = ANY ((ARRAY['draft'::character varying, 'finished'::character varying, 'cancelled'::character varying])::text[])))),
+    CONSTRAINT mailing_draft_is_closed_check CHECK ((((status)::text <> 'draft'::text) OR (is_closed AND (NOT is_settled) AND (audience_until IS NULL)))),
     CONSTRAINT mailing_end_after_start_check CHECK ((datetime_end > datetime_start)),
     CONSTRAINT mailing_on_unknown_check CHECK (((on_unknown)::text = ANY ((ARRAY['retry'::character varying, 'hold'::character varying])::text[]))),
     CONSTRAINT mailing_purpose_check CHECK (((purpose)::text = ANY ((ARRAY['marketing'::character varying, 'service'::character varying])::text[]))),
     CONSTRAINT mailing_sender_check CHECK (((char_length((sender)::text) >= 1) AND (char_length((sender)::text) <= 20))),
     CONSTRAINT mailing_settled_is_closed_check CHECK (((NOT is_settled) OR is_closed)),
-    CONSTRAINT mailing_status_check CHECK (((status)::text = ANY ((ARRAY['scheduled'::character varying, 'running'::character varying, 'paused'::character varying, 'finished'::character varying, 'cancelled'::character varying])::text[]))),
+    CONSTRAINT mailing_status_check CHECK (((status)::text = ANY ((ARRAY['draft'::character varying, 'scheduled'::character varying, 'running'::character varying, 'paused'::character varying, 'finished'::character varying, 'cancelled'::character varying])::text[]))),
     CONSTRAINT mailing_text_check CHECK (((char_length((text)::text) >= 1) AND (char_length((text)::text) <= 1600))),
     CONSTRAINT mailing_window_check CHECK (((num_nulls(send_interval_time_start, send_interval_time_end) = ANY (ARRAY[0, 2])) AND (send_interval_time_start <> send_interval_time_end)))
 );

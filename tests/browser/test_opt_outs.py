@@ -103,6 +103,7 @@ async def test_a_file_is_imported(page: Page, page_errors: PageErrors) -> None:
 async def test_the_preview_follows_the_purpose(page: Page) -> None:
     await page.goto("/mailings/new")
     await page.get_by_label("Text").fill("Hello")
+    await page.get_by_label("All clients").check()
     everybody = "All clients of the audience have opted out: nobody will get this mailing."
     await expect(page.get_by_text(everybody)).to_be_visible()
     await page.get_by_label("Service").check()

@@ -26,7 +26,7 @@ from mailer.message.outcomes import HOUR_SECONDS, count_by_hour
 from mailer.statistics.model import Bucket, GatewayCounts
 from mailer.statistics.service import counts_from_mailing
 from mailer.statistics.store import counts_from_row, sum_columns
-from mailer.statuses import OUTCOMES, MailingStatus, MessageCounts, OutcomeCounts
+from mailer.statuses import DRAFT, OUTCOMES, MailingStatus, MessageCounts, OutcomeCounts
 
 MAX_LISTED = 50
 """Mailings that a report lists; sums include all mailings.
@@ -131,12 +131,13 @@ def day_bounds(day: date, zone: ZoneInfo) -> tuple[datetime, datetime]:
 def _was_active(start: datetime, end: datetime) -> ColumnElement[bool]:
     """Return the SQL condition that a mailing was active between two moments.
 
-    A mailing is active from its start until it is settled. That may be some time after its end,
-    because its unsent messages are cancelled then. `updated_at` of a settled mailing is the time
-    at which it was settled.
+    A draft is not active. Any other mailing is active from its start until it is settled. That may
+    be some time after its end, because its unsent messages are cancelled then. `updated_at` of a
+    settled mailing is the time at which it was settled.
     """
     return and_(
         NOT_DELETED,
+        mailing.c.status != DRAFT,
         mailing.c.datetime_start < end,
         or_(not_(mailing.c.is_settled), mailing.c.updated_at >= start),
     )

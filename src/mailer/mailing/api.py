@@ -15,7 +15,7 @@ from mailer.db.engine import snapshot
 from mailer.db.paging import Cursor
 from mailer.gateway.channel import Channels
 from mailer.idempotency.model import IdempotencyClaim
-from mailer.mailing import service, store, texts
+from mailer.mailing import launching, service, store, texts
 from mailer.mailing.activity import with_hold
 from mailer.mailing.model import (
     GatewayName,
@@ -30,6 +30,7 @@ from mailer.message import reading as messages
 from mailer.message.exporting import export_messages
 from mailer.message.model import Message
 from mailer.message.reading import to_message
+from mailer.settings import Settings
 from mailer.statuses import MailingStatus, MessageStatus
 from mailer.validation import MAX_ID, STORABLE
 from mailer.web.body import JsonBody, reject_body
@@ -97,16 +98,23 @@ class MailingController(Controller):
     return_dto = None
 
     @post(required_scope="write")
-    async def create_mailing(
+    async def create_mailing(  # noqa: PLR0913, PLR0917  # Litestar passes its dependencies so
         self,
         engine: NamedDependency[AsyncEngine],
         by: NamedDependency[Actor],
         claim: NamedDependency[IdempotencyClaim | None],
         channels: NamedDependency[Channels],
+        settings: NamedDependency[Settings],
         data: JSONBody[NewMailing],
     ) -> Mailing:
-        """Create a mailing. Sending starts at `datetime_start`, or at once when that has passed."""
-        return with_hold(await service.create(engine, data, by, claim), channels)
+        """Create a mailing. Sending starts at `datetime_start`, or at once when that has passed.
+
+        With `draft`, it is only saved: nothing is sent until it is launched.
+        """
+        created = await service.create(
+            engine, data, by, claim, approval_above=settings.approval_above
+        )
+        return with_hold(created, channels)
 
     @get(required_scope="read", **accepts_query(MailingQuery))
     async def list_mailings(
@@ -179,16 +187,36 @@ class MailingController(Controller):
             return await texts.list_versions(connection, mailing_id)
 
     @patch("/{mailing_id:int}", required_scope="write")
-    async def change_mailing(
+    async def change_mailing(  # noqa: PLR0913, PLR0917  # Litestar passes its dependencies so
         self,
         engine: NamedDependency[AsyncEngine],
         by: NamedDependency[Actor],
         channels: NamedDependency[Channels],
+        settings: NamedDependency[Settings],
         mailing_id: MailingId,
         data: JSONBody[MailingChange],
     ) -> Mailing:
         """Change a mailing. After its start, changes apply to messages that were not sent yet."""
-        return with_hold(await service.change(engine, mailing_id, data, by), channels)
+        changed = await service.change(
+            engine, mailing_id, data, by, approval_above=settings.approval_above
+        )
+        return with_hold(changed, channels)
+
+    @post("/{mailing_id:int}/launch", **ACTION_OPTIONS)
+    async def launch_mailing(  # noqa: PLR0913, PLR0917  # Litestar passes its dependencies so
+        self,
+        engine: NamedDependency[AsyncEngine],
+        by: NamedDependency[Actor],
+        claim: NamedDependency[IdempotencyClaim | None],
+        channels: NamedDependency[Channels],
+        settings: NamedDependency[Settings],
+        mailing_id: MailingId,
+    ) -> Mailing:
+        """Launch a draft. Sending starts at `datetime_start`, or at once when that has passed."""
+        launched = await launching.launch(
+            engine, mailing_id, by, claim, approval_above=settings.approval_above
+        )
+        return with_hold(launched, channels)
 
     @post("/{mailing_id:int}/pause", **ACTION_OPTIONS)
     async def pause_mailing(

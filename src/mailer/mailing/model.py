@@ -17,6 +17,7 @@ from mailer.mailing.client_filter import ClientFilter, is_empty
 from mailer.mailing.window import SendingWindow
 from mailer.message.model import Message
 from mailer.statuses import (
+    DRAFT,
     EXAMPLE_COUNTS,
     EXAMPLE_OUTCOMES,
     MESSAGE_STATUSES,
@@ -137,10 +138,11 @@ class MailingInput(Input, frozen=True, kw_only=True):
     """The rules that new and changed mailings share."""
 
     @classmethod
-    def broken_rules(cls, values: Mapping[str, Any], at: datetime) -> Iterable[FieldError]:
+    def broken_rules(cls, values: Mapping[str, Any], at: datetime) -> Iterable[FieldError]:  # noqa: ARG003  # `passed_end` is apart
         """Report fields that contradict each other, dates out of range, and a blank text or filter.
 
-        `values` are the fields that are present; `at` is the current time.
+        `values` are the fields that are present. Whether the end has passed is not among these
+        rules, because it does not matter for a draft; see `passed_end`.
         """
         start, end = values.get("datetime_start"), values.get("datetime_end")
         for name in ("datetime_start", "datetime_end"):
@@ -148,8 +150,6 @@ class MailingInput(Input, frozen=True, kw_only=True):
                 yield FieldError(name, "must lie between the years 1970 and 9000")
         if start and end and end <= start:
             yield FieldError("datetime_end", "must be after datetime_start")
-        elif end and end <= at:
-            yield FieldError("datetime_end", "must be in the future")
         if "text" in values and is_blank(values["text"]):
             yield FieldError("text", "must contain a visible character")
         opens = values.get("send_interval_time_start")
@@ -159,6 +159,16 @@ class MailingInput(Input, frozen=True, kw_only=True):
         client_filter = values.get("client_filter")
         if client_filter is not None and is_empty(client_filter):
             yield FieldError("client_filter", "must have an entry; null means everybody")
+
+
+def passed_end(values: Mapping[str, Any], at: datetime) -> Iterable[FieldError]:
+    """Report an end that has passed at the moment `at`: the mailing would reach nobody.
+
+    An end that is not after the start is reported by `MailingInput`, and not twice.
+    """
+    start, end = values.get("datetime_start"), values.get("datetime_end")
+    if end and end <= at and not (start and end <= start):
+        yield FieldError("datetime_end", "must be in the future")
 
 
 def missing_window_bound(values: Mapping[str, Any]) -> Iterable[FieldError]:
@@ -181,12 +191,14 @@ class NewMailing(MailingInput, frozen=True, kw_only=True):
         "send_interval_time_start": "09:00",
         "send_interval_time_end": "21:00",
         "text": "Your order is ready.",
-        "client_filter": {"operator_codes": ["912", "916"], "tags": ["vip"]},
+        "client_filter": {"operator_codes": ["000"], "tags": ["nobody"]},
         "on_unknown": "retry",
         "purpose": "marketing",
         "gateway": None,
         "sender": "Acme",
+        "draft": True,
     }
+    """A draft for nobody: sending the example to a real mailer harms nobody."""
 
     datetime_start: Moment
     datetime_end: EndMoment
@@ -200,18 +212,23 @@ class NewMailing(MailingInput, frozen=True, kw_only=True):
     """The gateway that takes all messages; null for the gateways of each client's operator code."""
     sender: SenderName | None = None
     """Name or number that clients see; null for the sender of the gateway."""
+    draft: bool = False
+    """Whether to save the mailing as a draft. Nothing of a draft is sent until it is launched, and
+    its start and end may have passed."""
 
     @classmethod
     def broken_rules(cls, values: Mapping[str, Any], at: datetime) -> Iterable[FieldError]:
-        """Report what `MailingInput` reports, and a sending window with only one time."""
+        """Report what `MailingInput` reports, a passed end, and a window with only one time."""
         yield from super().broken_rules(values, at)
+        if values.get("draft") is not True:
+            yield from passed_end(values, at)
         yield from missing_window_bound(values)
 
 
 class MailingChange(MailingInput, frozen=True, kw_only=True):
     """Changes to a mailing. Absent fields keep their values."""
 
-    EXAMPLE: ClassVar[dict[str, Any]] = {"text": "Your order waits for you.", "client_filter": None}
+    EXAMPLE: ClassVar[dict[str, Any]] = {"text": "Your order waits for you.", "sender": "Acme"}
 
     datetime_start: Moment | UnsetType = UNSET
     datetime_end: EndMoment | UnsetType = UNSET
@@ -249,8 +266,9 @@ class Mailing(msgspec.Struct, frozen=True, kw_only=True):
     """A mailing with its counts of messages by status."""
 
     EXAMPLE: ClassVar[dict[str, Any]] = {
-        **NewMailing.EXAMPLE,
+        **{name: value for name, value in NewMailing.EXAMPLE.items() if name != "draft"},
         "id": 1,
+        "client_filter": {"operator_codes": ["912", "916"], "tags": ["vip"]},
         "datetime_start": "2030-01-15T06:00:00Z",
         "datetime_end": "2030-01-15T18:00:00Z",
         "status": "running",
@@ -314,6 +332,11 @@ class Mailing(msgspec.Struct, frozen=True, kw_only=True):
         `max` prevents a negative result.
         """
         return max(0, self.clients_count - self.count_of(*NOT_SCHEDULED))
+
+    @property
+    def is_draft(self) -> bool:
+        """Whether nothing of the mailing is sent until a user launches it."""
+        return self.status == DRAFT
 
     @property
     def has_ended(self) -> bool:
@@ -427,6 +450,22 @@ class PurposeFixedError(ConflictError):
 
 class TooManyTextsError(ConflictError):
     """The text of this mailing was changed too often; create a new mailing."""
+
+
+class MailingDraftError(ConflictError):
+    """The mailing is a draft: launch it first, or delete it."""
+
+
+class MailingNotDraftError(ConflictError):
+    """Only a draft can be launched."""
+
+
+class ApprovalRequiredError(ConflictError):
+    """So many clients need two users: one saves a draft, and another one launches it."""
+
+
+class MailingRunsError(ConflictError):
+    """Only a draft or a scheduled mailing can be started now."""
 
 
 class MailingPausedError(ConflictError):

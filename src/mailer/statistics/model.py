@@ -21,6 +21,7 @@ from mailer.statuses import (
 class MailingCounts(Counts, frozen=True, kw_only=True):
     """Mailings by status."""
 
+    draft: Total
     scheduled: Total
     running: Total
     paused: Total
@@ -32,7 +33,14 @@ class GeneralStatistics(msgspec.Struct, frozen=True):
     """All mailings by status, and all their messages by status."""
 
     EXAMPLE: ClassVar[dict[str, Any]] = {
-        "mailings": {"scheduled": 1, "running": 1, "paused": 0, "finished": 7, "cancelled": 0},
+        "mailings": {
+            "draft": 2,
+            "scheduled": 1,
+            "running": 1,
+            "paused": 0,
+            "finished": 7,
+            "cancelled": 0,
+        },
         "messages": EXAMPLE_COUNTS,
     }
 

@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from mailer.access.model import Actor
 from mailer.admin.language import gettext_noop
 from mailer.admin.live import LiveUpdates, Sections
+from mailer.admin.mailings.intent import launch_intent
 from mailer.admin.render import PageContext, redirect_with_flash
 from mailer.clock import database_clock
 from mailer.db.engine import snapshot
@@ -55,7 +56,9 @@ ACTIONS: Mapping[str, MailingAction] = {
     "cancel": MailingAction(service.cancel, "mailing-cancelled"),
     "delete": MailingAction(service.delete, "mailing-deleted"),
 }
-"""The actions by their verb in the URL. Each has a template with its effects, `{verb}.html`."""
+"""The actions by their verb in the URL. Each has a template with its effects, `{verb}.html`.
+
+`launching.py` has those that send: to launch a draft and to start a mailing now."""
 MAX_CHART_BARS, MAX_TABLE_ROWS = 100, 20
 """Maximum bars of a chart and rows of a table: live updates send them repeatedly."""
 SECTIONS = (
@@ -126,6 +129,8 @@ async def read_mailing_page(
         "recent_replies": recent_replies,
         "replies_url": f"/replies?mailing_id={mailing_id}",
         "actions": allowed_actions(mailing, now),
+        "intent": launch_intent(mailing, now),
+        "now": now,
         "is_over": mailing.datetime_end <= now,
         "time_zones": top_n(
             ((row.time_zone, row.messages) for row in counts.time_zones), MAX_TABLE_ROWS
@@ -213,7 +218,7 @@ class MailingPage(Controller):
             background_work = await activity.get_background_work(connection, mailing_id)
         if verb not in allowed_actions(mailing, database_clock.now()):
             error = gettext_noop("The mailing's current status does not allow this.")
-            return await _render_refusal(
+            return await render_refusal(
                 context, HTTP_409_CONFLICT, error, f"/mailings/{mailing_id}"
             )
         return await context.render_page(
@@ -245,10 +250,10 @@ class MailingPage(Controller):
             status, message = HTTP_503_SERVICE_UNAVAILABLE, str(error)
         else:
             return redirect_with_flash(action.flash, return_path)
-        return await _render_refusal(context, status, message, return_path)
+        return await render_refusal(context, status, message, return_path)
 
 
-async def _render_refusal(
+async def render_refusal(
     context: PageContext, status: int, error: str, return_path: str
 ) -> Response[str]:
     """Return the page that says why an action is refused (409) or is not finished yet (503)."""

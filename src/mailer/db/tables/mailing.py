@@ -1,7 +1,8 @@
 """Tables of mailings: the mailings, the counts of their messages, and totals of settled ones.
 
-An *open* mailing may still send something. A *closed* one has ended and has no open message. A
-*settled* one is closed and all its messages are final, so that its counts do not change any more.
+An *open* mailing may still send something. A *closed* one has ended and has no open message, or is
+a draft: nothing of it is sent until a user launches it. A *settled* one has ended and all its
+messages are final, so that its counts do not change any more.
 """
 
 from sqlalchemy import (
@@ -130,7 +131,12 @@ mailing = Table(
     ),
     CheckConstraint("clients_count >= 0", name="clients_count"),
     CheckConstraint(
-        "NOT is_closed OR status IN ('finished', 'cancelled')", name="closed_has_ended"
+        "NOT is_closed OR status IN ('draft', 'finished', 'cancelled')", name="closed_has_ended"
+    ),
+    # as a closed mailing, a draft is in no index of the dispatcher's work
+    CheckConstraint(
+        "status <> 'draft' OR is_closed AND NOT is_settled AND audience_until IS NULL",
+        name="draft_is_closed",
     ),
     CheckConstraint("NOT is_settled OR is_closed", name="settled_is_closed"),
     CheckConstraint("audience_cursor <= coalesce(audience_until, 0)", name="audience"),
