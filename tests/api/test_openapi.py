@@ -38,6 +38,7 @@ CALLS: dict[Call, str] = {
     ("patch", "/api/v1/mailings/{mailing_id}"): "200",
     ("delete", "/api/v1/mailings/{mailing_id}"): "204",
     ("get", "/api/v1/mailings/{mailing_id}/messages"): "200",
+    ("post", "/api/v1/mailings/{mailing_id}/launch"): "200",
     ("get", "/api/v1/mailings/{mailing_id}/statistics"): "200",
     ("get", "/api/v1/mailings/{mailing_id}/versions"): "200",
     **{("post", f"/api/v1/mailings/{{mailing_id}}/{call}"): "200" for call in ACTIONS},
