@@ -1,6 +1,5 @@
 """The rejected lines of an import as a file to correct and import again."""
 
-import asyncio
 import csv
 import io
 import re
@@ -9,6 +8,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Self
 
 from mailer.client.csv_reader import CsvReader, UnreadableRecord
+from mailer.client.disk import on_disk
 from mailer.client.exporting import BEFORE_FORMULA
 from mailer.client.layout import REASON_COLUMN
 from mailer.db.csv_export import CsvPart
@@ -81,7 +81,7 @@ class RejectedLines:
         content = self._text.getvalue().encode(errors="replace")
         self._text = io.StringIO()
         self._size += len(content)
-        await asyncio.to_thread(self._file.write, content)
+        await on_disk(self._file.write, content)
 
     async def parts(self) -> AsyncGenerator[CsvPart, None]:
         """Yield the file, and delete it at the end."""
@@ -91,8 +91,8 @@ class RejectedLines:
             if self._reader is None:
                 self._text.write(f"{BYTE_ORDER_MARK}{REASON_COLUMN}\n")
             await self.flush()
-            await asyncio.to_thread(self._file.seek, 0)
-            while content := await asyncio.to_thread(self._file.read, READ_SIZE):
+            await on_disk(self._file.seek, 0)
+            while content := await on_disk(self._file.read, READ_SIZE):
                 yield CsvPart(content, content.count(b"\n"))
 
     def __enter__(self) -> Self:
