@@ -13,11 +13,11 @@ from mailer.client.exporting import BEFORE_FORMULA
 from mailer.client.layout import REASON_COLUMN
 from mailer.db.csv_export import CsvPart
 
-MAX_FILE_BYTES = 64 * 1024 * 1024
+MAX_REJECTED_BYTES = 64 * 1024 * 1024
 """Bytes of the file, to bound the disk space: about half a million lines."""
 MAX_BYTES_IN_MEMORY = 1024 * 1024
 """Bytes up to which the file is in memory."""
-READ_SIZE = 256 * 1024
+REJECTED_PART_SIZE = 256 * 1024
 """Bytes read from the file at once, and characters written to it."""
 BYTE_ORDER_MARK = "\ufeff"
 """The first character of the file, so that Excel reads UTF-8."""
@@ -60,7 +60,7 @@ class RejectedLines:
         if self._reader is None:
             self._reader = reader
             self._write_header(reader)
-        if self._size + self._text.tell() >= MAX_FILE_BYTES:
+        if self._size + self._text.tell() >= MAX_REJECTED_BYTES:
             self._missing += 1
             return
         row = [unreadable.line] if unreadable else reader.row
@@ -74,7 +74,7 @@ class RejectedLines:
     @property
     def is_flush_due(self) -> bool:
         """Whether so much is in memory that it should be written to the file."""
-        return self._text.tell() >= READ_SIZE
+        return self._text.tell() >= REJECTED_PART_SIZE
 
     async def flush(self) -> None:
         """Write to the file what has been added."""
@@ -92,7 +92,7 @@ class RejectedLines:
                 self._text.write(f"{BYTE_ORDER_MARK}{REASON_COLUMN}\n")
             await self.flush()
             await on_disk(self._file.seek, 0)
-            while content := await on_disk(self._file.read, READ_SIZE):
+            while content := await on_disk(self._file.read, REJECTED_PART_SIZE):
                 yield CsvPart(content, content.count(b"\n"))
 
     def __enter__(self) -> Self:

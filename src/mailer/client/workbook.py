@@ -24,7 +24,7 @@ ZIP_SIGNATURE = b"PK\x03\x04"
 """The first bytes of a workbook, which is a ZIP archive."""
 OLD_SIGNATURE = b"\xd0\xcf\x11\xe0"
 """The first bytes of a workbook of Excel 97 to 2003, and of one with a password."""
-READ_SIZE = 64 * 1024
+PIPE_READ_SIZE = 64 * 1024
 """Bytes read from the converter at once."""
 READER_MODULE = "mailer.client.workbook_reader"
 
@@ -116,7 +116,7 @@ async def _run_reader(file: BinaryIO) -> AsyncGenerator[bytes, None]:
     if output is None:  # pragma: no cover  # it is a pipe
         raise RuntimeError
     try:
-        while part := await output.read(READ_SIZE):
+        while part := await output.read(PIPE_READ_SIZE):
             yield part
         status = await process.wait()
     finally:
