@@ -5,6 +5,7 @@ import csv
 import io
 from collections.abc import Callable
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,17 +16,20 @@ from tests.integration.client_files import (
     StoredClient,
     import_content,
     line_counts,
+    split_into_chunks,
     stored_clients,
 )
 from tests.workbooks import SHEET, by_openpyxl, by_xlsxwriter, with_file, with_sheet
 
 from mailer.client.csv_reader import TOO_LONG
+from mailer.client.disk import NoSpaceError
 from mailer.client.workbook import (
     LARGE_WORKBOOK,
     MAX_WORKBOOK_BYTES,
     NOT_A_WORKBOOK,
     OLD_WORKBOOK,
     ZIP_SIGNATURE,
+    UploadedFile,
 )
 from mailer.client.workbook_reader import MAX_UNCOMPRESSED
 from mailer.errors import InvalidError
@@ -166,4 +170,30 @@ async def test_a_hostile_workbook_is_refused_and_stores_nothing(
     with pytest.raises(InvalidError) as refused:
         await import_content(engine, create())
     assert [error.message for error in refused.value.errors] == [message]
+    assert await value(engine, "SELECT count(*) FROM client") == 0
+
+
+def child_processes() -> set[str]:
+    """Return the ids of the child processes of this one."""
+    tasks = Path("/proc/self/task").iterdir()
+    return {child for task in tasks for child in (task / "children").read_text().split()}
+
+
+async def test_an_import_that_fails_midway_ends_the_process_that_reads_the_workbook() -> None:
+    before = child_processes()
+    rows = [[f"7916{number:07}", "x" * 60] for number in range(20_000)]  # more than a pipe holds
+    converted = UploadedFile(split_into_chunks(by_xlsxwriter(rows), 65_536)).csv_parts()
+    assert await anext(converted)
+    assert child_processes() > before
+    await converted.aclose()
+    assert child_processes() == before
+
+
+async def test_a_full_disk_is_unavailable_and_stores_nothing(
+    engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = by_openpyxl(ROWS)
+    monkeypatch.setattr("tempfile.tempdir", "/dev/null/no folder")
+    with pytest.raises(NoSpaceError):
+        await import_content(engine, content)
     assert await value(engine, "SELECT count(*) FROM client") == 0

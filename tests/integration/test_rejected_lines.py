@@ -95,7 +95,7 @@ async def test_a_file_without_rejected_lines_has_only_a_header(engine: AsyncEngi
 async def test_a_full_file_says_how_many_lines_are_missing(
     engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rejected_module, "MAX_FILE_BYTES", 1000)
+    monkeypatch.setattr(rejected_module, "MAX_REJECTED_BYTES", 1000)
     _, rows = await import_and_read_rejected(engine, b"phone\n" + b"1\n" * 100)
     assert rows[-1] == ["", f"and {100 - (len(rows) - 2)} more rejected lines"]
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mailer.client.columns import CLIENT_COLUMNS
+from mailer.client.columns import CLIENT_FILE_COLUMNS
 from mailer.client.layout import REASON_COLUMN, Layout, LayoutError, detect_layout
 from mailer.opt_out.importing import OPT_OUT_COLUMNS
 
@@ -10,7 +10,7 @@ ANNA, BORIS = "79161234567", "+7 (903) 765-43-21"
 
 
 def layout_of(*lines: str) -> Layout:
-    return detect_layout(lines, CLIENT_COLUMNS)
+    return detect_layout(lines, CLIENT_FILE_COLUMNS)
 
 
 @pytest.mark.parametrize(
@@ -91,12 +91,14 @@ def test_a_header_without_a_name_for_the_phone_has_it_found_by_its_values() -> N
 
 def test_a_header_without_any_phone_is_an_error() -> None:
     layout = layout_of("Клиент;Метка", "Анна;vip")
-    assert [error.field for error in layout.errors(CLIENT_COLUMNS)] == ["phone"]
+    assert [error.field for error in layout.errors(CLIENT_FILE_COLUMNS)] == ["phone"]
 
 
 def test_two_columns_of_the_same_field_are_an_error() -> None:
     layout = layout_of("телефон;мобильный", f"{ANNA};{BORIS}")
-    assert [error.message for error in layout.errors(CLIENT_COLUMNS)] == ["appears more than once"]
+    assert [error.message for error in layout.errors(CLIENT_FILE_COLUMNS)] == [
+        "appears more than once"
+    ]
 
 
 def test_ignored_columns_are_named_but_a_phone_is_never_shown() -> None:
@@ -106,11 +108,11 @@ def test_ignored_columns_are_named_but_a_phone_is_never_shown() -> None:
 
 def test_chosen_fields_must_fit_the_file() -> None:
     layout = layout_of("a,b,c")
-    chosen = layout.with_fields(("tag", "", "phone"), CLIENT_COLUMNS)
+    chosen = layout.with_fields(("tag", "", "phone"), CLIENT_FILE_COLUMNS)
     assert chosen.fields == ("tag", "", "phone")
     for wrong in (("phone",), ("phone", "tag", "name"), ("",) * 4):
         with pytest.raises(LayoutError):
-            layout.with_fields(wrong, CLIENT_COLUMNS)
+            layout.with_fields(wrong, CLIENT_FILE_COLUMNS)
 
 
 def test_columns_of_opt_outs_are_found_too() -> None:

@@ -76,7 +76,7 @@ PHONE = Column(
     ),
     is_phone,
 )
-CLIENT_COLUMNS = (
+CLIENT_FILE_COLUMNS = (
     PHONE,
     Column(
         "operator_code",

@@ -6,7 +6,7 @@ from typing import AnyStr
 
 import asyncpg
 
-from mailer.client.columns import CLIENT_COLUMNS
+from mailer.client.columns import CLIENT_FILE_COLUMNS
 from mailer.client.csv_reader import CsvReader
 from mailer.client.decoding import TextDecoder
 from mailer.client.layout import Layout
@@ -47,7 +47,7 @@ class ClientFile:
     ) -> None:
         self.slices = TimeSlices()
         self.decoder = TextDecoder()
-        self.reader = CsvReader(CLIENT_COLUMNS, chosen)
+        self.reader = CsvReader(CLIENT_FILE_COLUMNS, chosen)
         self.validator = RowValidator(zones, self.decoder, self.reader, rejected)
         self.uploaded = UploadedFile(parts)
         self._rejected = rejected

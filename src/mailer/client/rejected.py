@@ -1,6 +1,5 @@
 """The rejected lines of an import as a file to correct and import again."""
 
-import asyncio
 import csv
 import io
 import re
@@ -9,15 +8,16 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Self
 
 from mailer.client.csv_reader import CsvReader, UnreadableRecord
+from mailer.client.disk import on_disk
 from mailer.client.exporting import BEFORE_FORMULA
 from mailer.client.layout import REASON_COLUMN
 from mailer.db.csv_export import CsvPart
 
-MAX_FILE_BYTES = 64 * 1024 * 1024
+MAX_REJECTED_BYTES = 64 * 1024 * 1024
 """Bytes of the file, to bound the disk space: about half a million lines."""
 MAX_BYTES_IN_MEMORY = 1024 * 1024
 """Bytes up to which the file is in memory."""
-READ_SIZE = 256 * 1024
+REJECTED_PART_SIZE = 256 * 1024
 """Bytes read from the file at once, and characters written to it."""
 BYTE_ORDER_MARK = "\ufeff"
 """The first character of the file, so that Excel reads UTF-8."""
@@ -60,7 +60,7 @@ class RejectedLines:
         if self._reader is None:
             self._reader = reader
             self._write_header(reader)
-        if self._size + self._text.tell() >= MAX_FILE_BYTES:
+        if self._size + self._text.tell() >= MAX_REJECTED_BYTES:
             self._missing += 1
             return
         row = [unreadable.line] if unreadable else reader.row
@@ -74,14 +74,14 @@ class RejectedLines:
     @property
     def is_flush_due(self) -> bool:
         """Whether so much is in memory that it should be written to the file."""
-        return self._text.tell() >= READ_SIZE
+        return self._text.tell() >= REJECTED_PART_SIZE
 
     async def flush(self) -> None:
         """Write to the file what has been added."""
         content = self._text.getvalue().encode(errors="replace")
         self._text = io.StringIO()
         self._size += len(content)
-        await asyncio.to_thread(self._file.write, content)
+        await on_disk(self._file.write, content)
 
     async def parts(self) -> AsyncGenerator[CsvPart, None]:
         """Yield the file, and delete it at the end."""
@@ -91,8 +91,8 @@ class RejectedLines:
             if self._reader is None:
                 self._text.write(f"{BYTE_ORDER_MARK}{REASON_COLUMN}\n")
             await self.flush()
-            await asyncio.to_thread(self._file.seek, 0)
-            while content := await asyncio.to_thread(self._file.read, READ_SIZE):
+            await on_disk(self._file.seek, 0)
+            while content := await on_disk(self._file.read, REJECTED_PART_SIZE):
                 yield CsvPart(content, content.count(b"\n"))
 
     def __enter__(self) -> Self:

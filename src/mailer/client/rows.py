@@ -8,7 +8,7 @@ from typing import TypeAlias, get_args
 
 import msgspec
 
-from mailer.client.columns import CLIENT_COLUMNS
+from mailer.client.columns import CLIENT_FILE_COLUMNS
 from mailer.client.csv_reader import CsvReader, Record, UnreadableRecord
 from mailer.client.decoding import TextDecoder, is_decoded
 from mailer.client.exporting import unescape_formula
@@ -27,7 +27,7 @@ from mailer.errors import InvalidError
 from mailer.text import clean_label, strip_invisible
 from mailer.validation import check
 
-CSV_COLUMNS = tuple(column.name for column in CLIENT_COLUMNS)
+CSV_COLUMNS = tuple(column.name for column in CLIENT_FILE_COLUMNS)
 """The columns that a file may have."""
 StagedRow: TypeAlias = tuple[int, str, str | None, str | None, str | None, str | None]
 """A row of the staging table: line number, phone, operator code, tag, tag as written, time zone."""

@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import BinaryIO
 
+from mailer.client.disk import on_disk
 from mailer.client.workbook_reader import EXIT_TOO_LARGE
 from mailer.errors import FieldError, InvalidError, UnavailableError
 
@@ -23,7 +24,7 @@ ZIP_SIGNATURE = b"PK\x03\x04"
 """The first bytes of a workbook, which is a ZIP archive."""
 OLD_SIGNATURE = b"\xd0\xcf\x11\xe0"
 """The first bytes of a workbook of Excel 97 to 2003, and of one with a password."""
-READ_SIZE = 64 * 1024
+PIPE_READ_SIZE = 64 * 1024
 """Bytes read from the converter at once."""
 READER_MODULE = "mailer.client.workbook_reader"
 
@@ -33,10 +34,6 @@ OLD_WORKBOOK = (
     " save it without a password as .xlsx or as CSV"
 )
 LARGE_WORKBOOK = "the Excel workbook is too large: save it as CSV"
-
-
-class NoSpaceError(UnavailableError):
-    """There is no disk space for the file; try again later."""
 
 
 class UploadedFile:
@@ -67,22 +64,19 @@ class UploadedFile:
 
     async def _convert(self, start: bytes) -> AsyncGenerator[bytes, None]:
         """Store the file temporarily, and yield it as CSV; it begins with `start`."""
-        with tempfile.TemporaryFile() as file:
-            try:
-                await self._store(file, start)
-            except OSError as error:
-                raise NoSpaceError from error
+        with await on_disk(tempfile.TemporaryFile) as file:
+            await self._store(file, start)
             async with aclosing(_run_reader(file)) as converted:
                 async for part in converted:
                     yield part
 
     async def _store(self, file: BinaryIO, start: bytes) -> None:
-        await asyncio.to_thread(file.write, start)
+        await on_disk(file.write, start)
         async for part in self._parts:
             if file.tell() + len(part) > MAX_WORKBOOK_BYTES:
                 raise _refused(LARGE_WORKBOOK)
-            await asyncio.to_thread(file.write, part)
-        await asyncio.to_thread(file.seek, 0)  # writes what is buffered too
+            await on_disk(file.write, part)
+        await on_disk(file.seek, 0)  # writes what is buffered too
 
 
 async def require_workbook(parts: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
@@ -104,19 +98,25 @@ async def _read_start(parts: AsyncIterator[bytes]) -> bytes:
 
 
 async def _run_reader(file: BinaryIO) -> AsyncGenerator[bytes, None]:
-    """Run the process that reads the workbook `file`, and yield its output."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-P", "-m", READER_MODULE),
-        stdin=file,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
-        env={"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},  # no secrets
-    )
+    """Run the process that reads the workbook `file`, and yield its output.
+
+    Raises `InvalidError` if the process refuses the file, and `UnavailableError` if it cannot run.
+    """
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-P", "-m", READER_MODULE),
+            stdin=file,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+            env={"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},  # no secrets
+        )
+    except OSError as error:  # too many processes
+        raise UnavailableError from error
     output = process.stdout
     if output is None:  # pragma: no cover  # it is a pipe
         raise RuntimeError
     try:
-        while part := await output.read(READ_SIZE):
+        while part := await output.read(PIPE_READ_SIZE):
             yield part
         status = await process.wait()
     finally:

@@ -29,8 +29,8 @@ MAX_SHEET_COLUMNS = 101
 """Columns that are read: one more than a file may have, so that too many are noticed."""
 SAMPLE_ROWS = 20
 """Rows whose longest one is the width of the sheet; shorter rows get empty cells."""
-MAX_MEMORY = 768 * 1024 * 1024
-"""Bytes of memory that the process may have."""
+MAX_MEMORY = 512 * 1024 * 1024
+"""Bytes of memory that the process may have; a million clients need about 150 MB."""
 MAX_SECONDS = 600
 """Seconds of the processor's time that it may take."""
 MAX_EXACT_FLOAT = 2.0**53
