@@ -21,7 +21,7 @@ from mailer.webhook.model import NewWebhook, Redelivery, WebhookChange
 LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 """A time before all times in examples, which must be in the future."""
 METHODS = {"get", "post", "patch", "put", "delete"}
-ACTIONS = ("pause", "resume", "cancel", "retry")
+ACTIONS = ("launch", "pause", "resume", "cancel", "retry")
 GATEWAY_ACTIONS = ("pause", "resume", "release-unknown")
 WEBHOOK_ACTIONS = ("rotate-secret", "test", "redeliver")
 Call = tuple[str, str]

@@ -43,7 +43,7 @@ NO_GATEWAY = by_name()
 NOT_MEASURED = by_name(GatewayThroughput("default", None))
 
 
-def create_draft(**values: Any) -> NewMailing:
+def create_unsaved(**values: Any) -> NewMailing:
     """Return a mailing to all clients, from now on for six hours; `values` replace its fields."""
     now = datetime.now(UTC)
     defaults = {"datetime_start": now, "datetime_end": now + 6 * HOUR, "text": "Half price."}
@@ -61,7 +61,7 @@ def is_after(time: datetime | None, seconds: float, since: datetime) -> bool:
     return time is not None and abs(time - since - timedelta(seconds=seconds)) < TOLERANCE
 
 
-async def test_the_forecast_of_a_draft_counts_matching_clients_by_time_zone(
+async def test_the_forecast_of_a_form_counts_matching_clients_by_time_zone(
     engine: AsyncEngine,
 ) -> None:
     await add_clients(engine, 30, "916", "UTC")
@@ -70,9 +70,9 @@ async def test_the_forecast_of_a_draft_counts_matching_clients_by_time_zone(
     await add_clients(engine, 40, "999", "UTC")  # do not match
     now = datetime.now(UTC)
     codes = AudienceLists(operator_codes=["916", "912"])
-    draft = create_draft(client_filter=codes, **window_around(now))
+    unsaved = create_unsaved(client_filter=codes, **window_around(now))
 
-    expected = await forecast.of_draft(engine, draft, TEN_A_SECOND)
+    expected = await forecast.of_unsaved(engine, unsaved, TEN_A_SECOND)
 
     assert expected.clients == 50
     assert expected.rate == 10
@@ -83,10 +83,10 @@ async def test_the_forecast_of_a_draft_counts_matching_clients_by_time_zone(
 
 async def test_more_workers_are_faster(engine: AsyncEngine) -> None:
     await add_clients(engine, 600)
-    draft = create_draft()
-    expected = await forecast.of_draft(engine, draft, ONE_A_SECOND, workers=3)
+    unsaved = create_unsaved()
+    expected = await forecast.of_unsaved(engine, unsaved, ONE_A_SECOND, workers=3)
     assert expected.rate == 3
-    assert is_after(expected.done_at, 600 / 3, draft.datetime_start)
+    assert is_after(expected.done_at, 600 / 3, unsaved.datetime_start)
 
 
 @pytest.mark.parametrize("gateways", [NO_GATEWAY, NOT_MEASURED])
@@ -94,10 +94,10 @@ async def test_without_a_rate_only_sending_windows_count(
     engine: AsyncEngine, gateways: Gateways
 ) -> None:
     await add_clients(engine, 600)
-    draft = create_draft()
-    expected = await forecast.of_draft(engine, draft, gateways)
+    unsaved = create_unsaved()
+    expected = await forecast.of_unsaved(engine, unsaved, gateways)
     assert expected.rate is None
-    assert is_after(expected.done_at, 0, draft.datetime_start)
+    assert is_after(expected.done_at, 0, unsaved.datetime_start)
 
 
 async def test_other_running_mailings_use_a_part_of_the_capacity(engine: AsyncEngine) -> None:
@@ -110,9 +110,9 @@ async def test_other_running_mailings_use_a_part_of_the_capacity(engine: AsyncEn
         await add_messages(engine, other, clients[200:], "delivered", at=now)
     await add_mailing(engine, clients=600, start=now + HOUR, status="scheduled")
 
-    expected = await forecast.of_draft(engine, create_draft(), ONE_A_SECOND)
+    expected = await forecast.of_unsaved(engine, create_unsaved(), ONE_A_SECOND)
 
-    # 600 messages of the draft and 200 of the other mailing, at one a second
+    # 600 messages of the unsaved and 200 of the other mailing, at one a second
     assert is_after(expected.done_at, 600 + 200, now)
 
 
@@ -125,9 +125,9 @@ async def test_clients_of_another_mailing_that_are_not_enqueued_yet_are_included
     await add_messages(engine, other, clients[:100], "scheduled", at=now)
     await execute(engine, "UPDATE mailing SET audience_cursor = 100")  # 200 are not enqueued yet
 
-    expected = await forecast.of_draft(engine, create_draft(), ONE_A_SECOND)
+    expected = await forecast.of_unsaved(engine, create_unsaved(), ONE_A_SECOND)
 
-    # as many messages of the draft as of the other mailing, at one a second
+    # as many messages of the unsaved as of the other mailing, at one a second
     assert is_after(expected.done_at, 300 + 300, now)
 
 
@@ -156,8 +156,8 @@ async def test_the_forecast_during_enqueuing_counts_all_clients_without_an_outco
 ) -> None:
     await add_clients(engine, 2_000, "916", "Europe/Moscow")
     await add_clients(engine, 4_000, "916", "UTC")
-    draft = create_draft()
-    await service.create(engine, draft, COMMAND_LINE)
+    unsaved = create_unsaved()
+    await service.create(engine, unsaved, COMMAND_LINE)
     [mailing_id] = await do(engine, starting.start_due)
     assert mailing_id is not None
     # the first chunk has 500 clients, the second one 5,000; of each, 250 messages are delivered
@@ -172,20 +172,20 @@ async def test_the_forecast_during_enqueuing_counts_all_clients_without_an_outco
         expected = await forecast.of_mailing(engine, mailing_id, TEN_A_SECOND)
         assert expected is not None
         assert expected.clients == 6_000 - reached
-        assert is_after(expected.done_at, (6_000 - reached) / 10, draft.datetime_start)
+        assert is_after(expected.done_at, (6_000 - reached) / 10, unsaved.datetime_start)
 
 
-async def test_the_forecast_of_a_scheduled_mailing_equals_that_of_its_draft(
+async def test_the_forecast_of_a_scheduled_mailing_equals_that_of_its_form(
     engine: AsyncEngine,
 ) -> None:
     await add_clients(engine, 100, "916", "Europe/Moscow")
     await add_clients(engine, 50, "912")
     start = datetime.now(UTC) + HOUR
-    draft = create_draft(
+    unsaved = create_unsaved(
         datetime_start=start, client_filter="912", **window_around(start + HOUR / 2)
     )
-    created = await service.create(engine, draft, COMMAND_LINE)
-    expected = await forecast.of_draft(engine, draft, ONE_A_SECOND)
+    created = await service.create(engine, unsaved, COMMAND_LINE)
+    expected = await forecast.of_unsaved(engine, unsaved, ONE_A_SECOND)
     assert expected.done_at == start + timedelta(seconds=50)
     assert await forecast.of_mailing(engine, created.id, ONE_A_SECOND) == expected
 
@@ -194,7 +194,7 @@ async def test_the_forecast_of_a_paused_mailing_is_only_for_changes_and_without_
     engine: AsyncEngine,
 ) -> None:
     await add_clients(engine, 5)
-    created = await service.create(engine, create_draft(), COMMAND_LINE)
+    created = await service.create(engine, create_unsaved(), COMMAND_LINE)
     await service.pause(engine, created.id, COMMAND_LINE)
 
     assert await forecast.of_mailing(engine, created.id, ONE_A_SECOND) is None
@@ -208,7 +208,7 @@ async def test_an_ended_mailing_has_no_forecast(engine: AsyncEngine) -> None:
     await add_clients(engine, 5)
     past_its_end = await add_mailing(engine)  # in 2020
     finished = await add_mailing(engine, start=datetime.now(UTC), status="finished")
-    await service.create(engine, create_draft(), COMMAND_LINE)
+    await service.create(engine, create_unsaved(), COMMAND_LINE)
     cancelled = await start_and_enqueue(engine)
     await service.cancel(engine, cancelled, COMMAND_LINE)
     for mailing_id in (past_its_end, finished, cancelled):
@@ -229,15 +229,15 @@ async def test_a_forecast_reads_no_message_and_no_client(engine: AsyncEngine) ->
         expected = await forecast.of_mailing(engine, mailing_id, ONE_A_SECOND)
         assert expected is not None
         assert expected.clients == 5
-        assert (await forecast.of_draft(engine, create_draft(), NO_GATEWAY)).clients == 5
+        assert (await forecast.of_unsaved(engine, create_unsaved(), NO_GATEWAY)).clients == 5
 
 
 # ---- connections and the event loop ----------------------------------------------------------
 # The following functions are all that compute a forecast. Each gets a running mailing.
 
 
-async def forecast_draft(engine: AsyncEngine, _: int) -> object:
-    return await forecast.of_draft(engine, create_draft(), ONE_A_SECOND)
+async def forecast_unsaved(engine: AsyncEngine, _: int) -> object:
+    return await forecast.of_unsaved(engine, create_unsaved(), ONE_A_SECOND)
 
 
 async def forecast_change(engine: AsyncEngine, mailing_id: int) -> object:
@@ -272,7 +272,7 @@ async def read_preview(engine: AsyncEngine, mailing_id: int) -> object:
 
 @pytest.mark.parametrize(
     "read_with_forecast",
-    [forecast_draft, forecast_change, read_statistics, read_page, read_overview, read_preview],
+    [forecast_unsaved, forecast_change, read_statistics, read_page, read_overview, read_preview],
 )
 async def test_no_connection_is_held_while_a_forecast_is_computed(
     engine: AsyncEngine, read_with_forecast: Callable[[AsyncEngine, int], Awaitable[object]]

@@ -49,7 +49,7 @@ async def engine(engine: AsyncEngine) -> AsyncEngine:
     return engine
 
 
-def create_draft(**values: Any) -> NewMailing:
+def create_unsaved(**values: Any) -> NewMailing:
     """Return a mailing to all clients, from now on for six hours; `values` replace its fields."""
     now = datetime.now(UTC)
     defaults = {"datetime_start": now, "datetime_end": now + 6 * HOUR, "text": "Half price."}
@@ -64,13 +64,13 @@ def is_after(time: datetime | None, seconds: float, since: datetime) -> bool:
 async def test_each_operator_code_is_sent_by_its_own_gateways(engine: AsyncEngine) -> None:
     await add_clients(engine, 3_000, "916")
     await add_clients(engine, 6_000, "903")
-    draft = create_draft()
+    unsaved = create_unsaved()
 
-    expected = await forecast.of_draft(engine, draft, GATEWAYS)
+    expected = await forecast.of_unsaved(engine, unsaved, GATEWAYS)
 
     # 916 gets 5 a second of the gateway main and is done after 600 s. Until then, 903 gets 5 of it
     # and 2 of beeline: 4,200 messages; its remaining 1,800 messages get 12 a second.
-    assert is_after(expected.done_at, 600 + 1_800 / 12, draft.datetime_start)
+    assert is_after(expected.done_at, 600 + 1_800 / 12, unsaved.datetime_start)
     assert expected.rate == 12
 
 
@@ -78,18 +78,18 @@ async def test_gateways_of_a_higher_order_count_only_when_the_others_are_out(
     engine: AsyncEngine,
 ) -> None:
     await add_clients(engine, 600, "903")
-    draft = create_draft()
-    in_outage = await forecast.of_draft(engine, draft, by_name(SPARE))
-    assert is_after(in_outage.done_at, 600, draft.datetime_start)
-    usual = await forecast.of_draft(engine, draft, GATEWAYS)
-    assert is_after(usual.done_at, 600 / 12, draft.datetime_start)
+    unsaved = create_unsaved()
+    in_outage = await forecast.of_unsaved(engine, unsaved, by_name(SPARE))
+    assert is_after(in_outage.done_at, 600, unsaved.datetime_start)
+    usual = await forecast.of_unsaved(engine, unsaved, GATEWAYS)
+    assert is_after(usual.done_at, 600 / 12, unsaved.datetime_start)
 
 
 async def test_a_mailing_with_a_gateway_of_its_own_uses_no_other(engine: AsyncEngine) -> None:
     await add_clients(engine, 600, "916")
-    draft = create_draft(gateway="beeline")
-    expected = await forecast.of_draft(engine, draft, GATEWAYS)
-    assert is_after(expected.done_at, 600 / 2, draft.datetime_start)
+    unsaved = create_unsaved(gateway="beeline")
+    expected = await forecast.of_unsaved(engine, unsaved, GATEWAYS)
+    assert is_after(expected.done_at, 600 / 2, unsaved.datetime_start)
     assert expected.rate == 2
 
 
@@ -99,7 +99,7 @@ async def test_clients_whose_gateways_are_out_are_not_promised_anything(
     await add_clients(engine, 600, "903")
     await add_clients(engine, 100, "916")
 
-    expected = await forecast.of_draft(engine, create_draft(), by_name(BEELINE))
+    expected = await forecast.of_unsaved(engine, create_unsaved(), by_name(BEELINE))
 
     assert (expected.clients, expected.reached) == (700, 600)
     assert (expected.without_gateway, expected.done_at) == (100, None)
@@ -113,9 +113,9 @@ async def test_operator_codes_and_time_zones_of_an_audience_are_counted_jointly(
     await add_clients(engine, 30, "903", "Asia/Vladivostok")
     now = datetime.now(UTC)
     opens, closes = (f"{now + step:%H:%M:%S}" for step in (-HOUR, HOUR))
-    draft = create_draft(send_interval_time_start=opens, send_interval_time_end=closes)
+    unsaved = create_unsaved(send_interval_time_start=opens, send_interval_time_end=closes)
 
-    expected = await forecast.of_draft(engine, draft, by_name(BEELINE))
+    expected = await forecast.of_unsaved(engine, unsaved, by_name(BEELINE))
 
     [shortfall] = expected.shortfalls
     assert (shortfall.time_zone, shortfall.clients) == ("Asia/Vladivostok", 30)
@@ -184,7 +184,7 @@ async def test_other_mailings_use_the_gateways_of_their_own_clients(engine: Asyn
     await execute(engine, f"UPDATE mailing SET gateway = 'spare' WHERE id = {with_gateway}")  # noqa: S608  # a number
     gateways = by_name(GatewayThroughput("main", 1), GatewayThroughput("spare", 1))
 
-    expected = await forecast.of_draft(engine, create_draft(client_filter="916"), gateways)
+    expected = await forecast.of_unsaved(engine, create_unsaved(client_filter="916"), gateways)
 
     # The second mailing uses both gateways and shares the first one with two mailings, the second
     # one with one. So it gets 1/3 + 1/2 a second and is done after 720 s. By then, 240 messages of
@@ -200,18 +200,18 @@ async def test_mailings_without_messages_yet_are_assumed_to_be_split_alike(
     await add_clients(engine, 300, "903")
     await add_mailing(engine, clients=300, start=now)
     await execute(engine, "UPDATE mailing SET audience_cursor = 1, audience_until = 301")
-    expected = await forecast.of_draft(engine, create_draft(), by_name(BEELINE))
+    expected = await forecast.of_unsaved(engine, create_unsaved(), by_name(BEELINE))
     assert is_after(expected.done_at, 300, now)  # each of both gets one a second
 
 
-async def test_the_forecast_of_a_scheduled_mailing_equals_that_of_its_draft(
+async def test_the_forecast_of_a_scheduled_mailing_equals_that_of_its_form(
     engine: AsyncEngine,
 ) -> None:
     await add_clients(engine, 100, "903", "Europe/Moscow")
     await add_clients(engine, 50, "916")
-    draft = create_draft(datetime_start=datetime.now(UTC) + HOUR)
-    created = await service.create(engine, draft, COMMAND_LINE)
-    expected = await forecast.of_draft(engine, draft, GATEWAYS)
+    unsaved = create_unsaved(datetime_start=datetime.now(UTC) + HOUR)
+    created = await service.create(engine, unsaved, COMMAND_LINE)
+    expected = await forecast.of_unsaved(engine, unsaved, GATEWAYS)
     assert await forecast.of_mailing(engine, created.id, GATEWAYS) == expected
 
 

@@ -46,8 +46,8 @@ class ForecastBasis(msgspec.Struct, frozen=True):
     these are cancelled messages already, and not counted here."""
 
 
-async def read_draft_basis(
-    connection: AsyncConnection, draft: NewMailing, gateways: Gateways, workers: int = 1
+async def read_unsaved_basis(
+    connection: AsyncConnection, new: NewMailing, gateways: Gateways, workers: int = 1
 ) -> ForecastBasis:
     """Read the basis of the forecast of a mailing that is not saved yet.
 
@@ -55,7 +55,7 @@ async def read_draft_basis(
     workers. If there are none, the forecast considers sending windows only.
     """
     reader = await _BasisReader.create(connection, [], gateways, workers)
-    return await reader.read_draft(draft)
+    return await reader.read_unsaved(new)
 
 
 async def read_basis(
@@ -65,7 +65,9 @@ async def read_basis(
     workers: int = 1,
     changes: MailingChange | None = None,
 ) -> ForecastBasis | None:
-    """Read the basis of the forecast of a mailing from now on. Parameters as in `read_draft_basis`.
+    """Read the basis of the forecast of a mailing from now on.
+
+    Parameters as in `read_unsaved_basis`.
 
     Return None when the mailing has ended. Return None too when it is paused or held, because it is
     not known when it continues.
@@ -133,12 +135,12 @@ class _BasisReader:
             known_shares |= {id_: routing.shares(codes) for id_, codes in by_code.items()}
         return cls(connection, load, of_workers(gateways, workers), routing, known_shares)
 
-    async def read_draft(self, draft: NewMailing) -> ForecastBasis:
-        """Do what `read_draft_basis` does."""
-        groups = await self._audience(draft)
+    async def read_unsaved(self, new: NewMailing) -> ForecastBasis:
+        """Do what `read_unsaved_basis` does."""
+        groups = await self._audience(new)
         capacity = self._capacity(None, groups)
-        opted_out = await self._count_opted_out(draft)
-        return ForecastBasis(draft, groups, self._load.now, capacity, opted_out)
+        opted_out = await self._count_opted_out(new)
+        return ForecastBasis(new, groups, self._load.now, capacity, opted_out)
 
     async def read(
         self, before: Mailing, changes: MailingChange | None = None

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.db import workers as database_workers
 from mailer.db.engine import snapshot
-from mailer.forecast.basis import ForecastBasis, read_basis, read_draft_basis
+from mailer.forecast.basis import ForecastBasis, read_basis, read_unsaved_basis
 from mailer.forecast.model import Forecast, forecast
 from mailer.forecast.tiers import Gateways
 from mailer.mailing import store as mailings
@@ -57,12 +57,12 @@ async def read_capacity(
     )
 
 
-async def of_draft(
-    engine: AsyncEngine, draft: NewMailing, gateways: Gateways, workers: int = 1
+async def of_unsaved(
+    engine: AsyncEngine, new: NewMailing, gateways: Gateways, workers: int = 1
 ) -> Forecast:
-    """Return the forecast of a mailing that is not saved yet; see `read_draft_basis`."""
+    """Return the forecast of a mailing that is not saved yet; see `read_unsaved_basis`."""
     async with snapshot(engine) as connection:
-        basis = await read_draft_basis(connection, draft, gateways, workers)
+        basis = await read_unsaved_basis(connection, new, gateways, workers)
     return await _compute(basis)
 
 

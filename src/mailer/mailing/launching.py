@@ -58,7 +58,7 @@ async def start_now(
             await _launch_locked(connection, mailing, actor, approval_above, start)
         else:
             ensure_consistent(mailing, start)
-            await _save(connection, mailing, actor, "mailing_changed", start)
+            await _save_audited(connection, mailing, actor, "mailing_changed", start)
         started = await store.get(connection, mailing_id)
     log.info("mailing_started_now", mailing_id=mailing_id, clients=started.clients_count)
     return started
@@ -89,10 +89,10 @@ async def _launch_locked(
         "is_closed": False,
         "clients_count": await audience.count(connection, draft.client_filter),
     }
-    return await _save(connection, draft, actor, "mailing_launched", columns)
+    return await _save_audited(connection, draft, actor, "mailing_launched", columns)
 
 
-async def _save(
+async def _save_audited(
     connection: AsyncConnection,
     mailing: Mailing,
     actor: Actor,

@@ -180,7 +180,7 @@ def read_change(
     return MailingChange(**{name: getattr(changed_mailing, name) for name in changed_names})
 
 
-def read_draft(
+def read_typed(
     values: FormValues, mailing: Mailing | None, now: datetime
 ) -> tuple[MailingChange, dict[str, str]]:
     """Return what is valid in a form that is being filled in, and the message of each wrong field.

@@ -81,9 +81,9 @@ class MailingFormPage(msgspec.Struct, frozen=True, kw_only=True):
     async def _variables(self, values: fields.FormValues) -> dict[str, Any]:
         """Return the variables of the templates of the form and of the preview."""
         now, zone = database_clock.now(), fields.zone_of(values)
-        draft, draft_errors = fields.read_draft(values, self.mailing, now)
+        typed, typed_errors = fields.read_typed(values, self.mailing, now)
         built_preview = await build_preview(
-            self.engine, draft, values["text"], zone, self.channels, self.mailing
+            self.engine, typed, values["text"], zone, self.channels, self.mailing
         )
         async with self.engine.connect() as connection:
             gateway_names = await routes.gateway_names(connection)
@@ -94,7 +94,7 @@ class MailingFormPage(msgspec.Struct, frozen=True, kw_only=True):
             "intent": intent,
             "now": now,
             "needs_approval": needs_approval and intent.must_type(self.approval_above or 0),
-            "draft_errors": draft_errors,
+            "typed_errors": typed_errors,
             "forecast": built_preview.forecast,
             "capacity": built_preview.capacity,
             # the form is in its own time zone, even if the viewer chooses another one

@@ -157,21 +157,21 @@ class Preview(msgspec.Struct, frozen=True, kw_only=True):
 
 async def build_preview(  # noqa: PLR0913, PLR0917  # the form, and what its forecast depends on
     engine: AsyncEngine,
-    draft: MailingChange,
+    typed: MailingChange,
     text: str,
     zone: str,
     channels: Channels,
     mailing: Mailing | None,
 ) -> Preview:
-    """Return the preview of a draft: the valid values of a form, except its `text`.
+    """Return the preview of a form: `typed` are its valid values, except the `text`.
 
     `text` is the text as typed, even if it is not valid. `zone` is the time zone of the form's
     local times, `channels` the gateways, and `mailing` the mailing that the form changes (None if
     it creates one).
     """
     now, gateways = database_clock.now(), usable_gateways(channels)
-    client_filter, opted_out = draft.client_filter, 0
-    purpose = _known_purpose(draft, mailing)
+    client_filter, opted_out = typed.client_filter, 0
+    purpose = _known_purpose(typed, mailing)
     clients_by_zone, sample = dict[str, int](), list[Client]()
     text_preview = preview_text(text)
     async with engine.connect() as connection:
@@ -181,11 +181,11 @@ async def build_preview(  # noqa: PLR0913, PLR0917  # the form, and what its for
             if purpose == "marketing":
                 opted_out = await audience.count(connection, client_filter, opted_out=True)
         capacity = await forecasts.read_capacity(connection, gateways, mailing)
-        expected_cost = await _expected_cost(connection, draft, mailing, text_preview, channels)
-        start, end = _known_moment(draft.datetime_start), _known_moment(draft.datetime_end)
+        expected_cost = await _expected_cost(connection, typed, mailing, text_preview, channels)
+        start, end = _known_moment(typed.datetime_start), _known_moment(typed.datetime_end)
         intent = await read_intent(connection, mailing, client_filter, purpose, start, now)
     day = _preview_day(start, end, now, zone)
-    window = window_between(draft.send_interval_time_start, draft.send_interval_time_end)
+    window = window_between(typed.send_interval_time_start, typed.send_interval_time_end)
     zones_by_size = sorted(clients_by_zone.items(), key=lambda item: (-item[1], item[0]))
     clients = sum(clients_by_zone.values())
     windows = tuple(
@@ -202,7 +202,7 @@ async def build_preview(  # noqa: PLR0913, PLR0917  # the form, and what its for
         other_clients=clients - sum(shown.clients for shown in windows),
         start=start,
         end=end,
-        forecast=await _forecast(engine, draft, gateways, capacity.workers, mailing),
+        forecast=await _forecast(engine, typed, gateways, capacity.workers, mailing),
         capacity=capacity,
         cost=expected_cost,
         intent=intent,
@@ -211,36 +211,36 @@ async def build_preview(  # noqa: PLR0913, PLR0917  # the form, and what its for
 
 async def _expected_cost(
     connection: AsyncConnection,
-    draft: MailingChange,
+    typed: MailingChange,
     mailing: Mailing | None,
     text: TextPreview,
     channels: Channels,
 ) -> Cost | None:
     """Return the cost if each client of the audience gets the text; None if it is not known."""
-    if draft.client_filter is UNSET:
+    if typed.client_filter is UNSET:
         return None
-    gateway = draft.gateway
+    gateway = typed.gateway
     if gateway is UNSET:
         gateway = None if mailing is None else mailing.gateway
     return await estimate_cost(
         connection,
-        draft.client_filter,
+        typed.client_filter,
         gateway,
         text.size.parts,
         channels,
-        opted_out=excluded_opt_outs(_known_purpose(draft, mailing)),
+        opted_out=excluded_opt_outs(_known_purpose(typed, mailing)),
     )
 
 
-def _known_purpose(draft: MailingChange, mailing: Mailing | None) -> Purpose:
-    """Return the purpose of a draft; if it has none, that of the mailing or the default."""
-    if draft.purpose is not UNSET:
-        return draft.purpose
+def _known_purpose(typed: MailingChange, mailing: Mailing | None) -> Purpose:
+    """Return the purpose in a form; if it has none, that of the mailing or the default."""
+    if typed.purpose is not UNSET:
+        return typed.purpose
     return "marketing" if mailing is None else mailing.purpose
 
 
-def _known_moment(moment: Any) -> datetime | None:  # noqa: ANN401  # a field of a draft
-    """Return the moment of a draft's field in UTC; None if the field is not set."""
+def _known_moment(moment: Any) -> datetime | None:  # noqa: ANN401  # a field of a form
+    """Return the moment of a field in UTC; None if the field is not set."""
     return moment.astimezone(UTC) if isinstance(moment, datetime) else None
 
 
@@ -295,19 +295,19 @@ def utc_offset(offset: timedelta) -> str:
 
 async def _forecast(
     engine: AsyncEngine,
-    draft: MailingChange,
+    typed: MailingChange,
     gateways: Gateways,
     workers: int,
     mailing: Mailing | None,
 ) -> Forecast | None:
-    """Return the forecast, or None while the draft is not complete enough."""
-    values = draft.provided_values()
+    """Return the forecast, or None while the form is not complete enough."""
+    values = typed.provided_values()
     has_period_and_audience = values.keys() >= REQUIRED_FOR_FORECAST
     has_opening = values.get("send_interval_time_start") is not None
     has_closing = values.get("send_interval_time_end") is not None
     if not has_period_and_audience or has_opening != has_closing:
         return None
     if mailing is not None:
-        return await forecasts.of_mailing(engine, mailing.id, gateways, workers, draft)
+        return await forecasts.of_mailing(engine, mailing.id, gateways, workers, typed)
     new = NewMailing(**{"text": " ", **values})  # the text does not matter, but is required
-    return await forecasts.of_draft(engine, new, gateways, workers)
+    return await forecasts.of_unsaved(engine, new, gateways, workers)
