@@ -8,7 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.access import audit, reauthorize
 from mailer.access.model import Actor
-from mailer.client.store import normalize_filter
+from mailer.client.store import find_ids_by_phone, normalize_filter
 from mailer.db.csv_export import CsvPart, CsvSource, copy_in_chunks
 
 # A spreadsheet runs a cell that begins with a sign such as = as a formula. An apostrophe before the
@@ -60,7 +60,8 @@ async def export_clients(
 ) -> AsyncGenerator[CsvPart, None]:
     """Yield as CSV the clients whose fields equal `filters`, oldest first; deleted ones excluded.
 
-    `opted_out` is whether they have opted out; None for both.
+    The filter `phone` is a `PhoneSearch`. `opted_out` is whether they have opted out; None for
+    both.
 
     PostgreSQL's COPY quotes the fields. A formula in a tag gets an apostrophe, which an import
     removes. A null tag is written as an empty field, which an import reads as null; no stored tag
@@ -75,7 +76,12 @@ async def export_clients(
         condition = f"opted_out_at IS {'NOT ' if opted_out else ''}NULL"
         source = source._replace(where=f"{source.where} AND {condition}")
         filtered_by.append("opted_out")
-    chunks = copy_in_chunks(engine, source, normalize_filter(filters))
+    conditions: dict[str, str | list[int]] = {**normalize_filter(filters)}
+    if (searched := filters.get("phone")) is not None:
+        del conditions["phone"]
+        async with engine.connect() as connection:
+            conditions["id"] = await find_ids_by_phone(connection, searched)
+    chunks = copy_in_chunks(engine, source, conditions)
     async with aclosing(
         reauthorize.stream_while_authorized(engine, actor, "read", chunks)
     ) as parts:
