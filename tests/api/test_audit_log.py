@@ -194,7 +194,7 @@ def writes_entry(function: str) -> bool:
 
     Methods of `self` with such a name write something else.
     """
-    is_audit_function = function.endswith(("record", "_write_audit", "_change_state"))
+    is_audit_function = function.endswith(("record", "_change_state", "stream_audited"))
     return is_audit_function and not function.startswith("self.")
 
 

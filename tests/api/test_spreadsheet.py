@@ -16,6 +16,7 @@ from tests.factories import (
     add_messages,
     channel_of,
     execute,
+    value,
 )
 
 from mailer.app import create_app
@@ -128,6 +129,19 @@ async def test_a_file_of_several_chunks_has_one_header(
     rows = list(csv.reader(io.StringIO(await download(browser))))
     assert len(rows) == 1 + len(CLIENTS) + len(clients)
     assert [row[0] for row in rows if not row[0].isdecimal()] == ["\ufeffPhone"]
+
+
+async def test_the_audit_log_has_a_download_before_its_first_byte(
+    browser: httpx.AsyncClient, engine: AsyncEngine
+) -> None:
+    await download(browser, "status=delivered&phone=0001")
+    entry = await value(engine, "SELECT to_jsonb(audit) FROM audit ORDER BY id DESC LIMIT 1")
+    assert (entry["action"], entry["target_kind"], entry["target_id"]) == (
+        "messages_exported",
+        "mailing",
+        1,
+    )
+    assert entry["after"] == {"filter": ["client_id", "status"]}
 
 
 async def test_a_value_that_looks_like_a_parameter_of_sql_stays_as_it_is(

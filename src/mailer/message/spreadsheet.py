@@ -13,8 +13,9 @@ from typing import Literal
 import msgspec
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from mailer.access import audit
+from mailer.access.audited_export import stream_audited
 from mailer.access.model import Actor
-from mailer.access.reauthorize import stream_while_authorized
 from mailer.client.exporting import escape_formula_sql
 from mailer.db.csv_export import (
     CsvFilters,
@@ -83,7 +84,8 @@ def export_spreadsheet(  # noqa: PLR0913, PLR0917  # what the file has, and who 
     """Yield a mailing's messages as CSV for spreadsheets, ordered by client.
 
     The file begins with a byte order mark, by which Excel recognizes UTF-8. No value is one that a
-    spreadsheet interprets as a formula. Raises `AccessRevokedError` in the middle of the file when
+    spreadsheet interprets as a formula. The start of the export is written to the audit log before
+    the first part is yielded. Raises `AccessRevokedError` in the middle of the file when
     `actor` may no longer read.
     """
     conditions = {"mailing_id": mailing_id, **filters}
@@ -97,7 +99,15 @@ def export_spreadsheet(  # noqa: PLR0913, PLR0917  # what the file has, and who 
         DELIMITER_CHARACTERS[separator], _header(words, DELIMITER_CHARACTERS[separator])
     )
     chunks = copy_in_chunks(engine, source, conditions, constants, layout)
-    return stream_while_authorized(engine, actor, "read", chunks)
+    return stream_audited(
+        engine,
+        actor,
+        chunks,
+        "messages_exported",
+        audit.Target("mailing", mailing_id),
+        # names only: the ids of clients may identify one
+        after={"filter": sorted(filters)},
+    )
 
 
 def _header(words: SpreadsheetWords, delimiter: str) -> bytes:
