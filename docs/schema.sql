@@ -1535,6 +1535,8 @@ CREATE INDEX client_operator_code_id_idx ON client USING btree (operator_code, i
 
 CREATE INDEX client_opted_out_idx ON client USING btree (id) INCLUDE (operator_code, tag, time_zone) WHERE ((opted_out_at IS NOT NULL) AND (deleted_at IS NULL));
 
+CREATE INDEX client_reversed_phone_idx ON client USING btree (reverse((phone)::text) text_pattern_ops) WHERE (deleted_at IS NULL);
+
 CREATE INDEX client_segment_idx ON client USING btree (operator_code, time_zone, tag) WHERE (deleted_at IS NULL);
 
 CREATE INDEX client_tag_id_idx ON client USING btree (tag, id) INCLUDE (operator_code, time_zone) WHERE ((tag IS NOT NULL) AND (deleted_at IS NULL));
@@ -1585,6 +1587,8 @@ CREATE INDEX mailing_words_idx ON mailing USING gin (mailing_words(id, (text)::t
 
 CREATE INDEX message_awaiting_idx ON message USING btree (mailing_id, sent_at) WHERE (((status)::text = 'sent'::text) AND (reason IS NULL));
 
+CREATE INDEX message_client_id_status_id_idx ON message USING btree (client_id, status, id) WHERE ((status)::text <> ALL ((ARRAY['scheduled'::character varying, 'sending'::character varying])::text[]));
+
 CREATE UNIQUE INDEX message_count_key ON message_count USING btree (mailing_id, dimension, key, bucket_start) NULLS NOT DISTINCT;
 
 CREATE INDEX message_due_idx ON message USING btree (mailing_id, route, due_at, id) WHERE ((status)::text = 'scheduled'::text);
@@ -1622,6 +1626,8 @@ CREATE INDEX reply_part_phone_idx ON reply_part USING btree (phone);
 CREATE INDEX reply_phone_id_idx ON reply USING btree (phone, id) WHERE (phone IS NOT NULL);
 
 CREATE INDEX reply_received_at_idx ON reply USING btree (received_at);
+
+CREATE INDEX reply_reversed_phone_idx ON reply USING btree (reverse((phone)::text) text_pattern_ops) WHERE (phone IS NOT NULL);
 
 CREATE INDEX reply_unread_idx ON reply USING btree (id) WHERE (read_at IS NULL);
 

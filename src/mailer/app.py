@@ -20,6 +20,7 @@ from mailer.gateway_control.api import GatewayController
 from mailer.idempotency.middleware import Idempotency, claim_of
 from mailer.limits import RateLimiter
 from mailer.mailing.api import MailingController
+from mailer.message.api import MessageController
 from mailer.oidc.provider import create_provider
 from mailer.opt_out.api import OptOutController
 from mailer.reply.api import ReplyController
@@ -89,6 +90,7 @@ def create_app(  # noqa: PLR0913  # the dependencies of the handlers
             OptOutController,
             ErasureController,
             MailingController,
+            MessageController,
             StatisticsController,
             GatewayController,
             WebhookController,

@@ -114,7 +114,7 @@ async def test_links_between_pages_lead_through_all_mailings_and_back(
 # ---- messages -------------------------------------------------------------------------------
 
 
-async def test_a_message_has_these_fields_and_no_personal_data(
+async def test_a_message_has_these_fields(
     api: httpx.AsyncClient, engine: AsyncEngine, clients: dict[str, int]
 ) -> None:
     created = await create_mailing(api, DUE | {"client_filter": "vip"})
@@ -124,6 +124,7 @@ async def test_a_message_has_these_fields_and_no_personal_data(
         "id": row["id"],
         "mailing_id": created["id"],
         "client_id": clients["vip"],
+        "phone": "79160000001",
         "status": "scheduled",
         "reason": None,
         "last_failure": None,

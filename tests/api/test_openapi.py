@@ -39,6 +39,8 @@ CALLS: dict[Call, str] = {
     ("delete", "/api/v1/mailings/{mailing_id}"): "204",
     ("get", "/api/v1/mailings/{mailing_id}/messages"): "200",
     ("post", "/api/v1/mailings/{mailing_id}/launch"): "200",
+    ("get", "/api/v1/messages"): "200",
+    ("get", "/api/v1/messages/{message_id}"): "200",
     ("get", "/api/v1/mailings/{mailing_id}/statistics"): "200",
     ("get", "/api/v1/mailings/{mailing_id}/versions"): "200",
     **{("post", f"/api/v1/mailings/{{mailing_id}}/{call}"): "200" for call in ACTIONS},
@@ -75,6 +77,7 @@ QUERIES = {
     "/api/v1/mailings/{mailing_id}/messages": {
         *("status", "reason", "client_id", "gateway", "limit", "before", "after"),
     },
+    "/api/v1/messages": {"phone", "client_id", "status", "limit", "before", "after"},
     "/api/v1/replies": {
         *("phone", "client_id", "mailing_id", "unread", "limit", "before", "after"),
     },

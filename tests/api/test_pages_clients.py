@@ -98,6 +98,26 @@ async def test_a_phone_is_found_in_every_usual_notation(
     assert form_values(page)["phone"] == notation.replace("%2B", "+")
 
 
+@pytest.mark.parametrize("digits", ["0002", "00 02", "000-00-02", "0300-00002", "9030000002"])
+async def test_a_client_is_found_by_the_last_digits_of_the_phone(
+    api: httpx.AsyncClient, digits: str
+) -> None:
+    await create_client(api, phone=ANNA)
+    await create_client(api, phone=BORIS, tag="vip")
+    await create_client(api, phone="79000002000")  # the digits are not the last ones
+    assert listed_phones(await get_page(api, f"/clients?phone={digits}")) == [BORIS]
+    assert listed_phones(await get_page(api, f"/clients?phone={digits}&tag=vip")) == [BORIS]
+    assert "No clients match." in await get_page(api, f"/clients?phone={digits}&tag=new")
+    exported = (await api.get(f"{SITE}/clients.csv?phone={digits}")).text
+    assert [line.split(",")[0] for line in exported.splitlines()] == ["phone", BORIS]
+
+
+async def test_the_api_finds_a_client_by_the_whole_phone_alone(api: httpx.AsyncClient) -> None:
+    await create_client(api, phone=ANNA)
+    assert (await api.get(f"/clients?phone={ANNA}")).json()["count"] == 1
+    assert (await api.get("/clients?phone=0001")).status_code == 400
+
+
 async def test_links_between_pages_keep_the_filter(api: httpx.AsyncClient) -> None:
     for n in range(5):
         await create_client(api, phone=f"7916000000{n}", tag="a & b")
@@ -118,7 +138,7 @@ async def test_links_between_pages_keep_the_filter(api: httpx.AsyncClient) -> No
 @pytest.mark.parametrize(
     ("query", "field", "message"),
     [
-        ("phone=12", "phone", "must be 7 and ten more digits"),
+        ("phone=12", "phone", "must be a phone, such as 79161234567, or its last"),
         ("operator_code=91", "operator_code", "must be three digits"),
         ("tag=" + "x" * 65, "tag", "at most 64 characters"),
         ("time_zone=Moscow", "time_zone", "must be a time zone such as Europe/Moscow"),

@@ -45,7 +45,9 @@ async def test_the_list_shows_phones_of_clients_only(api: httpx.AsyncClient) -> 
     assert "no client, phone not stored" in text
 
 
-async def test_the_list_finds_a_phone_in_any_format(api: httpx.AsyncClient) -> None:
+async def test_the_list_finds_a_phone_in_any_format_and_by_its_last_digits(
+    api: httpx.AsyncClient,
+) -> None:
     await create_client(api, phone=ANNA)
     await opt_out(api, ANNA)
     await opt_out(api, BORIS)
@@ -53,10 +55,13 @@ async def test_the_list_finds_a_phone_in_any_format(api: httpx.AsyncClient) -> N
     found = await get_text(api, "/opt-outs?phone=8 903 000-00-02")
     assert "1 opt-out" in found
     assert "8 903 000-00-02 no client" in found
+    # last digits find opt-outs of clients: of others no phone is stored
+    assert listed_phones(await get_page(api, "/opt-outs?phone=0001")) == [ANNA]
+    assert "No opt-outs match." in await get_text(api, "/opt-outs?phone=0002")
     missing = await get_text(api, "/opt-outs?phone=79990000000")
-    assert "This phone has not opted out." in missing
+    assert "No opt-outs match." in missing
     wrong = await get_page(api, "/opt-outs?phone=916", status=400)
-    assert "must be 7 and ten more digits" in wrong
+    assert "or its last 4 to 10 digits" in wrong
 
 
 async def test_the_list_has_pages(api: httpx.AsyncClient) -> None:

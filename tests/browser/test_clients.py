@@ -108,7 +108,7 @@ async def test_an_invalid_filter_is_an_error_beside_its_field(
     phone = page.get_by_label("Phone")
     await expect(phone).to_have_value("916")
     await expect(phone).to_have_accessible_description(
-        "must be 7 and ten more digits, such as 79161234567"
+        "Whole, or its last digits must be a phone, such as 79161234567, or its last 4 to 10 digits"
     )
     await check_accessibility(page)
     await page.get_by_role("alert").get_by_role("link", name="Phone").click()

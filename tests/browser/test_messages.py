@@ -3,7 +3,7 @@
 import pytest
 from playwright.async_api import Page, expect
 from tests.browser.accessibility import check_accessibility
-from tests.browser.api_data import add_finished_with_failure
+from tests.browser.api_data import add_finished_with_failure, add_mailing
 from tests.browser.measure import overflows
 from tests.browser.page_errors import PageErrors
 from tests.browser.page_states import every_page_state
@@ -80,20 +80,48 @@ async def test_an_invalid_phone_stays_in_its_field(
 ) -> None:
     await page.goto(f"/mailings/{mailing_id}/messages")
     page_errors.expect("status", "400 GET at .*/messages")
-    await page.get_by_label("Phone").fill("12345")
+    await page.get_by_label("Phone").fill("123")
     await page.keyboard.press("Enter")
     await expect(page.get_by_role("alert")).to_be_focused()
-    await expect(page.get_by_label("Phone")).to_have_value("12345")
+    await expect(page.get_by_label("Phone")).to_have_value("123")
     await expect(page.get_by_label("Phone")).to_have_attribute("aria-invalid", "true")
     await check_accessibility(page)
 
 
 async def test_the_download_contains_the_filtered_messages(page: Page, mailing_id: int) -> None:
     await page.goto(f"/mailings/{mailing_id}/messages?status=undelivered")
+    await page.get_by_label("Separator").select_option("semicolon")
     async with page.expect_download() as downloading:
-        await page.get_by_role("link", name="Download as CSV").click()
+        await page.get_by_role("button", name="Download as CSV").click()
     download = await downloading.value
     assert download.suggested_filename == f"mailing-{mailing_id}.csv"
-    lines = (await download.path()).read_text().splitlines()
-    assert len(lines) == 2
-    assert "rejected_400" in lines[1]
+    header, line = (await download.path()).read_text().splitlines()
+    assert header.startswith("\ufeffPhone;Tag;")
+    assert line.startswith(
+        "79160000001;of messages;UTC;;undelivered;the gateway rejected it with 400"
+    )
+
+
+@every_page_state
+async def test_a_client_is_found_by_last_digits_and_shows_messages_of_two_mailings(
+    page: Page, mailing_id: int, mailer: MailerProcess
+) -> None:
+    text = "Your order is ready.\n" + "Come to the shop at any time today. " * 5
+    second_id = await add_mailing(mailer, starts_in=0, client_filter="of messages", text=text)
+    await mailer.finished(second_id)
+    await page.goto("/clients")
+    await page.locator("#phone").fill("00-02")  # in both languages
+    await page.keyboard.press("Enter")
+    await page.get_by_role("link", name="79160000002").click()
+    rows = page.locator("section[aria-labelledby=messages] tbody tr")
+    newest = rows.first
+    await expect(newest.get_by_role("link", name=f"#{second_id}", exact=True)).to_be_visible()
+    await expect(rows.last.get_by_role("link", name=f"#{mailing_id}", exact=True)).to_be_visible()
+    await newest.locator("summary").click()
+    await expect(newest.locator("details p")).to_be_visible()
+    assert await overflows(page) == []
+    await check_accessibility(page)
+    message = newest.locator("th a")
+    number = await message.inner_text()
+    await message.click()
+    await expect(page.get_by_role("heading", level=1)).to_contain_text(number.removeprefix("#"))

@@ -218,10 +218,10 @@ async def test_words_too_long_for_the_index_are_found_by_their_beginning(
 async def test_a_client_is_found_by_phone_until_it_is_deleted(engine: AsyncEngine) -> None:
     _, client_id = await add_clients(engine, 2)
 
-    async def id_of(phone: str) -> int | None:
-        return await do(engine, lambda db: clients.find_id_by_phone(db, phone))
+    async def ids_of(phone: str) -> list[int]:
+        return await do(engine, lambda db: clients.find_ids_by_phone(db, phone))
 
-    assert await id_of("79160000002") == client_id
-    assert await id_of("79160000009") is None
+    assert await ids_of("79160000002") == [client_id]
+    assert await ids_of("79160000009") == []
     await do(engine, lambda db: clients.erase(db, client_id))
-    assert await id_of("79160000002") is None
+    assert await ids_of("79160000002") == []

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.examples import thorough
 
-from mailer.client.phone import is_rounded, normalize_phone
+from mailer.client.phone import is_rounded, normalize_phone, normalize_phone_search
+from mailer.client.phone_search import is_phone_search
 
 ANNA = "79161234567"
 
@@ -64,6 +65,30 @@ def test_text_that_is_no_russian_phone_is_only_stripped(text: str) -> None:
 def test_normalizing_twice_changes_nothing(text: str) -> None:
     normalized = normalize_phone(text)
     assert normalize_phone(normalized) == normalized
+
+
+@pytest.mark.parametrize(
+    ("text", "searched"),
+    [
+        ("+7 (916) 123-45-67", ANNA),
+        ("9161234567", ANNA),
+        ("4567", "4567"),
+        (" 45-67 ", "4567"),
+        ("123 45 67", "1234567"),
+        ("7123456789", "7123456789"),  # a phone has a digit more
+    ],
+)
+def test_a_search_has_a_whole_phone_or_its_last_digits(text: str, searched: str) -> None:
+    assert normalize_phone_search(text) == searched
+    assert is_phone_search(searched)
+
+
+@pytest.mark.parametrize(
+    "text", ["567", "5-6-7", "+4567", "456x", "791612345678", "", "order 4567"]
+)
+def test_other_text_is_no_search_for_a_phone(text: str) -> None:
+    assert normalize_phone_search(f" {text}") == text
+    assert not is_phone_search(text)
 
 
 @pytest.mark.parametrize("text", ["7,91612E+10", "7.916123456e10", " 8E+10 "])

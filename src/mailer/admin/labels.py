@@ -120,6 +120,7 @@ ACTION_LABELS = {
     "client_opted_out": gettext_noop("Client opted out"),
     "client_opted_in": gettext_noop("Client opted in again"),
     "opt_outs_imported": gettext_noop("Opt-outs imported"),
+    "messages_exported": gettext_noop("Messages exported"),
     "opt_outs_exported": gettext_noop("Opt-outs exported"),
     "key_created": gettext_noop("API key created"),
     "key_revoked": gettext_noop("API key revoked"),

@@ -6,9 +6,10 @@ from contextlib import aclosing
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from mailer.access import audit, reauthorize
+from mailer.access import audit
+from mailer.access.audited_export import stream_audited
 from mailer.access.model import Actor
-from mailer.client.store import normalize_filter
+from mailer.client.store import find_ids_by_phone, normalize_filter
 from mailer.db.csv_export import CsvPart, CsvSource, copy_in_chunks
 
 # A spreadsheet runs a cell that begins with a sign such as = as a formula. An apostrophe before the
@@ -60,7 +61,8 @@ async def export_clients(
 ) -> AsyncGenerator[CsvPart, None]:
     """Yield as CSV the clients whose fields equal `filters`, oldest first; deleted ones excluded.
 
-    `opted_out` is whether they have opted out; None for both.
+    The filter `phone` is a `PhoneSearch`. `opted_out` is whether they have opted out; None for
+    both.
 
     PostgreSQL's COPY quotes the fields. A formula in a tag gets an apostrophe, which an import
     removes. A null tag is written as an empty field, which an import reads as null; no stored tag
@@ -69,29 +71,26 @@ async def export_clients(
     The start of the export is written to the audit log before the first part is yielded. Raises
     `AccessRevokedError` midway when `actor` loses the right to read.
     """
-    is_audited = False
     source, filtered_by = CLIENT_SOURCE, sorted(filters)
     if opted_out is not None:
         condition = f"opted_out_at IS {'NOT ' if opted_out else ''}NULL"
         source = source._replace(where=f"{source.where} AND {condition}")
         filtered_by.append("opted_out")
-    chunks = copy_in_chunks(engine, source, normalize_filter(filters))
-    async with aclosing(
-        reauthorize.stream_while_authorized(engine, actor, "read", chunks)
-    ) as parts:
+    conditions: dict[str, str | list[int]] = {**normalize_filter(filters)}
+    if (searched := filters.get("phone")) is not None:
+        del conditions["phone"]
+        async with engine.connect() as connection:
+            conditions["id"] = await find_ids_by_phone(connection, searched)
+    chunks = copy_in_chunks(engine, source, conditions)
+    # only the names of the filtered fields are logged: their values may identify a client
+    exported = stream_audited(
+        engine,
+        actor,
+        chunks,
+        "clients_exported",
+        audit.Target("directory"),
+        after={"filter": filtered_by},
+    )
+    async with aclosing(exported) as parts:
         async for part in parts:
-            if not is_audited:
-                await _write_audit(engine, actor, filtered_by)
-                is_audited = True
             yield part
-
-
-async def _write_audit(engine: AsyncEngine, actor: Actor, filtered_by: list[str]) -> None:
-    """Write the export to the audit log.
-
-    Only the names of the filtered fields are logged: their values may identify a client.
-    """
-    async with engine.begin() as connection:
-        after = {"filter": filtered_by}
-        target = audit.Target("directory")
-        await audit.record(connection, actor, "clients_exported", target, after=after)

@@ -1,6 +1,7 @@
 """Normalization of phones: from the usual written forms to the stored form.
 
-The API accepts only the stored form; files and pages accept every usual way to write a phone.
+The API accepts only the stored form; files and pages accept every usual way to write a phone. The
+pages also search for phones by their last digits.
 """
 
 import re
@@ -12,6 +13,8 @@ STORED_FORM = re.compile(r"7[0-9]{10}")
 """The stored form; use it with `fullmatch`."""
 NATIONAL_DIGITS, FULL_DIGITS = 10, 11
 """Number of digits without and with the prefix 7 or 8."""
+MIN_LAST_DIGITS = 4
+"""Last digits of a phone that a search must have at least: fewer match too many phones."""
 NATIONAL_FIRST_DIGITS = "34569"
 """First digits of area and operator codes; 7 and 8 are the prefix of a full phone."""
 MAX_WRITTEN_LENGTH = 64
@@ -50,14 +53,8 @@ def normalize_phone(text: str) -> str:
     """
     if STORED_FORM.fullmatch(text):
         return text
-    if len(text) > MAX_WRITTEN_LENGTH:
-        return text.strip()
-    plain = unicodedata.normalize("NFKC", strip_invisible(text)).strip()
-    if number := _FLOAT.fullmatch(plain):
-        plain = number[1]
-    plain = _without_exponent(plain)
-    if written := _WRITTEN.fullmatch(plain):
-        plus, digits = written[1], re.sub(r"[^0-9]", "", written[2])
+    if written := _read_digits(text):
+        plus, digits = written
         if len(digits) == NATIONAL_DIGITS and digits[0] in NATIONAL_FIRST_DIGITS and not plus:
             return f"7{digits}"
         if len(digits) == FULL_DIGITS and (digits[0] == "7" or (digits[0] == "8" and not plus)):
@@ -70,6 +67,38 @@ def _without_exponent(text: str) -> str:
     number = _EXACT.fullmatch(text)
     has_all_digits = number is not None and len(number[2]) == int(number[3])
     return number[1] + number[2] if number and has_all_digits else text
+
+
+def normalize_phone_search(text: str) -> str:
+    """Return what to search for: a phone in its stored form, or its last 4 to 10 digits.
+
+    Last digits may be written with separators, such as 45-67. Any other text is returned without
+    the blanks around it, and validation refuses it.
+    """
+    phone = normalize_phone(text)
+    if STORED_FORM.fullmatch(phone):
+        return phone
+    if written := _read_digits(text):
+        plus, digits = written
+        if MIN_LAST_DIGITS <= len(digits) <= NATIONAL_DIGITS and not plus:
+            return digits
+    return phone
+
+
+def _read_digits(text: str) -> tuple[str, str] | None:
+    """Return the plus, if there is one, and the digits of a written phone or of a part of it.
+
+    None if the text has anything but digits and separators.
+    """
+    if len(text) > MAX_WRITTEN_LENGTH:
+        return None
+    plain = unicodedata.normalize("NFKC", strip_invisible(text)).strip()
+    if number := _FLOAT.fullmatch(plain):
+        plain = number[1]
+    plain = _without_exponent(plain)
+    if written := _WRITTEN.fullmatch(plain):
+        return written[1], re.sub(r"[^0-9]", "", written[2])
+    return None
 
 
 def is_rounded(text: str) -> bool:

@@ -5,13 +5,9 @@ from typing import Any
 
 import asyncpg
 from sqlalchemy import (
-    ARRAY,
-    BigInteger,
-    any_,
     case,
     func,
     insert,
-    literal,
     not_,
     select,
     text,
@@ -22,8 +18,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.client import segment_counts
 from mailer.client.model import UNKNOWN_ZONE_MESSAGE, Client, ClientChange, NewClient, operator_code
+from mailer.client.phone_search import phone_matches
 from mailer.db.engine import cause_of, violates
 from mailer.db.paging import Cursor, RowPage, fetch_page
+from mailer.db.sql import has_id
 from mailer.db.tables.client import client
 from mailer.errors import ConflictError, FieldError, InvalidError, NotFoundError
 from mailer.text import fold_label
@@ -33,6 +31,9 @@ COMPUTED_COLUMNS = {"tag": func.coalesce(client.c.tag_written, client.c.tag).lab
 CLIENT_COLUMNS = [COMPUTED_COLUMNS.get(name, client.c[name]) for name in Client.__struct_fields__]
 """The columns of a `Client`."""
 NOT_DELETED = client.c.deleted_at.is_(None)
+MAX_FOUND_BY_PHONE = 10_000
+"""Clients that a search by last digits finds at most. Four digits are those of one phone in 10,000,
+so that only a directory of 100 million clients has more."""
 
 
 class ClientNotFoundError(NotFoundError):
@@ -103,18 +104,22 @@ async def get(connection: AsyncConnection, client_id: int, *, lock: bool = False
     return Client(**row)
 
 
-async def find_id_by_phone(connection: AsyncConnection, phone: str) -> int | None:
-    """Return the id of the client with this phone; None when there is none."""
-    statement = select(client.c.id).where(client.c.phone == phone, NOT_DELETED)
-    return (await connection.execute(statement)).scalar_one_or_none()
+async def find_ids_by_phone(connection: AsyncConnection, searched: str) -> list[int]:
+    """Return the ids of the clients with this phone, or whose phones end with these digits.
+
+    They are at most `MAX_FOUND_BY_PHONE`. Lists filter by these ids: with a condition on the phone
+    the planner might read a list in its order until enough phones match.
+    """
+    statement = select(client.c.id).where(phone_matches(client.c.phone, searched), NOT_DELETED)
+    return list((await connection.scalars(statement.limit(MAX_FOUND_BY_PHONE))).all())
 
 
 async def get_phones(
     connection: AsyncConnection, client_ids: Sequence[int]
 ) -> dict[int, str | None]:
     """Return the phones of clients by their ids; None for an erased client."""
-    has_id = client.c.id == any_(literal(list(client_ids), ARRAY(BigInteger)))
-    rows = await connection.execute(select(client.c.id, client.c.phone).where(has_id))
+    phones = select(client.c.id, client.c.phone).where(has_id(client.c.id, client_ids))
+    rows = await connection.execute(phones)
     return {row.id: row.phone for row in rows}
 
 
@@ -128,16 +133,20 @@ async def page(
 ) -> RowPage:
     """Return a page of the clients whose fields equal `filters`.
 
-    `opted_out` is whether they have opted out; None for both.
+    The filter `phone` is a `PhoneSearch`. `opted_out` is whether they have opted out; None for
+    both.
     """
     filters = normalize_filter(filters)
-    count = None  # counted by `fetch_page`: a phone is in no segment, and one client at most has it
-    if "phone" not in filters:
+    searched = filters.pop("phone", None)
+    count = None  # counted by `fetch_page`: a phone is in no segment, and few clients match it
+    if searched is None:
         in_segment = (
             segment_counts.ALL_SEGMENT_COUNTS.c[name] == value for name, value in filters.items()
         )
         count = await segment_counts.count(connection, *in_segment, opted_out=opted_out)
     conditions = [client.c[name] == value for name, value in filters.items()]
+    if searched is not None:
+        conditions.append(has_id(client.c.id, await find_ids_by_phone(connection, searched)))
     if opted_out is not None:
         has_opted_out = client.c.opted_out_at.is_not(None)
         conditions.append(has_opted_out if opted_out else not_(has_opted_out))

@@ -4,9 +4,23 @@ The names are those of columns. Many columns hold the count of one message statu
 that status, so that their SQL can be built from the list of statuses.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
-from sqlalchemy import BigInteger, Column, DateTime, MetaData, func
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    Column,
+    ColumnElement,
+    DateTime,
+    Label,
+    MetaData,
+    String,
+    any_,
+    func,
+    literal,
+    literal_column,
+)
 
 metadata = MetaData(
     naming_convention={
@@ -28,6 +42,11 @@ QUEUE_TABLE_OPTIONS = {
 rows, however large it is. PostgreSQL's default is a fraction of the table's size."""
 
 
+REVERSED_PHONE: Label[str] = literal_column("reverse(phone::text)", String).label("reversed_phone")
+"""Expression in indexes for the search by the last digits of a phone: see
+`mailer.client.phone_search`."""
+
+
 # ---- columns ---------------------------------------------------------------------------------
 
 
@@ -44,6 +63,14 @@ def timestamp_now(name: str) -> Column[object]:
 def count_columns(names: Iterable[str]) -> list[Column[int]]:
     """Return a column for a count under each name; the default is 0."""
     return [Column(name, BigInteger, nullable=False, server_default="0") for name in names]
+
+
+# ---- conditions ------------------------------------------------------------------------------
+
+
+def has_id(column: ColumnElement[Any], ids: Sequence[int]) -> ColumnElement[bool]:
+    """Return the condition that a column has one of these ids; it is read by the column's index."""
+    return column == any_(literal(list(ids), ARRAY(BigInteger)))
 
 
 # ---- SQL built from names --------------------------------------------------------------------

@@ -41,7 +41,7 @@ class Cost(msgspec.Struct, frozen=True):
 
 def cost_of(parts: Mapping[str, float], channels: Channels) -> Cost:
     """Return the cost of numbers of parts by gateway. Gateways without parts are left out."""
-    prices = {channel.name: channel.config.price for channel in channels}
+    prices = part_prices(channels)
     gateways = [
         GatewayCost(
             name,
@@ -54,6 +54,11 @@ def cost_of(parts: Mapping[str, float], channels: Channels) -> Cost:
     costs = [gateway.cost for gateway in gateways if gateway.cost is not None]
     is_known = has_prices(channels) and len(costs) == len(gateways)
     return Cost(round(sum(costs), DECIMALS) if is_known else None, gateways)
+
+
+def part_prices(channels: Channels) -> dict[str, float | None]:
+    """Return the price of a part by gateway; None for one without a price."""
+    return {channel.name: channel.config.price for channel in channels}
 
 
 def has_prices(channels: Channels) -> bool:

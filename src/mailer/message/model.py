@@ -12,12 +12,13 @@ from mailer.statuses import MessageStatus
 
 
 class Message(msgspec.Struct, frozen=True):
-    """A message of a mailing. It contains no personal data."""
+    """A message of a mailing."""
 
     EXAMPLE: ClassVar[dict[str, Any]] = {
         "id": 7,
         "mailing_id": 1,
         "client_id": 1,
+        "phone": "79161234567",
         "status": "delivered",
         "reason": None,
         "last_failure": "http_503",
@@ -34,6 +35,9 @@ class Message(msgspec.Struct, frozen=True):
     id: int
     mailing_id: int
     client_id: int
+    phone: Annotated[
+        str | None, Meta(description="The client's phone; null if the client was deleted.")
+    ]
     status: Annotated[
         MessageStatus,
         Meta(
@@ -102,7 +106,30 @@ class StoredReceipt(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class MessageHistory(Message, frozen=True):
-    """A message with its text, its failed attempts, its times and the client's phone."""
+    """A message with its text, its failed attempts, its receipts and its times."""
+
+    EXAMPLE: ClassVar[dict[str, Any]] = Message.EXAMPLE | {
+        "due_at": "2030-01-15T06:00:00Z",
+        "retry_at": None,
+        "sent_at": "2030-01-15T06:00:00.120000Z",
+        "claimed_at": "2030-01-15T06:00:00.060000Z",
+        "lease_expires_at": None,
+        "failures": [
+            {
+                "attempt": 1,
+                "claimed_at": "2030-01-15T05:59:50Z",
+                "ended_at": "2030-01-15T05:59:51Z",
+                "reason": "http_503",
+                "gateway": "main",
+            }
+        ],
+        "receipts": [
+            {"at": "2030-01-15T06:00:00.150000Z", "status": "delivered", "gateway": "main"}
+        ],
+        "operator_code": "916",
+        "time_zone": "Europe/Moscow",
+        "text": "Your order is ready.",
+    }
 
     text: str
     """As it was sent, or else as it will be sent if the mailing is not changed."""
@@ -125,8 +152,6 @@ class MessageHistory(Message, frozen=True):
     """The client's operator code when the message was created."""
     time_zone: str
     """The client's time zone when the message was created."""
-    phone: str | None
-    """The client's current phone; None once the client is deleted."""
 
     @property
     def is_accepted(self) -> bool:

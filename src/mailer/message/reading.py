@@ -1,13 +1,16 @@
 """SQL that reads messages for the API and the pages: a page of them, or one with its history."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import Row, String, case, func, literal_column, select
+from sqlalchemy import Row, String, case, exists, func, literal_column, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.db.paging import Cursor, RowPage, fetch_page
+from mailer.db.sql import has_id
 from mailer.db.tables.client import client
+from mailer.db.tables.mailing import mailing
 from mailer.db.tables.message import message
 from mailer.message.model import (
     FailedAttempt,
@@ -18,10 +21,13 @@ from mailer.message.model import (
 )
 from mailer.statuses import MESSAGE_STATUSES
 
+COMPUTED_FIELDS = {
+    "datetime_send": func.coalesce(message.c.sent_at, message.c.due_at),
+    # null once the client is deleted
+    "phone": select(client.c.phone).where(client.c.id == message.c.client_id).scalar_subquery(),
+}
 MESSAGE_COLUMNS = [
-    func.coalesce(message.c.sent_at, message.c.due_at).label(name)
-    if name == "datetime_send"
-    else message.c[name]
+    COMPUTED_FIELDS[name].label(name) if name in COMPUTED_FIELDS else message.c[name]
     for name in Message.__struct_fields__
 ]
 """A column for each field of `Message`."""
@@ -32,14 +38,17 @@ async def page(
     mailing_id: int,
     position: Cursor,
     count: int | None = None,
+    *,
+    client_ids: Sequence[int] | None = None,
     **filters: str | int,
 ) -> RowPage:
     """Return a page of a mailing's messages.
 
-    `filters` maps columns to the values that they must equal. `count` is the number of matching
-    messages if the caller knows it; otherwise they are counted.
+    `filters` maps columns to the values that they must equal. `client_ids` are the clients whose
+    messages are returned; None: those of all. `count` is the number of matching messages if the
+    caller knows it; otherwise they are counted.
     """
-    rows = select(*MESSAGE_COLUMNS).where(
+    rows = select(message.c.id).where(
         message.c.mailing_id == mailing_id,
         *(message.c[name] == value for name, value in filters.items()),
     )
@@ -47,10 +56,20 @@ async def page(
     # branch, in the order of ids. One query is enough with a filter by status, or by client (who
     # has at most one message).
     branches = []
-    if filters.keys().isdisjoint(("status", "client_id")):
+    if client_ids is not None:
+        of_clients = rows.where(has_id(message.c.client_id, client_ids))
+        ids = (await connection.scalars(of_clients)).all()
+        rows = select(message.c.id).where(has_id(message.c.id, ids))
+    elif filters.keys().isdisjoint(("status", "client_id")):
         branches = [message.c.status == status for status in MESSAGE_STATUSES]
     return await fetch_page(
-        connection, rows, message.c.id, position, count=count, branches=branches
+        connection,
+        rows,
+        message.c.id,
+        position,
+        count=count,
+        branches=branches,
+        page_columns=MESSAGE_COLUMNS,
     )
 
 
@@ -80,19 +99,25 @@ HISTORY_COLUMNS = [
     *(message.c[name] for name in ("operator_code", "time_zone")),
     CLAIMED_AT.label("claimed_at"),
     literal_column(SHOWN_TEXT, String).label("text"),
-    client.c.phone,  # null once the client is deleted
 ]
 """A column for each field of `MessageHistory`."""
 
 
 async def get_history(
-    connection: AsyncConnection, mailing_id: int, message_id: int
+    connection: AsyncConnection, mailing_id: int | None, message_id: int
 ) -> MessageHistory:
-    """Return a message of a mailing with its history. Raises `MessageNotFoundError`."""
+    """Return a message of a mailing with its history; None: of any mailing that is not deleted.
+
+    Raises `MessageNotFoundError`.
+    """
+    mailing_exists = exists().where(
+        mailing.c.id == message.c.mailing_id, mailing.c.deleted_at.is_(None)
+    )
     rows = await connection.execute(
-        select(*HISTORY_COLUMNS)
-        .join_from(message, client, client.c.id == message.c.client_id, isouter=True)
-        .where(message.c.mailing_id == mailing_id, message.c.id == message_id)
+        select(*HISTORY_COLUMNS).where(
+            message.c.id == message_id,
+            mailing_exists if mailing_id is None else message.c.mailing_id == mailing_id,
+        )
     )
     row = rows.mappings().one_or_none()
     if row is None:
@@ -100,3 +125,10 @@ async def get_history(
     failures = msgspec.convert(row["failures"] or (), tuple[FailedAttempt, ...])
     receipts = msgspec.convert(row["receipts"] or (), tuple[StoredReceipt, ...])
     return MessageHistory(**{**row, "failures": failures, "receipts": receipts})
+
+
+async def read_texts(connection: AsyncConnection, message_ids: Sequence[int]) -> dict[int, str]:
+    """Return the texts of messages by the messages' ids; see `SHOWN_TEXT`."""
+    texts = select(message.c.id, literal_column(SHOWN_TEXT, String).label("text"))
+    rows = await connection.execute(texts.where(has_id(message.c.id, message_ids)))
+    return {row.id: row.text for row in rows}

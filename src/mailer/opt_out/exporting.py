@@ -1,11 +1,11 @@
 """Export of opt-outs as a CSV file that can be imported again."""
 
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from mailer.access import audit, reauthorize
+from mailer.access import audit
+from mailer.access.audited_export import stream_audited
 from mailer.access.model import Actor
 from mailer.db.csv_export import CsvPart, CsvSource, copy_in_chunks
 
@@ -21,21 +21,12 @@ SOURCE = CsvSource(
 )
 
 
-async def export_opt_outs(engine: AsyncEngine, actor: Actor) -> AsyncGenerator[CsvPart, None]:
+def export_opt_outs(engine: AsyncEngine, actor: Actor) -> AsyncGenerator[CsvPart, None]:
     """Yield as CSV the opt-outs that have a client, oldest first. Of the others no phone is stored.
 
     The start of the export is written to the audit log before the first part is yielded. Raises
     `AccessRevokedError` midway when `actor` loses the right to read.
     """
-    is_audited = False
     chunks = copy_in_chunks(engine, SOURCE, {})
-    async with aclosing(
-        reauthorize.stream_while_authorized(engine, actor, "read", chunks)
-    ) as parts:
-        async for part in parts:
-            if not is_audited:
-                async with engine.begin() as connection:
-                    target = audit.Target("opt_out")
-                    await audit.record(connection, actor, "opt_outs_exported", target)
-                is_audited = True
-            yield part
+    target = audit.Target("opt_out")
+    return stream_audited(engine, actor, chunks, "opt_outs_exported", target)

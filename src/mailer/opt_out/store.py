@@ -10,8 +10,11 @@ from msgspec.structs import replace
 from sqlalchemy import func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from mailer.client.phone_search import is_whole_phone
+from mailer.client.store import find_ids_by_phone
 from mailer.db.engine import AnyConnection, execute_driver_sql, fetch_driver_sql
 from mailer.db.paging import Cursor, RowPage, fetch_page
+from mailer.db.sql import has_id
 from mailer.db.tables.client import client
 from mailer.db.tables.opt_out import opt_out, opt_out_count, opt_out_key
 from mailer.mailing.ending import end_set_clause
@@ -192,12 +195,17 @@ async def page(
     phone: str | None = None,
     client_id: int | None = None,
 ) -> RowPage:
-    """Return a page of the opt-outs, newest first: all, that of a phone, or that of a client."""
-    if phone is not None:
+    """Return a page of the opt-outs, newest first: all, those of a phone, or that of a client.
+
+    `phone` is a `PhoneSearch`. Last digits find opt-outs that have a client: of the others no phone
+    is stored.
+    """
+    rows = SELECT_OPT_OUTS
+    if phone is not None and is_whole_phone(phone):
         found = await find(connection, phone)
-        rows = SELECT_OPT_OUTS.where(opt_out.c.id == (0 if found is None else found.id))
-    else:
-        rows = SELECT_OPT_OUTS
+        rows = rows.where(opt_out.c.id == (0 if found is None else found.id))
+    elif phone is not None:
+        rows = rows.where(has_id(opt_out.c.client_id, await find_ids_by_phone(connection, phone)))
     if client_id is not None:
         rows = rows.where(opt_out.c.client_id == client_id)
     total = await count(connection) if phone is None and client_id is None else None

@@ -7,9 +7,12 @@ around values.
 from collections.abc import Mapping
 from typing import Any
 
+from msgspec import UNSET, UnsetType
+
 from mailer.client.api import ClientQuery
 from mailer.client.model import Client, ClientChange, NewClient, operator_code
 from mailer.client.phone import normalize_phone
+from mailer.client.phone_search import PhoneSearch
 from mailer.clock import database_clock
 from mailer.text import clean_label
 from mailer.validation import check
@@ -22,16 +25,23 @@ Without the hidden fields, saving would undo changes that another user has made 
 """
 
 
-def read_filter(parameters: Mapping[str, str | list[str]]) -> ClientQuery:
+class ClientListQuery(ClientQuery, frozen=True, kw_only=True):
+    """Filters of the list: those of the API, and a phone by its last digits."""
+
+    phone: PhoneSearch | UnsetType = UNSET
+
+
+def read_filter(parameters: Mapping[str, str | list[str]]) -> ClientListQuery:
     """Return the query of a filter form; raises `InvalidError` with every wrong field.
 
     `parameters` are those of the URL. One that is repeated is a list, which is always wrong.
     """
     normalized = dict(parameters)
     for field in CLIENT_FIELDS:
-        if isinstance(text := parameters.get(field), str):
+        # the query itself normalizes the phone, which may be its last digits only
+        if field != "phone" and isinstance(text := parameters.get(field), str):
             normalized[field] = _normalize(field, text)
-    return check(ClientQuery, normalized, database_clock.now(), strict=False)
+    return check(ClientListQuery, normalized, database_clock.now(), strict=False)
 
 
 def read_new(form: Mapping[str, str]) -> NewClient:

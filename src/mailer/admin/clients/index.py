@@ -14,16 +14,18 @@ from mailer.access.model import Actor
 from mailer.admin.clients.form import (
     CLIENT_FIELDS,
     ORIGINAL_FIELDS,
+    ClientListQuery,
     form_values,
     read_change,
     read_filter,
     read_new,
 )
+from mailer.admin.clients.messages import NEWEST_MESSAGES, ClientMessagesQuery, read_messages
 from mailer.admin.form import Form, read_form
 from mailer.admin.listing import PageLinks, list_url, page_links
 from mailer.admin.render import PageContext, redirect_with_flash
 from mailer.client import service, store
-from mailer.client.api import ClientId, ClientQuery
+from mailer.client.api import ClientId
 from mailer.client.exporting import export_clients
 from mailer.client.model import Client
 from mailer.client.phone import normalize_phone
@@ -36,7 +38,7 @@ from mailer.opt_out import service as opt_outs
 from mailer.opt_out.model import OptOutNotFoundError
 from mailer.reply.reading import list_recent
 from mailer.web.download import csv_answer
-from mailer.web.query import read_unvalidated_query
+from mailer.web.query import read_query, read_unvalidated_query
 
 PATH = "/clients"
 MAX_CLIENT_REPLIES = 10
@@ -125,12 +127,14 @@ class Clients(Controller):
     @get("/clients/{client_id:int}", required_scope="read")
     async def show_client(
         self,
+        request: Request[Any, Any, Any],
         engine: NamedDependency[AsyncEngine],
         context: NamedDependency[PageContext],
         client_id: ClientId,
     ) -> Response[str]:
-        """Show a client in a form that changes the client."""
-        variables = await _read_client(engine, client_id)
+        """Show a client in a form that changes the client, and the client's messages."""
+        query = read_query(request, ClientMessagesQuery, blank_is_absent=True)
+        variables = await _read_client(engine, client_id, query)
         form = Form(form_values(variables["client"]))
         return await context.render_page(
             "clients/client.html", **variables, form=form, taken_phone=None
@@ -226,11 +230,14 @@ async def _get_client(engine: AsyncEngine, client_id: int) -> Client:
         return await store.get(connection, client_id)
 
 
-async def _read_client(engine: AsyncEngine, client_id: int) -> dict[str, Any]:
-    """Return the template variables of a client, and of the newest replies of this client."""
+async def _read_client(
+    engine: AsyncEngine, client_id: int, query: ClientMessagesQuery = NEWEST_MESSAGES
+) -> dict[str, Any]:
+    """Return the template variables of a client, with a page of messages and the newest replies."""
     async with engine.connect() as connection:
         return {
             "client": await store.get(connection, client_id),
+            **await read_messages(connection, client_id, query),
             "recent_replies": await list_recent(
                 connection, MAX_CLIENT_REPLIES, client_id=client_id
             ),
@@ -238,12 +245,12 @@ async def _read_client(engine: AsyncEngine, client_id: int) -> dict[str, Any]:
         }
 
 
-async def _find_clients(engine: AsyncEngine, query: ClientQuery) -> ClientPage:
+async def _find_clients(engine: AsyncEngine, query: ClientListQuery) -> ClientPage:
     """Return the page of the clients that match a query. Its links keep a limit that was given."""
     filters = query.filters()
     async with engine.connect() as connection:
         page = await store.page(connection, query.position, **filters)
-    has_default_limit = query.limit == ClientQuery().limit
+    has_default_limit = query.limit == ClientListQuery().limit
     link_filters = {
         name: str(value).lower() if isinstance(value, bool) else value
         for name, value in filters.items()

@@ -1,24 +1,27 @@
 """Pages of the messages of a mailing: list, CSV download, and the history of one message."""
 
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
-from typing import Annotated, Any
+from typing import Any
 
-import msgspec
 from litestar import Controller, Request, Response, get
 from litestar.di import NamedDependency
 from litestar.params import FromPath
-from msgspec import UNSET, Meta, UnsetType
+from msgspec import UNSET, UnsetType
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.access.model import Actor
-from mailer.admin.listing import EMPTY_PAGE, list_url, page_links, read_list_query
+from mailer.admin.formats import message_status_label
+from mailer.admin.labels import reason_label
+from mailer.admin.language import gettext, gettext_noop, use_language
+from mailer.admin.listing import EMPTY_PAGE, page_links, read_list_query
 from mailer.admin.mailings.history import events_of
 from mailer.admin.render import PageContext
 from mailer.client import store as clients
-from mailer.client.model import Phone
-from mailer.client.phone import normalize_phone
+from mailer.client.phone_search import PhoneSearch
 from mailer.clock import database_clock
 from mailer.db.paging import RowPage
+from mailer.forecast.cost import part_prices
 from mailer.gateway.channel import Channels
 from mailer.mailing import store
 from mailer.mailing.actions import allowed_actions
@@ -27,43 +30,78 @@ from mailer.mailing.api import MailingId, MessageQuery, read_count
 from mailer.mailing.model import Mailing
 from mailer.message import counters
 from mailer.message import reading as messages
-from mailer.message.exporting import export_messages
+from mailer.message.spreadsheet import Column, Separator, SpreadsheetWords, export_spreadsheet
 from mailer.settings import Settings
+from mailer.statuses import MESSAGE_STATUSES
 from mailer.validation import MAX_ID
 from mailer.web.download import Download, csv_answer
 from mailer.web.query import read_query
 
+DEFAULT_SEPARATORS: Mapping[str, Separator] = {"ru": "semicolon"}
+"""What separates the cells of a download, by language; a comma in the others."""
+COLUMN_LABELS: Mapping[Column, str] = {
+    "phone": gettext_noop("Phone"),
+    "tag": gettext_noop("Tag"),
+    "time_zone": gettext_noop("Time zone"),
+    "sent_at": gettext_noop("Sent at, local time"),
+    "status": gettext_noop("Status"),
+    "reason": gettext_noop("Reason"),
+    "gateway": gettext_noop("Gateway"),
+    "parts": gettext_noop("Parts"),
+    "cost": gettext_noop("Cost"),
+}
+"""Header of a download."""
 MESSAGE_FILTER_FIELDS = ("status", "reason", "gateway", "phone", "limit")
-NO_CLIENT_ID = 0
-"""An id that no client has: the result of a search for an unknown phone."""
 
 
 class MessageListQuery(MessageQuery, frozen=True, kw_only=True):
     """Filters of the list of messages: those of the API, and the phone of the client."""
 
-    phone: Annotated[Phone, Meta(extra={"normalize": normalize_phone})] | UnsetType = UNSET
+    phone: PhoneSearch | UnsetType = UNSET
 
-    async def with_client_id(self, connection: AsyncConnection) -> MessageQuery:
-        """Return the query of the API, with the id of the client in place of the phone.
+    async def find_client_ids(self, connection: AsyncConnection) -> list[int] | None:
+        """Return the ids of the clients with the phone; None if there is no filter by phone."""
+        if self.phone is UNSET:
+            return None
+        return await clients.find_ids_by_phone(connection, self.phone)
 
-        The id is `NO_CLIENT_ID` if no client has the phone.
-        """
-        values = msgspec.structs.asdict(self)
-        phone = values.pop("phone")
-        if phone is not UNSET:
-            client_id = await clients.find_id_by_phone(connection, phone)
-            values["client_id"] = NO_CLIENT_ID if client_id is None else client_id
-        return MessageQuery(**values)
+    def filters(self) -> dict[str, Any]:
+        """Return the given filters of the API."""
+        return {
+            name: value
+            for name, value in super().filters().items()
+            if name in MessageQuery.__struct_fields__
+        }
+
+
+class MessageDownloadQuery(MessageListQuery, frozen=True, kw_only=True):
+    """Filters of a download, and what separates its cells; that depends on the language."""
+
+    separator: Separator | UnsetType = UNSET
+
+
+def spreadsheet_words(
+    reasons: Iterable[str], prices: Mapping[str, float | None]
+) -> SpreadsheetWords:
+    """Return the words of a download in the current language, with words for `reasons`."""
+    return SpreadsheetWords(
+        header={column: gettext(label) for column, label in COLUMN_LABELS.items()},
+        statuses={status: message_status_label(status) for status in MESSAGE_STATUSES},
+        reasons={reason: reason_label(reason) for reason in reasons},
+        prices=prices,
+    )
 
 
 async def find_messages(
-    connection: AsyncConnection, mailing: Mailing, query: MessageQuery
+    connection: AsyncConnection, mailing: Mailing, query: MessageListQuery
 ) -> RowPage:
     """Return the page of a mailing's messages that match a query."""
-    if query.client_id == NO_CLIENT_ID:
-        return EMPTY_PAGE
-    count = await read_count(connection, mailing, query)
-    return await messages.page(connection, mailing.id, query.position, count, **query.filters())
+    client_ids = await query.find_client_ids(connection)
+    is_counted = client_ids is None or mailing.created_messages == 0
+    count = await read_count(connection, mailing, query) if is_counted else None
+    return await messages.page(
+        connection, mailing.id, query.position, count, client_ids=client_ids, **query.filters()
+    )
 
 
 class MessageList(Controller):
@@ -79,16 +117,13 @@ class MessageList(Controller):
         context: NamedDependency[PageContext],
         mailing_id: MailingId,
     ) -> Response[str]:
-        """List the messages that match the filters, with the phones of their clients."""
+        """List the messages that match the filters."""
         form, query = read_list_query(request, MessageListQuery, *MESSAGE_FILTER_FIELDS)
         async with engine.connect() as connection:
             mailing = await store.get(connection, mailing_id)
             page = EMPTY_PAGE
             if query is not None:
-                page = await find_messages(
-                    connection, mailing, await query.with_client_id(connection)
-                )
-            phones = await clients.get_phones(connection, [row.client_id for row in page.rows])
+                page = await find_messages(connection, mailing, query)
             reasons = await counters.get_by_reason(connection, mailing_id)
             by_gateway = await counters.get_by_gateway(connection, mailing_id)
         path = f"/mailings/{mailing_id}/messages"
@@ -99,29 +134,39 @@ class MessageList(Controller):
             mailing=mailing,
             messages=page.rows,
             count=page.count,
-            phones=phones,
             reasons=reasons,
             gateways=list(by_gateway),
             pages=page_links(page, path, form),
-            download=list_url(f"{path}.csv", form),
+            separator=DEFAULT_SEPARATORS.get(context.viewer.language, "comma"),
         )
 
     @get("/messages.csv", required_scope="read")
-    async def download_messages(
+    async def download_messages(  # noqa: PLR0913, PLR0917  # Litestar passes its dependencies so
         self,
         request: Request[Any, Any, Any],
         engine: NamedDependency[AsyncEngine],
         by: NamedDependency[Actor],
+        context: NamedDependency[PageContext],
+        channels: NamedDependency[Channels],
         mailing_id: MailingId,
     ) -> Download:
-        """Download all messages that match the filters, as CSV."""
-        query = read_query(request, MessageListQuery, blank_is_absent=True)
+        """Download all messages that match the filters, as CSV in the viewer's language."""
+        query = read_query(request, MessageDownloadQuery, blank_is_absent=True)
+        language = context.viewer.language
         async with engine.connect() as connection:
             await store.get(connection, mailing_id)  # 404 if there is no such mailing
-            filters = (await query.with_client_id(connection)).filters()
+            filters = query.filters()
+            if (client_ids := await query.find_client_ids(connection)) is not None:
+                filters["client_id"] = client_ids
+            reasons = await counters.get_by_reason(connection, mailing_id)
+        with use_language(language):
+            words = spreadsheet_words(reasons, part_prices(channels))
+        separator = query.separator
+        if separator is UNSET:
+            separator = DEFAULT_SEPARATORS.get(language, "comma")
         return await csv_answer(
             f"mailing-{mailing_id}.csv",
-            export_messages(engine, mailing_id, by, **filters),
+            export_spreadsheet(engine, mailing_id, by, words, separator, filters),
             by.quota_key,
         )
 

@@ -1,19 +1,20 @@
 """Pages of opt-outs: the list, adding one, opting in again, and export."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 from litestar import Controller, Request, Response, get, post
 from litestar.di import NamedDependency
 from litestar.status_codes import HTTP_400_BAD_REQUEST
+from msgspec import UNSET, UnsetType
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.access.model import Actor
 from mailer.admin.form import Form, read_form
-from mailer.admin.listing import PageLinks, page_links
+from mailer.admin.listing import PageLinks, page_links, read_list_query
 from mailer.admin.render import PageContext, redirect_with_flash
 from mailer.client.phone import normalize_phone
+from mailer.client.phone_search import PhoneSearch
 from mailer.clock import database_clock
 from mailer.errors import InvalidError
 from mailer.opt_out import service, store
@@ -22,7 +23,6 @@ from mailer.opt_out.exporting import export_opt_outs
 from mailer.opt_out.model import OptOut, OptOutPhone
 from mailer.validation import check
 from mailer.web.download import csv_answer
-from mailer.web.query import read_unvalidated_query
 
 PATH = "/opt-outs"
 
@@ -34,6 +34,12 @@ class OptOutPage(msgspec.Struct, frozen=True):
     """Number of opt-outs on all pages of the list."""
     opt_outs: list[OptOut]
     pages: PageLinks
+
+
+class OptOutListQuery(OptOutQuery, frozen=True, kw_only=True):
+    """Filters of the list: those of the API, and a phone by its last digits."""
+
+    phone: PhoneSearch | UnsetType = UNSET
 
 
 class OptOuts(Controller):
@@ -48,14 +54,9 @@ class OptOuts(Controller):
         context: NamedDependency[PageContext],
         request: Request[Any, Any, Any],
     ) -> Response[str]:
-        """List the opt-outs, newest first, or show that of the phone in the URL."""
-        parameters = read_unvalidated_query(request, blank_is_absent=True)
-        phone = parameters.get("phone", "")
-        form = Form({"phone": phone if isinstance(phone, str) else ""})
-        try:
-            query = _read_query(parameters)
-        except InvalidError as error:
-            form = form.with_errors(error)
+        """List the opt-outs, newest first: all, or those of the phone in the URL."""
+        form, query = read_list_query(request, OptOutListQuery, "phone")
+        if query is None:
             return await context.render_page(
                 "opt_outs/list.html", HTTP_400_BAD_REQUEST, form=form, page=None
             )
@@ -120,15 +121,7 @@ class OptOuts(Controller):
         return redirect_with_flash("opt-out-deleted", PATH)
 
 
-def _read_query(parameters: Mapping[str, str | list[str]]) -> OptOutQuery:
-    """Return the query of the list; raises `InvalidError` with every wrong field."""
-    normalized = dict(parameters)
-    if isinstance(phone := parameters.get("phone"), str):
-        normalized["phone"] = normalize_phone(phone)
-    return check(OptOutQuery, normalized, database_clock.now(), strict=False)
-
-
-async def _read_page(connection: AsyncConnection, query: OptOutQuery, form: Form) -> OptOutPage:
+async def _read_page(connection: AsyncConnection, query: OptOutListQuery, form: Form) -> OptOutPage:
     filters = query.filters()
     page = await store.page(connection, query.position, **filters)
     return OptOutPage(

@@ -13,7 +13,14 @@ from sqlalchemy import (
     text,
 )
 
-from mailer.db.sql import QUEUE_TABLE_OPTIONS, count_columns, metadata, timestamp, timestamp_now
+from mailer.db.sql import (
+    QUEUE_TABLE_OPTIONS,
+    REVERSED_PHONE,
+    count_columns,
+    metadata,
+    timestamp,
+    timestamp_now,
+)
 
 client = Table(
     "client",
@@ -81,6 +88,13 @@ client = Table(
         "id",
         postgresql_include=["operator_code", "tag", "time_zone"],
         postgresql_where=text("opted_out_at IS NOT NULL AND deleted_at IS NULL"),
+    ),
+    # for the search by the last digits of a phone, which are the first ones when it is reversed
+    Index(
+        "client_reversed_phone_idx",
+        REVERSED_PHONE,
+        postgresql_ops={REVERSED_PHONE.name: "text_pattern_ops"},
+        postgresql_where=text("deleted_at IS NULL"),
     ),
     # for reading a few clients of each segment, as a sample of an audience
     Index(

@@ -22,7 +22,14 @@ from sqlalchemy import (
     text,
 )
 
-from mailer.db.sql import QUEUE_TABLE_OPTIONS, metadata, one_of, timestamp, timestamp_now
+from mailer.db.sql import (
+    QUEUE_TABLE_OPTIONS,
+    REVERSED_PHONE,
+    metadata,
+    one_of,
+    timestamp,
+    timestamp_now,
+)
 
 MAX_REPLY_TEXT = 10_000
 """Most characters of a reply that are stored."""
@@ -71,6 +78,13 @@ reply = Table(
     Index(None, "mailing_id", "id", postgresql_where=text("mailing_id IS NOT NULL")),
     # for the retention
     Index(None, "received_at"),
+    # for the search by the last digits of a phone, which are the first ones when it is reversed
+    Index(
+        "reply_reversed_phone_idx",
+        REVERSED_PHONE,
+        postgresql_ops={REVERSED_PHONE.name: "text_pattern_ops"},
+        postgresql_where=text("phone IS NOT NULL"),
+    ),
     # for the search; the migration that creates the index also creates the function
     Index(
         "reply_words_idx",
