@@ -100,6 +100,7 @@ document.addEventListener("submit", async (event) => {
     const body = new URLSearchParams(new FormData(form));
     const response = await fetch(form.action, { method: "POST", body, redirect: "manual" });
     if (response.type === "opaqueredirect") return location.replace(next || location.pathname + location.search);
+    if (response.status === 401) return location.reload(); // signed out: redirects to the sign-in page
     const page = new DOMParser().parseFromString(await response.text(), "text/html");
     const main = page.querySelector("main");
     document.getElementById("dialog").close();
