@@ -9,7 +9,7 @@ DECLARE
 BEGIN
     IF EXISTS (SELECT FROM webhook WHERE is_enabled AND event_type = ANY (events)) THEN
         PERFORM add_webhook_event(event_type, json_build_object(
-            'id', new.id, 'status', new.status,
+            'id', new.id, 'name', new.name, 'status', new.status,
             'datetime_start',
             to_char(new.datetime_start AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
             'datetime_end',
@@ -460,9 +460,9 @@ CREATE FUNCTION words_of(value text) RETURNS text[]
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
     RETURN ARRAY(SELECT DISTINCT "left"(word.word, 400) AS "left" FROM regexp_split_to_table(lower(words_of.value), '[^[:alnum:]]+'::text) word(word) WHERE (word.word <> ''::text));
 
-CREATE FUNCTION mailing_words(id bigint, value text, status text) RETURNS tsvector
-    LANGUAGE sql IMMUTABLE STRICT COST 100000 PARALLEL SAFE
-    RETURN array_to_tsvector(ARRAY(SELECT (((mailing_words.id / 1000) || ' '::text) || word.word) FROM unnest((words_of(mailing_words.value) || ('='::text || mailing_words.status))) word(word)));
+CREATE FUNCTION mailing_words(id bigint, value text, status text, name text, label_keys text[]) RETURNS tsvector
+    LANGUAGE sql IMMUTABLE COST 100000 PARALLEL SAFE
+    RETURN array_to_tsvector(ARRAY(SELECT (((mailing_words.id / 1000) || ' '::text) || word.word) FROM unnest(((words_of(mailing_words.value) || COALESCE(words_of(mailing_words.name), '{}'::text[])) || ('='::text || mailing_words.status))) word(word) UNION ALL SELECT (((mailing_words.id / 1000) || ' '::text) || word.word) FROM unnest(mailing_words.label_keys) label(label), LATERAL unnest((words_of(label.label) || ('#'::text || label.label))) word(word)));
 
 CREATE FUNCTION move_opt_out() RETURNS trigger
     LANGUAGE plpgsql
@@ -1053,11 +1053,16 @@ CREATE TABLE mailing (
     route integer,
     purpose character varying DEFAULT 'marketing'::character varying NOT NULL,
     text_version integer DEFAULT 1 CONSTRAINT mailing_text_version_not_null1 NOT NULL,
+    name character varying,
+    labels character varying[] DEFAULT '{}'::character varying[] NOT NULL,
+    label_keys character varying[] DEFAULT '{}'::character varying[] NOT NULL,
     CONSTRAINT mailing_audience_check CHECK ((audience_cursor <= COALESCE(audience_until, (0)::bigint))),
     CONSTRAINT mailing_clients_count_check CHECK ((clients_count >= 0)),
     CONSTRAINT mailing_closed_has_ended_check CHECK (((NOT is_closed) OR ((status)::text = ANY ((ARRAY['draft'::character varying, 'finished'::character varying, 'cancelled'::character varying])::text[])))),
     CONSTRAINT mailing_draft_is_closed_check CHECK ((((status)::text <> 'draft'::text) OR (is_closed AND (NOT is_settled) AND (audience_until IS NULL)))),
     CONSTRAINT mailing_end_after_start_check CHECK ((datetime_end > datetime_start)),
+    CONSTRAINT mailing_labels_check CHECK (((cardinality(labels) <= 10) AND (cardinality(label_keys) = cardinality(labels)))),
+    CONSTRAINT mailing_name_check CHECK (((char_length((name)::text) >= 1) AND (char_length((name)::text) <= 100))),
     CONSTRAINT mailing_on_unknown_check CHECK (((on_unknown)::text = ANY ((ARRAY['retry'::character varying, 'hold'::character varying])::text[]))),
     CONSTRAINT mailing_purpose_check CHECK (((purpose)::text = ANY ((ARRAY['marketing'::character varying, 'service'::character varying])::text[]))),
     CONSTRAINT mailing_sender_check CHECK (((char_length((sender)::text) >= 1) AND (char_length((sender)::text) <= 20))),
@@ -1567,6 +1572,8 @@ CREATE INDEX mailing_finished_idx ON mailing USING btree (datetime_end) WHERE ((
 
 CREATE INDEX mailing_open_idx ON mailing USING btree (id) WHERE ((NOT is_closed) AND (deleted_at IS NULL));
 
+CREATE INDEX mailing_period_idx ON mailing USING gist (tstzrange(datetime_start, datetime_end)) WHERE (deleted_at IS NULL);
+
 CREATE INDEX mailing_replan_idx ON mailing USING btree (replan_cursor, id) WHERE ((NOT is_closed) AND (deleted_at IS NULL) AND is_replanning);
 
 CREATE INDEX mailing_retention_idx ON mailing USING btree (GREATEST(updated_at,
@@ -1579,11 +1586,17 @@ CREATE INDEX mailing_retry_idx ON mailing USING btree (retry_cursor, retry_befor
 
 CREATE INDEX mailing_start_idx ON mailing USING btree (datetime_start) WHERE ((NOT is_closed) AND (deleted_at IS NULL) AND (audience_until IS NULL));
 
+CREATE INDEX mailing_status_clients_count_id_idx ON mailing USING btree (status, clients_count, id) WHERE (deleted_at IS NULL);
+
+CREATE INDEX mailing_status_datetime_end_id_idx ON mailing USING btree (status, datetime_end, id) WHERE (deleted_at IS NULL);
+
+CREATE INDEX mailing_status_datetime_start_id_idx ON mailing USING btree (status, datetime_start, id) WHERE (deleted_at IS NULL);
+
 CREATE INDEX mailing_status_id_idx ON mailing USING btree (status, id) WHERE (deleted_at IS NULL);
 
 CREATE INDEX mailing_unsettled_idx ON mailing USING btree (id) WHERE ((NOT is_settled) AND (deleted_at IS NULL));
 
-CREATE INDEX mailing_words_idx ON mailing USING gin (mailing_words(id, (text)::text, (status)::text)) WITH (fastupdate=off);
+CREATE INDEX mailing_words_idx ON mailing USING gin (mailing_words(id, (text)::text, (status)::text, (name)::text, (label_keys)::text[])) WITH (fastupdate=off);
 
 CREATE INDEX message_awaiting_idx ON message USING btree (mailing_id, sent_at) WHERE (((status)::text = 'sent'::text) AND (reason IS NULL));
 

@@ -138,9 +138,9 @@ async def system(page: Page) -> None:
 async def audit(page: Page) -> None:
     """Pause a mailing, then open the audit log."""
     await page.goto("/mailings?status=scheduled")
-    await page.locator("tbody a").first.click()
-    await page.goto(page.url + "/pause")
-    await page.locator("main button").first.click()
+    await page.locator("tbody th > a").first.click()
+    await page.locator("#pause button").click()
+    await expect(page.locator("#undo")).to_be_visible()
     await page.goto("/audit")
     await expect(page.locator("tbody tr")).not_to_have_count(0)
 

@@ -188,13 +188,18 @@ async def create_demo_data(engine: AsyncEngine) -> None:
     tomorrow = now.replace(hour=6, minute=0, second=0, microsecond=0) + DAY
     scheduled = _new_mailing(tomorrow, "Your bonus points are valid until Sunday.", duration=DAY)
     scheduled = msgspec.structs.replace(
-        scheduled, send_interval_time_start="10:00", send_interval_time_end="20:00"
+        scheduled,
+        name="Bonus points",
+        labels=["loyalty"],
+        send_interval_time_start="10:00",
+        send_interval_time_end="20:00",
     )
     await service.create(engine, scheduled, COMMAND_LINE)
 
     await service.create(engine, _new_mailing(now, TEXT), COMMAND_LINE)
     soon = now + timedelta(seconds=30)
     due_soon = _new_mailing(soon, "Tonight only: everything at half price.", client_filter="vip")
+    due_soon = msgspec.structs.replace(due_soon, name="Half-price evening", labels=["sale", "vip"])
     await service.create(engine, due_soon, COMMAND_LINE)
 
 

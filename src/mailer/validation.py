@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from itertools import islice
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import msgspec
 
@@ -39,7 +39,7 @@ class Input(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     A field's annotation may have `Meta(extra={"rule": ..., "normalize": ...})`. `rule` is the error
     message for a wrong value. `normalize` is a function that returns the form in which a text is
-    validated and stored.
+    validated and stored; `normalize_list` is one for a list, whose entries may be wrong.
     """
 
     @classmethod
@@ -62,6 +62,11 @@ class FieldRule(msgspec.Struct, frozen=True):
     error_message: str | None
     """The message for a wrong value; None: that of msgspec."""
     normalize: Callable[[str], str] | None
+    normalize_list: Callable[[list[Any]], list[Any]] | None
+    is_list: bool
+    """Whether the value is a list."""
+    attribute: str
+    """The name of the field in Python; it differs for a name that is a keyword there."""
     inner_model: type[Input] | None
     """The model of the field's value if the value is an object."""
 
@@ -70,7 +75,8 @@ def check(model: type[Model], raw: object, at: datetime, *, strict: bool = True)
     """Validate the input `raw`, received at `at`, and return it as a `model`.
 
     Raises `InvalidError` that names every wrong field, at most `MAX_ERRORS` of them. With
-    `strict=False`, the text of a number is also valid as a number, as in the query of a URL.
+    `strict=False`, as in the query of a URL, the text of a number is also valid as a number, and
+    entries separated by commas are valid as a list.
     """
     if not isinstance(raw, Mapping):
         raise InvalidError([FieldError("", "expected an object")])
@@ -98,7 +104,7 @@ def check(model: type[Model], raw: object, at: datetime, *, strict: bool = True)
     errors += (error for error in model.broken_rules(values, at) if error.field not in wrong_fields)
     if errors:
         raise InvalidError(errors[-MAX_ERRORS:])  # errors of known fields are at the end
-    return model(**values)
+    return model(**{fields[name].attribute: value for name, value in values.items()})
 
 
 def _convert(field: FieldRule, value: object, at: datetime, *, strict: bool) -> object:
@@ -110,15 +116,31 @@ def _convert(field: FieldRule, value: object, at: datetime, *, strict: bool) -> 
         return check(field.inner_model, value, at, strict=strict)
     if field.normalize is not None and isinstance(value, str):
         value = field.normalize(value)
+    if field.is_list and not strict:
+        value = _split_list(value)
     if isinstance(value, list) and len(value) > MAX_LIST_ENTRIES:
         # an error of the first entries is reported rather than the length
         msgspec.convert(value[:MAX_LIST_ENTRIES], field.annotation, strict=strict)
         raise InvalidError([FieldError("", "must have 1,000 entries at most")])
+    if field.normalize_list is not None and isinstance(value, list):
+        value = field.normalize_list(value)
     converted = msgspec.convert(value, field.annotation, strict=strict)
     is_number = isinstance(converted, int) and not isinstance(converted, bool)
     if isinstance(value, str) and is_number and str(converted) != value:
         raise msgspec.ValidationError("Expected a whole number")  # msgspec accepts 1.0, 1e2 and -0
     return converted
+
+
+def _split_list(value: object) -> list[str]:
+    """Return the entries of a list in the query of a URL: commas separate them, or it is repeated.
+
+    So `a,b` and `["a", "b"]` both give a and b. Raises `msgspec.ValidationError` for a text that is
+    not UTF-8.
+    """
+    texts = [str(text) for text in (value if isinstance(value, list) else [value])]
+    if not all(map(is_storable, texts)):
+        raise msgspec.ValidationError("Expected text in UTF-8")
+    return [entry.strip() for text in texts for entry in text.split(",")]
 
 
 def _plain_message(error: msgspec.ValidationError) -> str:
@@ -133,7 +155,7 @@ def _truncate(text: str, max_length: int) -> str:
 
 @functools.cache
 def _field_rules(model: type[Input]) -> dict[str, FieldRule]:
-    return {field.name: _field_rule(field) for field in msgspec.structs.fields(model)}
+    return {field.encode_name: _field_rule(field) for field in msgspec.structs.fields(model)}
 
 
 def _field_rule(field: msgspec.structs.FieldInfo) -> FieldRule:
@@ -143,6 +165,9 @@ def _field_rule(field: msgspec.structs.FieldInfo) -> FieldRule:
         is_required=field.required,
         error_message=extra.get("rule"),
         normalize=extra.get("normalize"),
+        normalize_list=extra.get("normalize_list"),
+        is_list=_is_list(field.type),
+        attribute=field.name,
         inner_model=_inner_model(field.type),
     )
 
@@ -161,6 +186,17 @@ def _meta_extra(annotation: Any) -> Mapping[str, Any]:  # noqa: ANN401  # an ann
             if isinstance(meta, msgspec.Meta):
                 extra |= meta.extra or {}
     return extra
+
+
+def _is_list(annotation: Any) -> bool:  # noqa: ANN401  # an annotation can be anything
+    """Return whether an annotation is a list, or a union with one."""
+    parts = (annotation, *get_args(annotation))
+    return any(get_origin(part) is list or _has_list(part) for part in parts)
+
+
+def _has_list(annotation: Any) -> bool:  # noqa: ANN401  # an annotation can be anything
+    """Return whether an annotation is `Annotated[list[...], ...]`."""
+    return get_origin(annotation) is Annotated and get_origin(get_args(annotation)[0]) is list
 
 
 def _inner_model(annotation: Any) -> type[Input] | None:  # noqa: ANN401  # an annotation can be anything

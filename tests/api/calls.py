@@ -20,7 +20,17 @@ DUE = NEW | {"datetime_start": "2020-01-01T09:00:00Z"}
 COUNT_FIELDS = [f"{status}_messages" for status in MESSAGE_STATUSES]
 """The counts of a mailing in a response, one for each status of messages."""
 MAILING_FIELDS = {
-    *("id", "datetime_start", "datetime_end", "text", "client_filter", "on_unknown", "status"),
+    *(
+        "id",
+        "name",
+        "labels",
+        "datetime_start",
+        "datetime_end",
+        "text",
+        "client_filter",
+        "on_unknown",
+        "status",
+    ),
     *("send_interval_time_start", "send_interval_time_end", "clients_count", "created_messages"),
     *COUNT_FIELDS,
     *("purpose", "gateway", "sender", "text_version", "created_at", "updated_at", "held"),

@@ -18,9 +18,10 @@ from tests.api.calls import (
     messages_by_client,
     update_messages,
 )
-from tests.factories import add_clients, start_and_enqueue
+from tests.factories import NOON, add_clients, add_mailings, start_and_enqueue
 
 from mailer.db.tables.mailing import mailing
+from mailer.sample_data import SampleMailing
 from mailer.validation import MAX_ID
 
 # ---- listing --------------------------------------------------------------------------------
@@ -47,7 +48,10 @@ async def test_the_list_is_filtered_by_status(
 @pytest.mark.parametrize(
     ("path", "query", "field"),
     [
-        *(("", f"status={value}", "status") for value in ("", "x", "RUNNING", "running,paused")),
+        *(
+            ("", f"status={value}", "status")
+            for value in ("", "x", "RUNNING", "running,", "running,x")
+        ),
         *(("/messages", f"status={value}", "status") for value in ("", "x", "finished")),
         *(("/messages", f"reason={value}", "reason") for value in ("", "x" * 65)),
         *(
@@ -81,6 +85,98 @@ async def test_an_invalid_parameter_is_refused_by_its_name(
     answer = await api.get(f"/mailings{path}?{query}")
     assert answer.status_code == 400
     assert field_errors(answer).keys() == {field}
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [
+        *((f"label={value}", "label") for value in ("", "%20", "x" * 33, "a%00")),
+        *((f"search={value}", "search") for value in ("x" * 201, "a%00")),
+        *(
+            (f"{name}={value}", name)
+            for name in ("from", "to")
+            for value in ("", "x", "1969-12-31", "9000-01-01", "2030-02-30", "2030-1-1", "0")
+        ),
+        ("from=2030-01-02&to=2030-01-01", "to"),
+        *((f"sort={value}", "sort") for value in ("", "x", "-start", "id")),
+        *((f"{words}&sort=start", "sort") for words in ("label=a", "search=a")),
+        *((f"from=2030-01-01&sort={value}", "sort") for value in ("newest", "audience")),
+        *((f"sort=start&{side}=1", "key") for side in ("before", "after")),
+        ("from=2030-01-01&before=1", "key"),
+        *((f"sort=end&before=1&key={value}", "key") for value in ("-1", "x", "9" * 18)),
+        ("first_day=2030-01-01", "first_day"),
+    ],
+)
+async def test_an_invalid_filter_or_order_is_refused_by_its_name(
+    api: httpx.AsyncClient, query: str, field: str
+) -> None:
+    answer = await api.get(f"/mailings?{query}")
+    assert answer.status_code == 400
+    assert field_errors(answer).keys() == {field}
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["status=running,paused", "status=running&status=paused", "status=paused, running,running"],
+)
+async def test_the_list_is_filtered_by_several_statuses(
+    api: httpx.AsyncClient, engine: AsyncEngine, query: str
+) -> None:
+    statuses = ("scheduled", "running", "paused", "finished", "running")
+    ids = await add_mailings(
+        engine, *(SampleMailing(start=NOON, status=status) for status in statuses)
+    )
+
+    first = (await api.get(f"/mailings?{query}&limit=2")).json()
+    second = (await api.get(first["next"])).json()
+
+    assert [row["id"] for row in (*first["results"], *second["results"])] == [
+        ids[4],
+        ids[2],
+        ids[1],
+    ]
+    assert (first["count"], second["next"]) == (3, None)
+    assert (await api.get(second["previous"])).json() == first
+
+
+async def test_the_list_is_filtered_by_label_and_searched_by_name(api: httpx.AsyncClient) -> None:
+    sale = await create_mailing(api, NEW | {"name": "Big sale", "labels": ["Spring", "a,b"]})
+    spring = await create_mailing(api, NEW | {"labels": ["spring"], "text": "Flowers"})
+    await create_mailing(api, NEW | {"name": "Springs", "labels": ["spring 2030"]})
+
+    async def ids(query: str) -> list[int]:
+        return [row["id"] for row in (await api.get(f"/mailings?{query}")).json()["results"]]
+
+    assert await ids("label=SPRING") == [spring["id"], sale["id"]]
+    assert await ids("label=a,b") == [sale["id"]]
+    assert await ids("label=a") == []
+    assert await ids("search=sale") == [sale["id"]]
+    assert await ids("search=flowers&label=spring") == [spring["id"]]
+    assert await ids("label=spring&status=paused") == []
+    await api.patch(f"/mailings/{sale['id']}", json={"name": "Offers", "labels": []})
+    assert await ids("search=sale") == []
+    assert await ids("search=offers") == [sale["id"]]
+    assert await ids("label=spring") == [spring["id"]]
+
+
+async def test_days_of_the_list_are_those_of_utc_and_include_both(
+    api: httpx.AsyncClient,
+) -> None:
+    period = {"datetime_start": "2040-01-10T00:00:00Z", "datetime_end": "2040-01-12T00:00:00Z"}
+    created = await create_mailing(api, NEW | period)
+
+    async def finds(query: str) -> bool:
+        page = (await api.get(f"/mailings?{query}")).json()
+        assert page["count"] == len(page["results"])
+        return [row["id"] for row in page["results"]] == [created["id"]]
+
+    assert await finds("from=2040-01-11")
+    assert not await finds("from=2040-01-12")  # the end is excluded
+    assert await finds("to=2040-01-10")
+    assert not await finds("to=2040-01-09")
+    assert await finds("from=2040-01-10&to=2040-01-10&sort=end")
+    assert await finds("from=2040-01-01&to=2040-01-31&search=order")
+    assert not await finds("from=2040-02-01&search=order")
 
 
 async def test_all_invalid_parameters_are_named_in_one_response(api: httpx.AsyncClient) -> None:

@@ -73,7 +73,10 @@ QUERIES = {
         *("operator_code", "tag", "time_zone", "phone", "opted_out", "limit", "before", "after"),
     },
     "/api/v1/opt-outs": {"phone", "client_id", "limit", "before", "after"},
-    "/api/v1/mailings": {"status", "limit", "before", "after"},
+    "/api/v1/mailings": {
+        *("status", "label", "search", "from", "to", "sort"),
+        *("limit", "before", "after", "key"),
+    },
     "/api/v1/mailings/{mailing_id}/messages": {
         *("status", "reason", "client_id", "gateway", "limit", "before", "after"),
     },

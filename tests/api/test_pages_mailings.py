@@ -7,7 +7,15 @@ from datetime import UTC, datetime, timedelta
 import httpx
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
-from tests.api.browser_session import ESCAPED, HOSTILE, SITE, create_running_mailing, get_page, post
+from tests.api.browser_session import (
+    BROWSER,
+    ESCAPED,
+    HOSTILE,
+    SITE,
+    create_running_mailing,
+    get_page,
+    post,
+)
 from tests.api.calls import NEW, create_mailing, update_messages
 from tests.asgi_client import inside
 from tests.factories import (
@@ -58,7 +66,8 @@ async def test_the_list_is_filtered_and_keeps_its_filter(
     await api.post(f"/mailings/{paused}/pause")
     await create_mailing(api, NEW | {"text": "Pears"})
     page = await get_page(api, "/mailings?status=paused&search=")
-    assert '<option value="paused" selected>' in page
+    assert 'value="paused" checked' in page
+    assert 'value="running" checked' not in page
     assert "1 mailing<" in page
     assert "Pears" not in page
     page = await get_page(api, "/mailings?search=pears")
@@ -117,7 +126,7 @@ async def test_live_rows_are_requested_by_valid_ids_alone(api: httpx.AsyncClient
 # ---- a mailing ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("subpath", ["", "/messages", "/pause", "/resume", "/retry", "/cancel"])
+@pytest.mark.parametrize("subpath", ["", "/messages", "/retry", "/cancel"])
 async def test_pages_of_an_unknown_mailing_are_404(api: httpx.AsyncClient, subpath: str) -> None:
     page = await get_page(api, f"/mailings/{UNKNOWN_ID}{subpath}", 404)
     assert "There is no such mailing." in page
@@ -476,11 +485,6 @@ async def test_confirmations_state_the_effects_with_numbers(
         "1 message that a gateway has accepted stays",
     )
     await check_confirmation(
-        "pause",
-        "2 waiting messages will not be sent until",
-        "The end does not move: unsent messages are cancelled",
-    )
-    await check_confirmation(
         "retry",
         "1 undelivered message will be sent again.",
         "1 message with delivery unknown",
@@ -489,9 +493,14 @@ async def test_confirmations_state_the_effects_with_numbers(
     await check_confirmation(
         "delete", "2 waiting messages will not be sent.", "5 messages are deleted too"
     )
-    await get_page(api, f"/mailings/{mailing_id}/resume", 409)  # not paused
-    assert (await api.post(f"/mailings/{mailing_id}/pause")).status_code == 200
-    await check_confirmation("resume", "2 waiting messages will be sent when they are due.")
+
+
+@pytest.mark.parametrize("verb", ["pause", "resume"])
+async def test_a_pause_and_a_resumption_ask_for_no_confirmation(
+    api: httpx.AsyncClient, verb: str
+) -> None:
+    mailing_id = (await create_mailing(api, NEW))["id"]
+    await get_page(api, f"/mailings/{mailing_id}/{verb}", 404)
 
 
 async def test_a_confirmation_for_a_script_is_a_fragment(
@@ -511,7 +520,6 @@ async def test_confirmations_before_the_start_mention_the_start(
     assert "The mailing will not start: 3 clients will not get it." in await get_page(
         api, f"/mailings/{mailing_id}/cancel"
     )
-    assert "at the start" in await get_page(api, f"/mailings/{mailing_id}/pause")
 
 
 @pytest.mark.parametrize(
@@ -531,8 +539,65 @@ async def test_an_action_redirects_to_the_mailing_with_a_message(
     api.cookies.clear()  # other tests share `api`: the cookie would show them the message
     assert response.status_code == 303
     assert response.headers["location"] == f"/mailings/{mailing_id}"
-    assert f"done={flash}" in response.headers["set-cookie"]
+    assert f"done={flash}.{mailing_id};" in response.headers["set-cookie"]
     assert (await api.get(f"/mailings/{mailing_id}")).json()["status"] == status
+
+
+@pytest.mark.parametrize(
+    ("referer", "location"),
+    [
+        ("/mailings?status=running&search=a", "/mailings?status=running&search=a"),
+        ("/mailings", "/mailings"),
+        ("/mailings/1", None),
+        ("/clients", None),
+        ("//other/mailings", None),
+        (None, None),
+    ],
+)
+async def test_a_pause_leads_back_to_the_list_with_its_filters(
+    api: httpx.AsyncClient, referer: str | None, location: str | None
+) -> None:
+    mailing_id = (await create_mailing(api, NEW))["id"]
+    headers = {} if referer is None else {"Referer": f"{SITE}{referer}"}
+    if referer is not None and referer.startswith("//"):
+        headers = {"Referer": f"http:{referer}"}
+    response = await api.post(f"{SITE}/mailings/{mailing_id}/pause", headers=BROWSER | headers)
+    api.cookies.clear()
+    assert response.status_code == 303
+    assert response.headers["location"] == (location or f"/mailings/{mailing_id}")
+
+
+async def test_rows_of_running_and_paused_mailings_have_a_button(
+    api: httpx.AsyncClient, engine: AsyncEngine
+) -> None:
+    await create_mailing(api, NEW)
+    running = await create_running_mailing(api, engine)
+    assert re.findall(r'action="/mailings/(\d+)/(\w+)"', await get_page(api, "/mailings")) == [
+        (f"{running}", "pause")
+    ]
+    await api.post(f"/mailings/{running}/pause")
+    assert re.findall(r'action="/mailings/(\d+)/(\w+)"', await get_page(api, "/mailings")) == [
+        (f"{running}", "resume")
+    ]
+
+
+async def test_the_message_about_a_pause_has_an_undo_button_and_is_shown_once(
+    api: httpx.AsyncClient,
+) -> None:
+    mailing_id = (await create_mailing(api, NEW))["id"]
+    await post(api, f"/mailings/{mailing_id}/pause")
+    page = await get_page(api, "/mailings")
+    assert f"Mailing {mailing_id} is paused." in page
+    assert f'action="/mailings/{mailing_id}/resume" id="undo"' in page
+    assert "is paused." not in await get_page(api, "/mailings")
+
+
+@pytest.mark.parametrize("cookie", ["mailing-paused.", "mailing-paused.x", "x.1", ".", "a.b.c"])
+async def test_a_forged_message_is_harmless(api: httpx.AsyncClient, cookie: str) -> None:
+    headers = BROWSER | {"Cookie": f"done={cookie}"}
+    response = await api.get(f"{SITE}/mailings", headers=headers)
+    assert response.status_code == 200
+    assert "/mailings/0/resume" not in response.text
 
 
 async def test_deleting_a_mailing_redirects_to_the_list(api: httpx.AsyncClient) -> None:

@@ -23,7 +23,6 @@ PAGES = (
     f"/mailings?search={quote(MARKUP)}",
     "/mailings/{coming}",
     "/mailings/{coming}/edit",
-    "/mailings/{coming}/pause",
     "/mailings/{coming}/cancel",
     "/mailings/{coming}/delete",
     "/mailings/{listed}",

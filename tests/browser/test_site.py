@@ -58,7 +58,6 @@ PAGES = (
     "/mailings/new",
     "/mailings/{coming}",
     "/mailings/{coming}/edit",
-    "/mailings/{coming}/pause",
     "/mailings/{coming}/cancel",
     "/mailings/{ended}",
     "/mailings/{ended}/retry",
@@ -88,7 +87,7 @@ PAGES = (
 
 NOT_IN_OTHER_FILES = (
     "/",
-    "/mailings/{coming}/pause",
+    "/mailings/{coming}/cancel",
     "/gateways/default/release-unknown",
     "/system",
     "/nothing",

@@ -136,9 +136,22 @@ async def test_a_confirmation_without_a_session_leads_to_the_sign_in_form(
     await sign_in(page, "oleg", "/mailings/1")
     await wait_until_loaded(page)
     await page.context.clear_cookies(name=re.compile("session"))
-    page_errors.expect("status", "401 GET at .*/mailings/1/pause")
-    await page.locator("#pause").click()
+    page_errors.expect("status", "401 GET at .*/mailings/1/cancel")
+    await page.locator("#cancel").click()
     await expect(page).to_have_url(f"{mailer.address}/login?return_path=/mailings/1")
+
+
+async def test_a_pause_without_a_session_leads_to_the_sign_in_form_and_pauses_nothing(
+    page: Page, page_errors: PageErrors, mailer: MailerProcess
+) -> None:
+    await sign_in(page, "oleg", "/mailings/1")
+    await wait_until_loaded(page)
+    await page.context.clear_cookies(name=re.compile("session"))
+    page_errors.expect("status", "401 POST at .*/mailings/1/pause")
+    await page.get_by_role("button", name="Pause").click()
+    await expect(page).to_have_url(f"{mailer.address}/login?return_path=/mailings/1")
+    await sign_in(page, "oleg", "/mailings/1")
+    await expect(page.get_by_role("button", name="Pause")).to_be_visible()
 
 
 OPEN, CLOSED = 1, 2

@@ -60,6 +60,8 @@ FREE_TEXT_PLACES = {("tag",), ("text",), ("client_filter",), ("client_filter", "
 may be a string of operator codes and tags."""
 
 MAX_NAME_LENGTH = 64
+MAX_LENGTH_OF_MAILINGS = {("name",): 100, ("labels", "*"): 32}
+"""The places of the labels of mailings in the sense of `clean_label`, and their maximum lengths."""
 SENDER = re.compile("[!-~]([ -~]{0,18}[!-~])?")
 """A sender: up to 20 printable characters of ASCII."""
 
@@ -85,7 +87,7 @@ def test_every_string_field_is_tested() -> None:
         *("datetime_start", "datetime_end", "send_interval_time_start", "send_interval_time_end"),
         *("text", "on_unknown", "purpose", "client_filter", "client_filter.operator_codes"),
         *("client_filter.tags", "client_filter.time_zones", "gateway", "sender"),
-        *("name", "url", "events", "failed_since"),
+        *("name", "labels", "url", "events", "failed_since"),
     }
     single = {"failed_since"}  # the others are fields of a POST and of a PATCH
     fields = [field.name for field in FIELDS]
@@ -123,6 +125,10 @@ def is_accepted(field: Field, value: str) -> bool:
     """Return whether a field accepts a text of `STORABLE_TEXTS`."""
     if field.place == ("sender",):
         return SENDER.fullmatch(value) is not None
+    if "/mailings" in field.path and field.place in MAX_LENGTH_OF_MAILINGS:
+        return (
+            not is_blank(value) and len(clean_label(value)) <= MAX_LENGTH_OF_MAILINGS[field.place]
+        )
     if field.place == ("name",):
         is_clean = re.search(f"[{FORBIDDEN_CHARACTERS}]", value) is None
         return is_clean and not is_blank(value) and len(clean_label(value)) <= MAX_NAME_LENGTH
@@ -145,7 +151,8 @@ async def assert_is_stored(
         return
     address = f"/{field.path.split('/')[1]}/{created['id']}"
     stored = (await api.get(address)).json()
-    expected = {"tag": clean_label, "name": clean_label, "text": compose}.get(place, str)(value)
+    normalize = {"text": compose} | dict.fromkeys(("tag", "name", "labels"), clean_label)
+    expected = normalize.get(place, str)(value)
     assert created[place] == stored[place] == field.body(expected)[place]
     if field.method == "POST":
         assert (await api.delete(address)).status_code == 204
@@ -242,7 +249,8 @@ def is_empty_list(response: httpx.Response) -> bool:
 async def test_a_hostile_query_matches_nothing_or_is_refused_with_the_name_of_its_parameter(
     api: httpx.AsyncClient, ids: dict[str, int | str], path: str, name: str
 ) -> None:
-    # an earlier test may have stored one of the values as the client's tag; that value matches it
+    # an earlier test may have stored one of the values, which matches then: as the client's tag, or
+    # as a label or words of the mailing
     client_tag = (await api.get(f"/clients/{ids['client_id']}")).json()["tag"] or ""
     for value in STORABLE_TEXTS.values():
         for accept in ("application/json", "text/csv"):
@@ -252,7 +260,9 @@ async def test_a_hostile_query_matches_nothing_or_is_refused_with_the_name_of_it
             if response.status_code != 200:
                 assert_is_problem(response, 400)
                 assert wrong_fields(response) == {name}
-            elif name != "tag" or fold_label(value) != fold_label(client_tag):
+            elif name not in {"search", "label"} and (
+                name != "tag" or fold_label(value) != fold_label(client_tag)
+            ):
                 assert is_empty_list(response)
 
 

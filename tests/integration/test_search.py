@@ -11,7 +11,8 @@ from tests.factories import add_clients, do, execute
 
 from mailer.client import store as clients
 from mailer.db.paging import Cursor, RowPage
-from mailer.mailing import search, store
+from mailer.mailing import listing
+from mailer.mailing.search import MailingFilter
 from mailer.statuses import MailingStatus
 
 INSERT_MAILINGS = """
@@ -31,6 +32,11 @@ async def add_mailings(engine: AsyncEngine, *texts: str) -> None:
         await execute(engine, INSERT_MAILINGS.format(text=quoted, count=1))
 
 
+def find(words: str, status: MailingStatus | None = None) -> MailingFilter:
+    """Return the filter of a search."""
+    return MailingFilter(search=words, statuses=() if status is None else (status,))
+
+
 async def search_page(
     engine: AsyncEngine,
     words: str,
@@ -39,7 +45,7 @@ async def search_page(
 ) -> RowPage:
     """Return a page of the mailings that a search finds; by default the newest 100."""
     position = cursor or Cursor(limit=100)
-    return await do(engine, lambda db: store.page(db, position, status, words))
+    return await do(engine, lambda db: listing.page(db, position, find(words, status)))
 
 
 async def search_ids(
@@ -48,7 +54,8 @@ async def search_ids(
     """Return the ids of the mailings that a search finds, newest first; check their count, too."""
     result = await search_page(engine, words, status=status)
     ids = [row.id for row in result.rows]
-    assert result.count == len(ids) == await do(engine, lambda db: store.count(db, status, words))
+    count = await do(engine, lambda db: listing.count(db, find(words, status)))
+    assert result.count == len(ids) == count
     return ids
 
 
@@ -184,12 +191,12 @@ async def test_pages_of_a_search_among_thousands_of_mailings_have_no_gaps(
 
 
 async def test_counting_stops_at_a_maximum(engine: AsyncEngine) -> None:
-    mailings = search.MAX_COUNTED_MAILINGS + 200
+    mailings = listing.MAX_COUNTED_MAILINGS + 200
     await execute(engine, INSERT_MAILINGS.format(text="'sale'", count=mailings))
 
     result = await search_page(engine, "sale")
 
-    assert result.count == search.MAX_COUNTED_MAILINGS + 1  # means: more than the maximum
+    assert result.count == listing.MAX_COUNTED_MAILINGS + 1  # means: more than the maximum
     assert result.rows[0].id == mailings
 
 
@@ -204,7 +211,7 @@ async def test_counting_stops_at_a_maximum(engine: AsyncEngine) -> None:
 @example(words=" ".join(f"w{n}" for n in range(2_000)))
 async def test_no_search_text_is_an_error(shared_engine: AsyncEngine, words: str) -> None:
     async with shared_engine.begin() as connection:
-        await store.page(connection, Cursor(1), None, words)
+        await listing.page(connection, Cursor(1), find(words))
 
 
 async def test_words_too_long_for_the_index_are_found_by_their_beginning(

@@ -187,13 +187,16 @@ async def test_start_and_finish_of_a_mailing_are_events(engine: AsyncEngine) -> 
     await add_clients(engine, 2)
     mailing_id = await add_mailing(engine, clients=2, status="scheduled")
     await execute(
-        engine, "UPDATE mailing SET datetime_end = now() + interval '1 day', audience_until = NULL"
+        engine,
+        "UPDATE mailing SET datetime_end = now() + interval '1 day', audience_until = NULL,"
+        " name = 'Orders'",
     )
     await add_webhook(engine, URL, ["mailing.started", "mailing.finished"])
     await advance(engine)
     [(kind, data)] = await events(engine)
     assert kind == "mailing.started"
-    assert (data["id"], data["status"], data["clients_count"]) == (mailing_id, "running", 2)
+    assert (data["id"], data["name"], data["status"]) == (mailing_id, "Orders", "running")
+    assert data["clients_count"] == 2
     await set_messages(engine, "status = 'delivered', sent_at = now()")
     await advance(engine)
     [_, (kind, data)] = await events(engine)

@@ -112,6 +112,8 @@ def create_mailing(status: MailingStatus, **counts: int) -> Mailing:
     messages = MessageCounts.of(**counts)
     return Mailing(
         id=1,
+        name=None,
+        labels=[],
         datetime_start=END - timedelta(days=1),
         datetime_end=END,
         send_interval_time_start=None,

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -50,6 +51,36 @@ def errors_of(value: object, *, strict: bool = True) -> dict[str, str]:
     with pytest.raises(InvalidError) as caught:
         check(Person, value, NOW, strict=strict)
     return {error.field: error.message for error in caught.value.errors}
+
+
+class Query(Input, frozen=True, kw_only=True):
+    """A model of a query: a list, and a field whose name is a keyword of Python."""
+
+    kinds: list[Literal["a", "b"]] | UnsetType = UNSET
+    first: int = msgspec.field(name="from", default=1)
+
+
+@pytest.mark.parametrize("kinds", ["a,b", " a , b ", ["a", "b"], ["a,b"]])
+def test_commas_and_repetition_separate_the_entries_of_a_list_in_a_query(kinds: object) -> None:
+    assert check(Query, {"kinds": kinds}, NOW, strict=False).kinds == ["a", "b"]
+
+
+@pytest.mark.parametrize("kinds", ["", "a,", "a,c", "a;b", ["a", "\udcff"], "," * 2_000])
+def test_a_list_in_a_query_with_a_wrong_entry_is_refused(kinds: object) -> None:
+    with pytest.raises(InvalidError) as caught:
+        check(Query, {"kinds": kinds}, NOW, strict=False)
+    assert [error.field for error in caught.value.errors] == ["kinds"]
+
+
+def test_a_text_is_no_list_in_json() -> None:
+    with pytest.raises(InvalidError):
+        check(Query, {"kinds": "a,b"}, NOW)
+
+
+def test_a_field_is_known_by_its_name_in_the_api_alone() -> None:
+    assert check(Query, {"from": 7}, NOW).first == 7
+    with pytest.raises(InvalidError, match="first"):
+        check(Query, {"first": 7}, NOW)
 
 
 def test_valid_input_is_returned_as_the_model() -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 from zoneinfo import ZoneInfo
 
 from babel.dates import format_datetime, format_timedelta
@@ -21,7 +21,9 @@ from mailer.admin.language import (
 )
 from mailer.admin.viewer import Viewer
 from mailer.clock import database_clock
+from mailer.mailing.actions import Action, allowed_actions
 from mailer.mailing.client_filter import split_terms
+from mailer.mailing.model import Mailing
 from mailer.statuses import MailingStatus, MessageStatus
 
 DATETIME_FORMAT = "d MMM y, HH:mm"
@@ -37,6 +39,18 @@ BYTES_PER_KIB = 1024
 BYTE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 FORMAT_CACHE_SIZE = 8192
 """Formatted numbers to cache, and as many moments: live pages show the same ones repeatedly."""
+
+
+class NamedMailing(Protocol):
+    """A mailing, or a part of one, with its name and its text."""
+
+    @property
+    def name(self) -> str | None:
+        """The name; None when it has none."""
+
+    @property
+    def text(self) -> str:
+        """The text."""
 
 
 def load_formats() -> None:
@@ -113,6 +127,16 @@ def excerpt(text: str, max_length: int = 80) -> str:
     return line if len(line) <= max_length else f"{line[: max_length - 1].rstrip()}…"
 
 
+def mailing_title(mailing: NamedMailing, max_length: int = 80) -> str:
+    """Return the name of a mailing, or the beginning of its text if it has none."""
+    return excerpt(mailing.name or mailing.text, max_length)
+
+
+def mailing_actions(mailing: Mailing) -> list[Action]:
+    """Return the actions that a mailing allows now."""
+    return allowed_actions(mailing, database_clock.now())
+
+
 def mailing_status_label(status: MailingStatus) -> str:
     """Return the label of a mailing's status."""
     return gettext(labels.MAILING_STATUS_LABELS[status])
@@ -138,6 +162,8 @@ FILTERS: Mapping[str, Callable[..., Any]] = {
     "duration": format_duration,
     "bytes": format_bytes,
     "excerpt": excerpt,
+    "mailing_title": mailing_title,
+    "mailing_actions": mailing_actions,
     "translate": translate_message,
     "terms": split_terms,
     "reason": labels.reason_label,
@@ -160,6 +186,7 @@ FILTERS: Mapping[str, Callable[..., Any]] = {
     "role": labels.label_lookup(labels.ROLE_LABELS),
     "browser": labels.browser_name,
     "mailing_status": mailing_status_label,
+    "mailing_order": labels.label_lookup(labels.MAILING_ORDER_LABELS),
     "message_status": message_status_label,
 }
 """The filters by the name that templates use."""

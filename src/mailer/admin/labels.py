@@ -156,6 +156,7 @@ FIELD_LABELS = {
     "role": gettext_noop("Role"),
     "expires_at": gettext_noop("Expires"),
     "status": gettext_noop("Status"),
+    "labels": gettext_noop("Labels"),
     "text": gettext_noop("Text"),
     "client_filter": gettext_noop("Audience"),
     "datetime_start": gettext_noop("Start"),
@@ -226,6 +227,13 @@ PURPOSE_LABELS = {
     "service": gettext_noop("Service"),
 }
 """The choice of a mailing for clients who have opted out."""
+MAILING_ORDER_LABELS = {
+    "newest": gettext_noop("Newest first"),
+    "start": gettext_noop("Latest start first"),
+    "end": gettext_noop("Latest end first"),
+    "audience": gettext_noop("Largest audience first"),
+}
+"""The orders of the list of mailings."""
 OPT_OUT_SOURCE_LABELS = {
     "reply": gettext_noop("reply of the client"),
     "gateway": gettext_noop("answer of the gateway"),

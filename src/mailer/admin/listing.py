@@ -3,6 +3,7 @@
 The filter and the position in the list are in the query of the URL, as in the API.
 """
 
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlencode
 
@@ -33,25 +34,32 @@ def read_list_query(
 
     If the form is not valid, it has errors and the query is None.
     """
-    form = Form({name: request.query_params.get(name, "") for name in fields})
+    form = Form({name: _text_of(request, name) for name in fields})
     try:
         return form, read_query(request, model, blank_is_absent=True)
     except InvalidError as error:
         return form.with_errors(error), None
 
 
-def list_url(path: str, form: Form, **position: int) -> str:
+def _text_of(request: Request[Any, Any, Any], name: str) -> str:
+    """Return the text of a filter; commas separate the values of one that is repeated."""
+    return ",".join(request.query_params.getall(name, []))
+
+
+def list_url(path: str, form: Form, position: Mapping[str, int] | None = None) -> str:
     """Return the URL of a list with the filters of `form`.
 
-    `position` is `before` or `after` with an id: only rows older or newer than this id.
+    `position` is that of a page, as `RowPage` returns it; None for the first page.
     """
-    parameters = {name: value for name, value in form.values.items() if value} | position
+    filters = {name: value for name, value in form.values.items() if value}
+    parameters = {**filters, **(position or {})}
     return f"{path}?{urlencode(parameters)}" if parameters else path
 
 
 def page_links(page: RowPage, path: str, form: Form) -> PageLinks:
     """Return the links of `page`, whose rows are the newest first, with the filters of `form`."""
+    newer, older = page.newer_position(), page.older_position()
     return PageLinks(
-        newer=list_url(path, form, after=page.rows[0].id) if page.has_newer else None,
-        older=list_url(path, form, before=page.rows[-1].id) if page.has_older else None,
+        newer=list_url(path, form, newer) if newer else None,
+        older=list_url(path, form, older) if older else None,
     )

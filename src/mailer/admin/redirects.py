@@ -33,10 +33,15 @@ def redirect_back_url(path: str, request: Request[Any, Any, Any]) -> str:
         query = request.url.query
         return_path = f"{request.url.path}?{query}" if query else request.url.path
     else:  # a form was sent: the page of the form
-        return_path = _path_on_site(request, request.headers.get("Referer", ""))
+        return_path = referring_path(request)
     if own_path(return_path) == "/":
         return path
     return f"{path}?return_path={quote(return_path, safe='/')}"
+
+
+def referring_path(request: Request[Any, Any, Any]) -> str:
+    """Return the path and the query of the page whose form was sent; `/` if it is not known."""
+    return own_path(_path_on_site(request, request.headers.get("Referer", "")))
 
 
 def _path_on_site(request: Request[Any, Any, Any], url: str) -> str:

@@ -1,5 +1,6 @@
 """Rendering of pages: the context of every page, its response, and the template environment."""
 
+import re
 from collections.abc import Generator, Iterable, Iterator
 from functools import cache
 from typing import Any
@@ -30,7 +31,9 @@ from mailer.web.origin import SAFE_METHODS
 from mailer.web.problems import Problem
 
 FLASH_COOKIE = "done"
-"""Cookie with the confirmation that the next page shows: a key of `flash.html`."""
+"""Cookie with the confirmation that the next page shows: a key of `flash.html`, and the id of an
+object behind a dot if the confirmation names it."""
+FLASH_ID = re.compile("[1-9][0-9]{0,15}")
 GATEWAY_NOTICE = "gateway-notice"
 """Id in the HTML of the notice that names the gateways that are not used."""
 PAGE_CSP = (
@@ -59,6 +62,8 @@ class PageContext(msgspec.Struct, frozen=True):
     """Whether metrics and health checks are open without a token."""
     flash: str | None = None
     """The confirmation of the last action: a key of `flash.html`."""
+    flash_id: int = 0
+    """Id of the object of that action; 0 if the confirmation does not name it."""
     is_held: bool = False
     """Whether nothing is sent because the database was restored. Only for viewers who may write."""
     unread_replies: int = 0
@@ -195,20 +200,26 @@ async def provide_page_context(
 def create_page_context(request: Request[Any, Any, Any], channels: Channels) -> PageContext:
     """Return the context of a page without `is_held`, which is in the database."""
     query = request.url.query
+    flash, _, flash_id = request.cookies.get(FLASH_COOKIE, "").partition(".")
     return PageContext(
         viewer=viewer_of(request),
         path=f"{request.url.path}?{query}" if query else request.url.path,
         channels=channels,
         actor=request.scope.get("user"),
         has_metrics=request.app.state.has_public_metrics,
-        flash=request.cookies.get(FLASH_COOKIE),
+        flash=flash or None,
+        flash_id=int(flash_id) if FLASH_ID.fullmatch(flash_id) else 0,
         is_fragment="HX-Request" in request.headers,
     )
 
 
-def redirect_with_flash(flash: str, path: str) -> Redirect:
-    """Return a redirect to a page that confirms what was done; `flash` is a key of `flash.html`."""
-    cookie = Cookie(FLASH_COOKIE, value=flash, path="/", httponly=True, samesite="lax")
+def redirect_with_flash(flash: str, path: str, flash_id: int | None = None) -> Redirect:
+    """Return a redirect to a page that confirms what was done; `flash` is a key of `flash.html`.
+
+    `flash_id` is the id of the object, if the confirmation names it.
+    """
+    value = flash if flash_id is None else f"{flash}.{flash_id}"
+    cookie = Cookie(FLASH_COOKIE, value=value, path="/", httponly=True, samesite="lax")
     return Redirect(path, status_code=HTTP_303_SEE_OTHER, cookies=[cookie])
 
 

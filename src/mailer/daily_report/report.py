@@ -35,9 +35,10 @@ Mail programs cut off mails that are longer than about 100 kB."""
 
 
 class ReportedMailing(msgspec.Struct, frozen=True):
-    """A mailing as listed in a report: by its id, without its text."""
+    """A mailing as listed in a report: by its id and its name, without its text."""
 
     id: int
+    name: str | None
     status: MailingStatus
     datetime_start: datetime
     datetime_end: datetime
@@ -163,6 +164,7 @@ async def _list_mailings(
     return [
         ReportedMailing(
             listed.id,
+            listed.name,
             listed.status,
             listed.datetime_start.astimezone(zone),
             listed.datetime_end.astimezone(zone),

@@ -4,6 +4,7 @@ The cost of a page does not depend on its position in the list, as it does with 
 """
 
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -33,11 +34,32 @@ class Cursor(msgspec.Struct, frozen=True):
     A page has at most `limit` rows, 1 to 1,000. With `before` it has the next older rows, of ids
     smaller than `before`. With `after` it has the next newer rows, of ids greater than `after`. At
     most one of the two is given; without both the page has the newest rows.
+
+    In a list that another column sorts, ids are not enough: `key` is the `sort_key` of the row
+    `before` or `after`. "Older" rows are then those that follow in the list.
     """
 
     limit: int
     before: int | None = None
     after: int | None = None
+    key: int | None = None
+
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MICROSECOND = timedelta(microseconds=1)
+
+
+def sort_key(value: datetime | int) -> int:
+    """Return the value of a column as the number that stands for it in URLs.
+
+    It is exact: a moment becomes the microseconds since 1970.
+    """
+    return value if isinstance(value, int) else (value - EPOCH) // MICROSECOND
+
+
+def from_sort_key(key: int, *, is_moment: bool) -> datetime | int:
+    """Return the value of a column for which a number stands in a URL."""
+    return EPOCH + key * MICROSECOND if is_moment else key
 
 
 class RowPage(msgspec.Struct, frozen=True):
@@ -47,6 +69,29 @@ class RowPage(msgspec.Struct, frozen=True):
     count: int
     has_older: bool
     has_newer: bool
+    sort_column: str | None = None
+    """The column that sorts the rows, the largest value first; None: they are the newest first."""
+
+    def older_position(self) -> dict[str, int] | None:
+        """Return the position of the page with the next older rows, as parameters of a URL."""
+        if not self.has_older:
+            return None
+        return {"before": self.rows[-1].id, **self._key_of(self.rows[-1])}
+
+    def newer_position(self) -> dict[str, int] | None:
+        """Return the position of the page with the next newer rows, as parameters of a URL."""
+        if not self.has_newer:
+            return None
+        return {"after": self.rows[0].id, **self._key_of(self.rows[0])}
+
+    def _key_of(self, row: Row[Any]) -> dict[str, int]:
+        if self.sort_column is None:
+            return {}
+        return {"key": sort_key(getattr(row, self.sort_column))}
+
+
+POSITION_PARAMETERS = frozenset({"before", "after", "key"})
+"""Parameters of a URL that hold the position of a page."""
 
 
 async def fetch_page(  # noqa: PLR0913  # each parameter is a part of the query
@@ -86,14 +131,26 @@ async def fetch_page(  # noqa: PLR0913  # each parameter is a part of the query
     if cursor.after is not None:
         newer = rows.where(key > cursor.after)
         fetched = list(await connection.execute(select_page(newer, asc)))
-        page = fetched[: cursor.limit][::-1]  # newest first
-        # the row `after` itself is older than the page; a row over the limit is newer
-        return RowPage(page, count, has_older=bool(page), has_newer=len(fetched) > len(page))
-    older = rows if cursor.before is None else rows.where(key < cursor.before)
-    fetched = list(await connection.execute(select_page(older, desc)))
+    else:
+        older = rows if cursor.before is None else rows.where(key < cursor.before)
+        fetched = list(await connection.execute(select_page(older, desc)))
+    return to_page(fetched, cursor, count)
+
+
+def to_page(
+    fetched: list[Row[Any]], cursor: Cursor, count: int, sort_column: str | None = None
+) -> RowPage:
+    """Return the page of the rows that were fetched at `cursor`: its own, and one more if there is.
+
+    The rows are in the order of the list, or in the opposite one if the cursor has `after`.
+    """
     page = fetched[: cursor.limit]
+    has_more = len(fetched) > len(page)
+    if cursor.after is not None:
+        # the row `after` itself is older than the page; a row over the limit is newer
+        return RowPage(page[::-1], count, bool(page), has_more, sort_column)
     has_newer = cursor.before is not None and bool(page)  # the row `before` itself
-    return RowPage(page, count, has_older=len(fetched) > len(page), has_newer=has_newer)
+    return RowPage(page, count, has_more, has_newer, sort_column)
 
 
 def _select_first(

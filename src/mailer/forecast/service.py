@@ -18,8 +18,10 @@ from mailer.db.engine import snapshot
 from mailer.forecast.basis import ForecastBasis, read_basis, read_unsaved_basis
 from mailer.forecast.model import Forecast, forecast
 from mailer.forecast.tiers import Gateways
+from mailer.mailing import listing
 from mailer.mailing import store as mailings
 from mailer.mailing.model import Mailing, MailingChange, NewMailing
+from mailer.mailing.search import MailingFilter
 from mailer.mailing.window import window_between
 from mailer.time_slices import run_in_slices
 
@@ -48,7 +50,7 @@ async def read_capacity(
     `gateways` are the usable ones.
     """
     active = await database_workers.active_workers(connection)
-    running = await mailings.count(connection, "running")
+    running = await listing.count(connection, MailingFilter(statuses=("running",)))
     is_running = mailing is not None and mailing.status == "running"
     return SendingCapacity(
         workers=len(active) or 1,

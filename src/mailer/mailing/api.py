@@ -15,8 +15,9 @@ from mailer.db.engine import snapshot
 from mailer.db.paging import Cursor
 from mailer.gateway.channel import Channels
 from mailer.idempotency.model import IdempotencyClaim
-from mailer.mailing import launching, service, store, texts
+from mailer.mailing import launching, listing, service, store, texts
 from mailer.mailing.activity import with_hold
+from mailer.mailing.list_query import MailingQuery
 from mailer.mailing.model import (
     GatewayName,
     Mailing,
@@ -31,7 +32,7 @@ from mailer.message.exporting import export_messages
 from mailer.message.model import Message
 from mailer.message.reading import to_message
 from mailer.settings import Settings
-from mailer.statuses import MailingStatus, MessageStatus
+from mailer.statuses import MessageStatus
 from mailer.validation import MAX_ID, STORABLE
 from mailer.web.body import JsonBody, reject_body
 from mailer.web.download import csv_answer, wants_csv
@@ -39,12 +40,6 @@ from mailer.web.paging import Page, page_of
 from mailer.web.query import Id, PageQuery, accepts_query
 
 MailingId = Annotated[int, Parameter(ge=1, le=MAX_ID, description="The mailing's id.")]
-
-
-class MailingQuery(PageQuery, frozen=True, kw_only=True):
-    """Filter and page of a list of mailings."""
-
-    status: MailingStatus | UnsetType = UNSET
 
 
 class MessageQuery(PageQuery, frozen=True, kw_only=True):
@@ -124,9 +119,17 @@ class MailingController(Controller):
         request: Request[Any, Any, Any],
         query_params: NamedDependency[MailingQuery],
     ) -> Page[Mailing]:
-        """List mailings with their counts of messages by status, newest first."""
+        """List mailings with their counts of messages by status, newest first or in another order.
+
+        A search, a label or a period counts up to 1,001 mailings: then there are more than 1,000.
+        """
         async with engine.connect() as connection:
-            page = await store.page(connection, query_params.position, **query_params.filters())
+            page = await listing.page(
+                connection,
+                query_params.position,
+                query_params.conditions(),
+                query_params.order,
+            )
         return page_of(page, request, lambda row: with_hold(store.to_mailing(row), channels))
 
     @get("/{mailing_id:int}", required_scope="read")

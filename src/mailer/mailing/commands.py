@@ -49,7 +49,7 @@ def describe(restored: Restored) -> Iterator[str]:
         yield (
             f"  mailing {mailing.id}, {mailing.status}, {_format(mailing.datetime_start)} to"
             f" {_format(mailing.datetime_end)}: {mailing.messages:,} messages:"
-            f" {_shorten(mailing.text)}"
+            f" {_shorten(mailing.name or mailing.text)}"
         )
     if left_out := restored.mailings_count - len(restored.mailings):
         yield f"  and {left_out:,} more"

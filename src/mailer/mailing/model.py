@@ -28,7 +28,7 @@ from mailer.statuses import (
     MessageStatus,
     OutcomeCounts,
 )
-from mailer.text import compose, is_blank
+from mailer.text import clean_label, compose, fold_label, is_blank
 from mailer.validation import STORABLE, Input
 
 FIRST_MOMENT = datetime(1970, 1, 1, tzinfo=UTC)
@@ -79,6 +79,60 @@ Text = Annotated[
         extra={
             "rule": "must be 1 to 1,600 characters, without null characters",
             "normalize": compose,
+        },
+    ),
+]
+MailingName = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=100,
+        pattern=STORABLE,
+        description="A name for users; clients do not see it. Blanks around it and invisible"
+        " characters are removed.",
+        examples=["Orders of January"],
+        extra={"rule": "must be 1 to 100 characters, or null", "normalize": clean_label},
+    ),
+]
+MAX_LABELS = 10
+"""Labels that a mailing may have."""
+Label = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=32,
+        pattern=STORABLE,
+        description="A label of mailings. Labels are compared without regard to case.",
+        examples=["orders"],
+        extra={"rule": "must be 1 to 32 characters", "normalize": clean_label},
+    ),
+]
+
+
+def sort_labels(labels: list[Any]) -> list[Any]:
+    """Return labels in the form in which they are stored: cleaned, each once, and sorted.
+
+    Of labels that are equal without regard to case, the first stays. A list that is not valid (too
+    long, or not of texts) is returned as it is.
+    """
+    if len(labels) > MAX_LABELS or not all(isinstance(label, str) for label in labels):
+        return labels
+    by_key: dict[str, str] = {}
+    for label in map(clean_label, labels):
+        by_key.setdefault(fold_label(label), label)
+    return [by_key[key] for key in sorted(by_key)]
+
+
+Labels = Annotated[
+    list[Label],
+    Meta(
+        max_length=MAX_LABELS,
+        description="Labels to find the mailing by, up to 10: compared without regard to case, each"
+        " once, and sorted.",
+        examples=[["orders", "January"]],
+        extra={
+            "rule": "must be a list of up to 10 labels of 1 to 32 characters",
+            "normalize_list": sort_labels,
         },
     ),
 ]
@@ -186,6 +240,8 @@ class NewMailing(MailingInput, frozen=True, kw_only=True):
     """A mailing to create."""
 
     EXAMPLE: ClassVar[dict[str, Any]] = {
+        "name": "Orders of January",
+        "labels": ["January", "orders"],
         "datetime_start": "2030-01-15T09:00:00+03:00",
         "datetime_end": "2030-01-15T21:00:00+03:00",
         "send_interval_time_start": "09:00",
@@ -200,6 +256,8 @@ class NewMailing(MailingInput, frozen=True, kw_only=True):
     }
     """A draft for nobody: sending the example to a real mailer harms nobody."""
 
+    name: MailingName | None = None
+    labels: Labels = msgspec.field(default_factory=list)
     datetime_start: Moment
     datetime_end: EndMoment
     send_interval_time_start: TimeOfDay | None = None
@@ -230,6 +288,8 @@ class MailingChange(MailingInput, frozen=True, kw_only=True):
 
     EXAMPLE: ClassVar[dict[str, Any]] = {"text": "Your order waits for you.", "sender": "Acme"}
 
+    name: MailingName | UnsetType | None = UNSET
+    labels: Labels | UnsetType = UNSET
     datetime_start: Moment | UnsetType = UNSET
     datetime_end: EndMoment | UnsetType = UNSET
     send_interval_time_start: TimeOfDay | UnsetType | None = UNSET
@@ -282,6 +342,10 @@ class Mailing(msgspec.Struct, frozen=True, kw_only=True):
     }
 
     id: int
+    name: str | None
+    """A name for users; null when it has none."""
+    labels: list[str]
+    """Labels to find the mailing by, sorted."""
     datetime_start: datetime
     datetime_end: datetime
     send_interval_time_start: str | None

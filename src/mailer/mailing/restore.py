@@ -36,6 +36,7 @@ class PendingMailing(msgspec.Struct, frozen=True):
     """A mailing with messages that a restored database would send."""
 
     id: int
+    name: str | None
     text: str
     status: MailingStatus
     datetime_start: datetime
@@ -64,7 +65,7 @@ class Restored(msgspec.Struct, frozen=True):
 #   and sent again. A started audience may have grown or shrunk, so at least all open messages;
 # - during a retry: also the messages to retry.
 PENDING_MAILINGS = text(f"""
-    SELECT id, text, status, datetime_start, datetime_end, messages,
+    SELECT id, name, text, status, datetime_start, datetime_end, messages,
         count(*) OVER () AS mailings_count, sum(messages) OVER ()::bigint AS messages_count
     FROM (
         SELECT mailing.*, CASE WHEN audience_until IS NULL THEN clients_count

@@ -26,14 +26,12 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from mailer.db.paging import Cursor, RowPage, fetch_page
-from mailer.db.tables.mailing import mailing, mailing_counts, settled_totals
+from mailer.db.tables.mailing import mailing, mailing_counts
 from mailer.db.tables.operation import origin
 from mailer.mailing.client_filter import stored_filter
 from mailer.mailing.model import Hold, Mailing, MailingNotFoundError
-from mailer.mailing.search import count as count_found
-from mailer.mailing.search import find
-from mailer.statuses import MESSAGE_STATUSES, MailingStatus
+from mailer.statuses import MESSAGE_STATUSES
+from mailer.text import fold_label
 
 MESSAGES_TOTAL = sum(
     (mailing_counts.c[name] for name in MESSAGE_STATUSES[1:]), mailing_counts.c[MESSAGE_STATUSES[0]]
@@ -47,12 +45,6 @@ IS_STARTED = mailing.c.audience_until.is_not(None)
 NOT_DELETED = mailing.c.deleted_at.is_(None)
 IS_OPEN = and_(not_(mailing.c.is_closed), NOT_DELETED)
 UNSETTLED = and_(not_(mailing.c.is_settled), NOT_DELETED)
-
-SETTLED_TOTALS = {
-    "finished": settled_totals.c.finished,
-    "cancelled": settled_totals.c.cancelled_mailings,
-}
-"""Columns with the number of settled mailings, by status. Triggers keep them up to date."""
 
 
 def select_mailings() -> Select[Any]:
@@ -121,6 +113,8 @@ async def change(connection: AsyncConnection, mailing_id: int, values: dict[str,
 def _columns(values: dict[str, Any]) -> dict[str, Any]:
     """Return the values of API fields as values of their columns; other values stay as they are."""
     columns = dict(values)
+    if "labels" in columns:
+        columns["label_keys"] = [fold_label(label) for label in columns["labels"]]
     if "client_filter" in columns:
         columns["client_filter"] = msgspec.to_builtins(columns["client_filter"])
     for name in ("send_interval_time_start", "send_interval_time_end"):
@@ -153,45 +147,6 @@ async def is_started(connection: AsyncConnection, mailing_id: int) -> bool:
     """Return whether workers have started a mailing: the enqueuing of its audience has begun."""
     statement = select(IS_STARTED).where(mailing.c.id == mailing_id)
     return bool((await connection.execute(statement)).scalar_one())
-
-
-async def page(
-    connection: AsyncConnection,
-    position: Cursor,
-    status: MailingStatus | None = None,
-    search: str | None = None,
-) -> RowPage:
-    """Return a page of mailings, filtered by status and by a text search if these are given.
-
-    See `mailer.mailing.search` for the rules of the search and the limit of its count.
-    """
-    rows = select_mailings()
-    if status is not None:
-        rows = rows.where(mailing.c.status == status)
-    if search is not None:
-        ids = await find(connection, search, status, position)
-        rows = rows.where(mailing.c.id == any_(literal(ids, ARRAY(BigInteger))))
-    total = await count(connection, status, search)
-    return await fetch_page(connection, rows, mailing.c.id, position, count=total)
-
-
-async def count(
-    connection: AsyncConnection, status: MailingStatus | None = None, search: str | None = None
-) -> int:
-    """Return the number of mailings, filtered by status and by a text search if these are given.
-
-    Only unsettled mailings are counted one by one; the number of settled ones is stored. A search
-    counts at most `search.MAX_COUNTED_MAILINGS` + 1.
-    """
-    if search is not None:
-        return await count_found(connection, search, status)
-    unsettled = select(func.count()).where(UNSETTLED)
-    settled_count = sum(SETTLED_TOTALS.values(), literal(0))
-    if status is not None:
-        unsettled = unsettled.where(mailing.c.status == status)
-        settled_count = SETTLED_TOTALS.get(status, literal(0))
-    statement = select(unsettled.scalar_subquery() + settled_count).select_from(settled_totals)
-    return int((await connection.execute(statement)).scalar_one())
 
 
 async def list_upcoming(connection: AsyncConnection, limit: int) -> list[Mailing]:

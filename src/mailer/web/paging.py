@@ -1,6 +1,6 @@
 """Pages of lists in API responses."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar
 from urllib.parse import urlencode
 
@@ -8,7 +8,7 @@ import msgspec
 from litestar import Request
 from sqlalchemy import Row
 
-from mailer.db.paging import RowPage
+from mailer.db.paging import POSITION_PARAMETERS, RowPage
 
 Item = TypeVar("Item")
 
@@ -30,18 +30,21 @@ def page_of(
     `convert` converts one row.
     """
 
-    def url_with(**cursor: int) -> str:
-        """Return the URL of the request with another cursor."""
-        filters = {
-            name: value
+    def url_at(position: Mapping[str, int] | None) -> str | None:
+        """Return the URL of the request with another position; None for no position."""
+        if position is None:
+            return None
+        filters = [
+            (name, value)
             for name, value in request.query_params.items()
-            if name not in ("before", "after")
-        }
-        return str(request.url.with_replacements(query=urlencode(filters | cursor)))
+            if name not in POSITION_PARAMETERS
+        ]
+        query = urlencode([*filters, *position.items()])
+        return str(request.url.with_replacements(query=query))
 
     return Page(
         count=page.count,
-        next=url_with(before=page.rows[-1].id) if page.has_older else None,
-        previous=url_with(after=page.rows[0].id) if page.has_newer else None,
+        next=url_at(page.older_position()),
+        previous=url_at(page.newer_position()),
         results=[convert(row) for row in page.rows],
     )

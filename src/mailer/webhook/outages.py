@@ -98,7 +98,7 @@ HOLD_MAILINGS = text(f"""
         RETURNING mailing_id
     )
     SELECT add_webhook_event('mailing.held', json_build_object('id', mailing.id,
-        'gateway', mailing.gateway, 'reason', reason, 'since',
+        'name', mailing.name, 'gateway', mailing.gateway, 'reason', reason, 'since',
         {TIMESTAMP.format("greatest(gateway_outage.since, mailing.datetime_start)")}))
     FROM held JOIN mailing ON mailing.id = held.mailing_id
     JOIN gateway_outage ON gateway_outage.gateway = coalesce(mailing.gateway, '')""")  # noqa: S608  # constants

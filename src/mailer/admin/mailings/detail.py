@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
-from litestar import Controller, Response, get, post
+from litestar import Controller, Request, Response, get, post
 from litestar.di import NamedDependency
 from litestar.exceptions import NotFoundException
 from litestar.params import FromPath
@@ -16,6 +16,7 @@ from mailer.access.model import Actor
 from mailer.admin.language import gettext_noop
 from mailer.admin.live import LiveUpdates, Sections
 from mailer.admin.mailings.intent import launch_intent
+from mailer.admin.redirects import referring_path
 from mailer.admin.render import PageContext, redirect_with_flash
 from mailer.clock import database_clock
 from mailer.db.engine import snapshot
@@ -47,21 +48,25 @@ class MailingAction(NamedTuple):
     """Carries it out. Receives the id of the mailing, and who acts."""
     flash: str
     """The confirmation on the next page: a key of `flash.html`."""
+    asks: bool = True
+    """Whether a page asks for confirmation before the action."""
 
 
 ACTIONS: Mapping[str, MailingAction] = {
-    "pause": MailingAction(service.pause, "mailing-paused"),
-    "resume": MailingAction(service.resume, "mailing-resumed"),
+    "pause": MailingAction(service.pause, "mailing-paused", asks=False),
+    "resume": MailingAction(service.resume, "mailing-resumed", asks=False),
     "retry": MailingAction(service.retry, "mailing-retried"),
     "cancel": MailingAction(service.cancel, "mailing-cancelled"),
     "delete": MailingAction(service.delete, "mailing-deleted"),
 }
-"""The actions by their verb in the URL. Each has a template with its effects, `{verb}.html`.
+"""The actions by their verb in the URL. Those that ask for confirmation have a template with their
+effects, `{verb}.html`. The others can be undone at once.
 
 `launching.py` has those that send: to launch a draft and to start a mailing now."""
 MAX_CHART_BARS, MAX_TABLE_ROWS = 100, 20
 """Maximum bars of a chart and rows of a table: live updates send them repeatedly."""
 SECTIONS = (
+    "heading",
     "state",
     "controls",
     "details",
@@ -211,7 +216,7 @@ class MailingPage(Controller):
         verb: FromPath[str],
     ) -> Response[str]:
         """Ask for confirmation before an action, and describe its effects with numbers."""
-        if verb not in ACTIONS:
+        if verb not in ACTIONS or not ACTIONS[verb].asks:
             raise NotFoundException
         async with engine.connect() as connection:
             mailing = await store.get(connection, mailing_id)
@@ -229,8 +234,9 @@ class MailingPage(Controller):
         )
 
     @post("/mailings/{mailing_id:int}/{verb:str}", required_scope="write")
-    async def act(
+    async def act(  # noqa: PLR0913, PLR0917  # Litestar passes its dependencies so
         self,
+        request: Request[Any, Any, Any],
         engine: NamedDependency[AsyncEngine],
         context: NamedDependency[PageContext],
         by: NamedDependency[Actor],
@@ -241,7 +247,7 @@ class MailingPage(Controller):
         if verb not in ACTIONS:
             raise NotFoundException
         action = ACTIONS[verb]
-        return_path = "/mailings" if verb == "delete" else f"/mailings/{mailing_id}"
+        return_path = _return_path(request, verb, mailing_id)
         try:
             await action.call(engine, mailing_id, by)
         except ConflictError as error:
@@ -249,8 +255,20 @@ class MailingPage(Controller):
         except StopTimeoutError as error:  # saved, but a worker may still send
             status, message = HTTP_503_SERVICE_UNAVAILABLE, str(error)
         else:
-            return redirect_with_flash(action.flash, return_path)
+            return redirect_with_flash(action.flash, return_path, mailing_id)
         return await render_refusal(context, status, message, return_path)
+
+
+def _return_path(request: Request[Any, Any, Any], verb: str, mailing_id: int) -> str:
+    """Return the path of the page that follows an action: the mailing's, or the list.
+
+    The list keeps its filters if the button was there.
+    """
+    if verb == "delete":
+        return "/mailings"
+    came_from = referring_path(request)
+    is_from_list = came_from.partition("?")[0] == "/mailings"
+    return came_from if is_from_list else f"/mailings/{mailing_id}"
 
 
 async def render_refusal(

@@ -27,6 +27,8 @@ from mailer.validation import check
 FILTER_LISTS = ("operator_codes", "tags", "time_zones")
 """The lists of a client filter; each is a name in the API and also a field of the form."""
 FORM_FIELDS_BY_NAME = {
+    "name": ("name",),
+    "labels": ("labels",),
     "text": ("text",),
     "datetime_start": ("start",),
     "datetime_end": ("end",),
@@ -88,6 +90,8 @@ def values_of(mailing: Mailing, zone: str) -> dict[str, str]:
     return {
         **dict.fromkeys(MAILING_FIELDS, ""),
         "zone": zone,
+        "name": mailing.name or "",
+        "labels": _join(mailing.labels),
         "text": mailing.text.replace("\r\n", "\n").replace("\r", "\n"),
         "start": _local_time(mailing.datetime_start, zone),
         "end": _local_time(mailing.datetime_end, zone),
@@ -257,8 +261,9 @@ def _read_values(
     The `unchanged` values replace those of the form.
     """
     api_values: dict[str, Any] = {name: values[name] for name in ("text", "on_unknown", "purpose")}
-    for name in ("gateway", "sender"):
+    for name in ("name", "gateway", "sender"):
         api_values[name] = values[name].strip() or None
+    api_values["labels"] = _split(values["labels"])
     errors: list[FieldError] = []
     for name in ("datetime_start", "datetime_end"):
         try:

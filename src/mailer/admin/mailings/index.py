@@ -6,39 +6,35 @@ from typing import Annotated, Any
 from litestar import Controller, Request, Response, get
 from litestar.di import NamedDependency
 from litestar.response import ServerSentEvent
-from msgspec import UNSET, Meta, UnsetType
+from msgspec import Meta
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.admin.listing import EMPTY_PAGE, page_links, read_list_query
 from mailer.admin.live import LiveUpdates, Sections
 from mailer.admin.render import PageContext
 from mailer.gateway.channel import Channels
-from mailer.mailing import store
+from mailer.mailing import listing, store
 from mailer.mailing.activity import with_hold
-from mailer.mailing.api import MailingQuery
+from mailer.mailing.list_query import MailingQuery
+from mailer.mailing.listing import MAX_COUNTED_MAILINGS
 from mailer.mailing.model import Mailing
-from mailer.mailing.search import MAX_COUNTED_MAILINGS
+from mailer.mailing.search import MailingFilter
 from mailer.statistics import progress
 from mailer.statuses import MAILING_STATUSES
-from mailer.validation import STORABLE, Input
+from mailer.validation import Input
 from mailer.web.query import Limit, read_query
+
+FILTER_FIELDS = ("search", "status", "label", "from", "to", "sort", "limit")
+"""Fields of the filter form, as in `MailingListQuery`."""
 
 
 class MailingListQuery(MailingQuery, frozen=True, kw_only=True):
-    """Filters of the list of mailings."""
+    """Filters of the list of mailings: those of the API, with fewer mailings on a page.
+
+    Days are those of the viewer's time zone.
+    """
 
     limit: Limit = 50
-    search: (
-        Annotated[
-            str,
-            Meta(
-                max_length=200,
-                pattern=STORABLE,
-                extra={"rule": "must be at most 200 characters, without null characters"},
-            ),
-        ]
-        | UnsetType
-    ) = UNSET
 
 
 class LiveRowsQuery(Input, frozen=True, kw_only=True):
@@ -87,11 +83,14 @@ class MailingList(Controller):
         context: NamedDependency[PageContext],
     ) -> Response[str]:
         """List the mailings that match the filters."""
-        form, query = read_list_query(request, MailingListQuery, "search", "status", "limit")
+        form, query = read_list_query(request, MailingListQuery, *FILTER_FIELDS)
         page, mailings, waits = EMPTY_PAGE, list[Mailing](), dict[int, progress.Wait | None]()
+        conditions, order = MailingFilter(), None
         if query is not None:
             async with engine.connect() as connection:
-                page = await store.page(connection, query.position, **query.filters())
+                conditions = query.conditions(context.viewer.time_zone)
+                order = query.order
+                page = await listing.page(connection, query.position, conditions, order)
                 mailings = [with_hold(store.to_mailing(row), channels) for row in page.rows]
                 waits = await find_waits(connection, mailings)
         return await context.render_page(
@@ -103,6 +102,9 @@ class MailingList(Controller):
             live_ids=unsettled_ids(mailings),
             count=page.count,
             max_counted=MAX_COUNTED_MAILINGS,
+            is_bounded=conditions.has_words or conditions.has_period,
+            orders=listing.possible_orders(conditions),
+            order=order or listing.possible_orders(conditions)[0],
             pages=page_links(page, "/mailings", form),
             mailing_statuses=MAILING_STATUSES,
         )

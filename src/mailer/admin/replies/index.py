@@ -83,8 +83,12 @@ def _variables(page: RowPage, form: Form) -> dict[str, Any]:
         "form": form,
         "list_path": list_url(PATH, form),
         "pages": PageLinks(
-            newer=list_url(PATH, form, after=page.rows[0].position) if page.has_newer else None,
-            older=list_url(PATH, form, before=page.rows[-1].position) if page.has_older else None,
+            newer=list_url(PATH, form, {"after": page.rows[0].position})
+            if page.has_newer
+            else None,
+            older=list_url(PATH, form, {"before": page.rows[-1].position})
+            if page.has_older
+            else None,
         ),
     }
 

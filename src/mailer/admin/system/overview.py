@@ -17,8 +17,9 @@ from mailer.forecast.basis import read_running_bases
 from mailer.forecast.throughput import usable_gateways
 from mailer.gateway.channel import Channels
 from mailer.gateway_control.service import list_gateways
-from mailer.mailing import store
+from mailer.mailing import listing, store
 from mailer.mailing.activity import with_hold
+from mailer.mailing.search import MailingFilter
 from mailer.statistics import backlog, progress
 from mailer.statistics import service as statistics
 
@@ -32,7 +33,8 @@ async def read_overview(engine: AsyncEngine, channels: Channels) -> dict[str, An
     """Return the template variables of the overview."""
     gateways = usable_gateways(channels)
     async with engine.connect() as connection:
-        page = await store.page(connection, Cursor(MAX_RUNNING), "running")
+        is_running = MailingFilter(statuses=("running",))
+        page = await listing.page(connection, Cursor(MAX_RUNNING), is_running)
         mailings = [with_hold(store.to_mailing(row), channels) for row in page.rows]
         active_workers = await workers.active_workers(connection)
         forecast_bases = await read_running_bases(

@@ -20,7 +20,7 @@ from sqlalchemy import (
     Time,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 from mailer.db.sql import count_columns, metadata, one_of, timestamp, timestamp_now
 from mailer.statuses import MAILING_STATUSES, MESSAGE_STATUSES, OUTCOMES
@@ -54,6 +54,9 @@ END)"""
 change of counts, or its end when that is later. For a cancelled mailing it is always the last
 change of counts."""
 
+NO_LABELS = text("'{}'::character varying[]")
+"""Default of the columns with labels."""
+
 # Stop numbers: each pause, cancel, delete or replan draws one. Workers publish the newest number
 # that they have applied; see `mailer.mailing.stop_number`.
 Sequence("stop_number", metadata=metadata)
@@ -62,6 +65,12 @@ mailing = Table(
     "mailing",
     metadata,
     Column("id", BigInteger, Identity(always=True), primary_key=True),
+    # for users; null when the mailing has no name
+    Column("name", String),
+    # as written by the user, in the order of `label_keys`
+    Column("labels", ARRAY(String), nullable=False, server_default=NO_LABELS),
+    # the labels in the form in which they are compared: folded by `mailer.text.fold_label`
+    Column("label_keys", ARRAY(String), nullable=False, server_default=NO_LABELS),
     timestamp("datetime_start"),
     timestamp("datetime_end"),
     # the sending window; both null when the mailing has none
@@ -118,6 +127,10 @@ mailing = Table(
     timestamp_now("created_at"),
     timestamp_now("updated_at"),
     timestamp("deleted_at", nullable=True),
+    CheckConstraint("char_length(name) BETWEEN 1 AND 100", name="name"),
+    CheckConstraint(
+        "cardinality(labels) <= 10 AND cardinality(label_keys) = cardinality(labels)", name="labels"
+    ),
     CheckConstraint("char_length(sender) BETWEEN 1 AND 20", name="sender"),
     CheckConstraint("datetime_end > datetime_start", name="end_after_start"),
     CheckConstraint("char_length(text) BETWEEN 1 AND 1600", name="text"),
@@ -186,10 +199,21 @@ mailing = Table(
     Index("mailing_deleted_idx", "id", postgresql_where=text("deleted_at IS NOT NULL")),
     # for pages of mailings, newest first, filtered by status
     Index(None, "status", "id", postgresql_where=text("deleted_at IS NULL")),
+    # for pages of mailings in other orders, with or without a filter by status
+    Index(None, "status", "datetime_start", "id", postgresql_where=text("deleted_at IS NULL")),
+    Index(None, "status", "datetime_end", "id", postgresql_where=text("deleted_at IS NULL")),
+    Index(None, "status", "clients_count", "id", postgresql_where=text("deleted_at IS NULL")),
+    # for the mailings between whose start and end a moment is
+    Index(
+        "mailing_period_idx",
+        text("tstzrange(datetime_start, datetime_end)"),
+        postgresql_using="gist",
+        postgresql_where=text("deleted_at IS NULL"),
+    ),
     # for the search; the migration that creates the index also creates the function
     Index(
         "mailing_words_idx",
-        text("mailing_words(id, text::text, status::text)"),
+        text("mailing_words(id, text::text, status::text, name::text, label_keys::text[])"),
         postgresql_using="gin",
         postgresql_with={"fastupdate": "off"},
     ),

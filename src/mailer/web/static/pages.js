@@ -88,6 +88,32 @@ document.addEventListener("submit", (event) => {
   showRequestError(null);
   sentAt.set(event.target, performance.now());
 });
+// A form with `data-next` has no input and only carries out an action, such as to pause a mailing. A
+// script sends it, so that the page stays as it is when there is no connection. After the action the
+// page at `data-next` opens, or this page again; it confirms the action. If the action is refused, the
+// response says why.
+document.addEventListener("submit", async (event) => {
+  const form = event.target, { next } = form.dataset;
+  if (next === undefined || event.defaultPrevented) return;
+  event.preventDefault();
+  try {
+    const body = new URLSearchParams(new FormData(form));
+    const response = await fetch(form.action, { method: "POST", body, redirect: "manual" });
+    if (response.type === "opaqueredirect") return location.replace(next || location.pathname + location.search);
+    if (response.status === 401) return location.reload(); // signed out: redirects to the sign-in page
+    const page = new DOMParser().parseFromString(await response.text(), "text/html");
+    const main = page.querySelector("main");
+    document.getElementById("dialog").close();
+    if (!main) return showRequestError("failed");
+    document.querySelector("main").replaceWith(main);
+    document.title = page.title;
+    main.focus();
+  } catch {
+    sentAt.delete(form);
+    document.getElementById("dialog").close();
+    showRequestError("lost");
+  }
+});
 // After going back to a page, its forms can be sent again, and its filters match its URL.
 addEventListener("pageshow", () => {
   sentAt = new WeakMap();
