@@ -15,7 +15,7 @@ from mailer.db.paging import Cursor
 from mailer.gateway.channel import Channels
 from mailer.idempotency.model import IdempotencyClaim
 from mailer.mailing import service, store
-from mailer.mailing.activity import with_hold
+from mailer.mailing.activity import with_current_hold, with_holds
 from mailer.mailing.model import (
     GatewayName,
     Mailing,
@@ -104,7 +104,8 @@ class MailingController(Controller):
         data: JSONBody[NewMailing],
     ) -> Mailing:
         """Create a mailing. Sending starts at `datetime_start`, or at once when that has passed."""
-        return with_hold(await service.create(engine, data, by, claim), channels)
+        mailing = await service.create(engine, data, by, claim)
+        return await with_current_hold(engine, mailing, channels)
 
     @get(required_scope="read", **accepts_query(MailingQuery))
     async def list_mailings(
@@ -117,7 +118,9 @@ class MailingController(Controller):
         """List mailings with their counts of messages by status, newest first."""
         async with engine.connect() as connection:
             page = await store.page(connection, query_params.position, **query_params.filters())
-        return page_of(page, request, lambda row: with_hold(store.to_mailing(row), channels))
+            mailings = [store.to_mailing(row) for row in page.rows]
+            by_id = {each.id: each for each in await with_holds(connection, mailings, channels)}
+        return page_of(page, request, lambda row: by_id[row.id])
 
     @get("/{mailing_id:int}", required_scope="read")
     async def get_mailing(
@@ -128,7 +131,8 @@ class MailingController(Controller):
     ) -> MailingDetail:
         """Return a mailing with its counts of messages by status and its newest 100 messages."""
         async with engine.connect() as connection:
-            mailing = with_hold(await store.get(connection, mailing_id), channels)
+            mailing = await store.get(connection, mailing_id)
+            [mailing] = await with_holds(connection, [mailing], channels)
             newest = await messages.page(
                 connection, mailing_id, Cursor(MAX_NEWEST_MESSAGES), mailing.created_messages
             )
@@ -177,7 +181,8 @@ class MailingController(Controller):
         data: JSONBody[MailingChange],
     ) -> Mailing:
         """Change a mailing. After its start, changes apply to messages that were not sent yet."""
-        return with_hold(await service.change(engine, mailing_id, data, by), channels)
+        mailing = await service.change(engine, mailing_id, data, by)
+        return await with_current_hold(engine, mailing, channels)
 
     @post("/{mailing_id:int}/pause", **ACTION_OPTIONS)
     async def pause_mailing(
@@ -200,7 +205,8 @@ class MailingController(Controller):
         mailing_id: MailingId,
     ) -> Mailing:
         """Resume a paused mailing."""
-        return with_hold(await service.resume(engine, mailing_id, by, claim), channels)
+        mailing = await service.resume(engine, mailing_id, by, claim)
+        return await with_current_hold(engine, mailing, channels)
 
     @post("/{mailing_id:int}/cancel", **ACTION_OPTIONS)
     async def cancel_mailing(
@@ -223,7 +229,8 @@ class MailingController(Controller):
         mailing_id: MailingId,
     ) -> Mailing:
         """Send the undelivered and unknown messages of a mailing again, before its end."""
-        return with_hold(await service.retry(engine, mailing_id, by, claim), channels)
+        mailing = await service.retry(engine, mailing_id, by, claim)
+        return await with_current_hold(engine, mailing, channels)
 
     @delete("/{mailing_id:int}", required_scope="write")
     async def delete_mailing(
