@@ -48,6 +48,7 @@ CHART_RANGES = (
     (100, 604800),
 )
 """Number of buckets of a chart, and length of a bucket in seconds: 1 second, hour, day or week."""
+SMALL_PHONE = PageState(locale="ru-RU", width=360, height=740, phone=True)
 NARROWEST = PageState(locale="ru-RU", width=320, height=640, phone=True)
 TABLET = PageState(locale="ru-RU", width=768, height=1024)
 MAX_PAGE_BYTES = 200_000
@@ -196,10 +197,10 @@ async def test_every_page_is_accessible_and_fits(
 
 @pytest.mark.parametrize(
     "page_state",
-    [NARROWEST, TABLET, PHONE, DESK],
-    ids=["russian, smallest phone", "russian, tablet", "phone", "desktop"],
+    [NARROWEST, SMALL_PHONE, TABLET, PHONE, DESK],
+    ids=["russian, smallest phone", "russian, small phone", "russian, tablet", "phone", "desktop"],
 )
-async def test_texts_neither_overlap_nor_leave_the_screen(
+async def test_texts_neither_overlap_nor_leave_the_screen_or_their_boxes(
     page: Page, page_errors: PageErrors, page_state: PageState, object_ids: dict[str, int]
 ) -> None:
     expect_not_found(page_errors)
