@@ -3,7 +3,7 @@
 from typing import Any
 
 import msgspec
-from sqlalchemy import Row, case, func, select
+from sqlalchemy import Row, case, literal_column, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.db.paging import Cursor, RowPage, fetch_page
@@ -18,8 +18,12 @@ from mailer.message.model import (
 )
 from mailer.statuses import MESSAGE_STATUSES
 
+SENT_OR_DUE = """coalesce(message.sent_at,
+    CASE WHEN message.status = 'undelivered' THEN message.updated_at ELSE message.due_at END)"""
+"""SQL for when a message was sent, or failed permanently, or else is due. The last change of an
+undelivered message is the end of its last attempt. It was due before, perhaps long before."""
 MESSAGE_COLUMNS = [
-    func.coalesce(message.c.sent_at, message.c.due_at).label(name)
+    literal_column(SENT_OR_DUE, message.c.due_at.type).label(name)
     if name == "datetime_send"
     else message.c[name]
     for name in Message.__struct_fields__
