@@ -126,7 +126,7 @@ async def test_a_mailing_waits_for_the_next_opening_for_any_of_its_clients(
         "until": in_api(first),
         "time_zone": "Asia/Omsk",
     }
-    for path in ("/", f"/mailings/{mailing_id}"):
+    for path in ("/", "/mailings", f"/mailings/{mailing_id}"):
         text = await get_text(api, path)
         assert "Waits The next sending window opens at" in text
         assert f"{first:%H:%M} (Asia/Omsk)." in text
@@ -154,7 +154,7 @@ async def test_failed_messages_wait_for_their_next_attempt(
     held = await get_held(api, mailing_id)
     assert (held["reason"], held["until"]) == ("retry_pause", in_api(until))
     assert held["time_zone"] is None
-    for path in ("/", f"/mailings/{mailing_id}"):
+    for path in ("/", "/mailings", f"/mailings/{mailing_id}"):
         assert "Failed messages are retried from" in await get_text(api, path)
     assert "No estimate while it waits." in await get_text(api, f"/mailings/{mailing_id}")
 
@@ -212,7 +212,7 @@ async def test_a_mailing_is_held_while_all_gateways_of_its_clients_are_out(
 
     held = await get_held(api, mailing_id)
     assert (held["reason"], held["until"]) == ("no_gateway_for_clients", None)
-    for path in ("/", f"/mailings/{mailing_id}"):
+    for path in ("/", "/mailings", f"/mailings/{mailing_id}"):
         text = await get_text(api, path)
         assert "Held No gateway can be used for the clients who wait" in text
         assert "It is being sent" not in text
