@@ -59,3 +59,18 @@ async def test_small_mailing_does_not_wait_for_a_large_one(
     mailing = await mailer.mailing(large["id"])
     assert mailing["status"] == "running"
     assert mailing["delivered_messages"] < 20_000  # more than half is still to be sent
+
+
+async def test_an_attempt_that_waits_for_the_rate_limit_starts_with_its_request(
+    start_gateway: Gateways, start_mailer: Mailers
+) -> None:
+    gateway = await start_gateway()
+    mailer = await start_mailer(**gateway.settings, gateway_rate="2")
+    await mailer.create_clients(6)  # one claim
+    created = await mailer.call("POST", "/mailings", new_mailing(), 201)
+    await mailer.finished(created["id"])
+    in_order = await mailer.query(
+        """SELECT (SELECT claimed_at FROM message ORDER BY sent_at DESC LIMIT 1) > min(sent_at)
+            AND bool_and(claimed_at <= sent_at) FROM message"""
+    )
+    assert in_order is True

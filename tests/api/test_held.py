@@ -24,7 +24,9 @@ AT = datetime(2030, 1, 15, 6, tzinfo=UTC)
 RESET = 15.0
 """Seconds from the opening of the breaker to the first probe."""
 AT_RESET = AT + timedelta(seconds=RESET)
-HELD = {"since": "2030-01-15T06:00:00Z", "reason": "http_503"}
+OUTAGE = {"since": "2030-01-15T06:00:00Z", "reason": "http_503"}
+"""The field `held` of the gateway after `open_breaker`."""
+HELD = OUTAGE | {"until": None, "time_zone": None}
 """The field `held` of a running mailing after `open_breaker`."""
 CLOSED = {"state": "up", "breaker": "closed", "held": None, "retry_at": None, "failures": 0}
 """The state of a gateway that works."""
@@ -206,7 +208,7 @@ async def test_a_failing_gateway_is_shown_with_an_open_then_half_open_breaker(
     api: httpx.AsyncClient, breaker: Breaker
 ) -> None:
     open_breaker(breaker)
-    held = {"state": "out", "held": HELD, "retry_at": "2030-01-15T06:00:15Z", "failures": 2}
+    held = {"state": "out", "held": OUTAGE, "retry_at": "2030-01-15T06:00:15Z", "failures": 2}
     assert breaker_part(await get(api, ADDRESS)) == held | {"breaker": "open"}
 
     probe = begin_probe(breaker)
@@ -235,7 +237,7 @@ async def test_without_a_gateway_only_running_mailings_are_held(
         held = None
         if status == "running":
             since = max(listed[mailing_id]["datetime_start"], listed[mailing_id]["created_at"])
-            held = {"since": since, "reason": "no_gateway"}
+            held = {"since": since, "reason": "no_gateway", "until": None, "time_zone": None}
         assert listed[mailing_id]["held"] == held
         assert (await get(application, f"/mailings/{mailing_id}"))["held"] == held
 

@@ -320,8 +320,12 @@ def test_an_action_takes_no_body_and_returns_the_mailing(
 
 def test_the_schema_describes_since_when_and_why_a_mailing_is_held(schema: dict[str, Any]) -> None:
     models = schema["components"]["schemas"]
-    for name, held in (("Mailing", "Hold"), ("MailingDetail", "Hold"), ("GatewayDetail", "Outage")):
-        assert models[held]["properties"].keys() == {"since", "reason"}
+    for name, held, more in (
+        ("Mailing", "Hold", {"until", "time_zone"}),
+        ("MailingDetail", "Hold", {"until", "time_zone"}),
+        ("GatewayDetail", "Outage", set[str]()),
+    ):
+        assert models[held]["properties"].keys() == {"since", "reason"} | more
         assert {"$ref": f"#/components/schemas/{held}"} in models[name]["properties"]["held"][
             "oneOf"
         ]

@@ -498,7 +498,7 @@ async def test_a_mailing_of_a_removed_gateway_says_why_it_waits(
     assert "Gateway removed Sender" in as_text(page)
     assert 'href="/gateways/removed"' not in page
     assert 'action="/gateway/try"' not in page
-    assert "its gateway removed is not configured" in as_text(await get_page(api, "/"))
+    assert "Its gateway removed is not configured" in as_text(await get_page(api, "/"))
     assert '<option value="removed" selected>' in await get_page(api, "/mailings/1/edit")
 
 

@@ -38,6 +38,14 @@ async def test_the_preview_shows_the_number_of_parts_and_the_reason(api: httpx.A
     assert "(UCS-2): 70 characters" in preview
     assert "a part instead of 160." in preview
 
+    preview = await preview_form(api, NEW_FORM | {"text": "Заказ готов"})
+    assert "Russian text: 70 characters a part." in preview
+    assert "U+0417" not in preview
+    preview = await preview_form(api, NEW_FORM | {"text": "Заказ готов" * 10})
+    assert "Russian text: 67 characters a part." in preview
+    preview = await preview_form(api, NEW_FORM | {"text": "Half “price”"})
+    assert "2 characters require Unicode (UCS-2): 70 characters a part instead of 160." in preview
+
 
 async def test_the_preview_shows_the_audience_and_its_local_times(api: httpx.AsyncClient) -> None:
     await create_clients(api)

@@ -15,8 +15,9 @@ FIND_OVERFLOWS = """screen => {
 }"""
 
 # Returns what is wrong with the visible texts. A text must not be cut off, extend beyond the
-# screen, or overlap another text by more than a few pixels. The script computes the visible
-# rectangle of each line: the part inside those ancestors that hide or scroll their overflow.
+# screen or the box of an element around it, or overlap another text by more than a few pixels. The
+# script computes the visible rectangle of each line: the part inside those ancestors that hide or
+# scroll their overflow.
 FIND_COLLISIONS = r"""screen => {
     const width = Math.min(document.scrollingElement.clientWidth, screen), wrong = [];
     const withAncestors = element => {
@@ -37,6 +38,19 @@ FIND_COLLISIONS = r"""screen => {
         }
         return { left, right, top, bottom, scrolls };
     };
+    const leavesBox = (rect, element) => {
+        // a blank at the end of a line may hang over
+        const margin = getComputedStyle(element).whiteSpace === "pre-wrap" ? 6 : 1;
+        for (const each of withAncestors(element)) {
+            const { display, position, overflowX } = getComputedStyle(each);
+            const box = each.getBoundingClientRect();
+            if (overflowX !== "visible") return false; // it hides or scrolls the rest
+            if (!/^(inline|contents)$/.test(display)
+                && (rect.right > box.right + margin || rect.left < box.left - 1)) return true;
+            if (/absolute|fixed/.test(position)) return false;
+        }
+        return false;
+    };
     const isVisible = element => element.checkVisibility({ checkVisibilityCSS: true })
         && !element.closest(".skip, option, textarea, script")
         && withAncestors(element).every(each => getComputedStyle(each).clipPath === "none");
@@ -52,6 +66,7 @@ FIND_COLLISIONS = r"""screen => {
             if (!line.scrolls && (isEmpty || rect.right - line.right > 1))
                 wrong.push(`"${text}" is cut off`);
             if (!line.scrolls && line.right > width + 1) wrong.push(`"${text}" leaves the screen`);
+            if (leavesBox(rect, node.parentElement)) wrong.push(`"${text}" leaves its box`);
             if (!isEmpty) lines.push(line);
         }
     }
@@ -70,7 +85,7 @@ FIND_COLLISIONS = r"""screen => {
 
 
 async def collisions(page: Page) -> list[str]:
-    """Return texts that overlap, are cut off, or extend beyond the screen."""
+    """Return texts that overlap, are cut off, or extend beyond the screen or their boxes."""
     assert page.viewport_size is not None
     texts: list[str] = await page.evaluate(FIND_COLLISIONS, page.viewport_size["width"])
     return texts

@@ -1,4 +1,4 @@
-"""What statistics find out about the first due message of a mailing, over all its routes."""
+"""What backlog and holds find out about the first due message of a mailing, over all its routes."""
 
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
@@ -6,15 +6,30 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
-from tests.factories import add_clients, add_mailing, add_messages, do, execute
+from tests.factories import (
+    UnusedGateway,
+    add_clients,
+    add_mailing,
+    add_messages,
+    channel_of,
+    do,
+    execute,
+)
 
 from mailer.gateway import routes
+from mailer.gateway.channel import Channels
 from mailer.mailing import store
-from mailer.statistics import backlog, progress
+from mailer.mailing.activity import with_holds
+from mailer.settings import Settings
+from mailer.statistics import backlog
 
 MINUTE = timedelta(minutes=1)
 ROUTES = 4
 """Number of routes with messages."""
+CHANNELS = Channels(
+    channel_of(UnusedGateway(), Settings(), name=f"gateway-{n}") for n in range(ROUTES)
+)
+"""The gateways of these routes."""
 TUPLES_READ = text("""
     SELECT coalesce(sum(seq_tup_read + idx_tup_fetch), 0)::int
     FROM pg_stat_xact_user_tables WHERE relname = 'message'""")
@@ -51,11 +66,11 @@ async def test_a_mailing_waits_for_the_first_due_message_of_all_routes(
 
     async with engine.connect() as connection:
         mailing = await store.get(connection, mailing_id)
-        [found] = await progress.get_progress(connection, [mailing])
+        [mailing] = await with_holds(connection, [mailing], CHANNELS)
 
-    assert found.wait is not None
-    assert found.wait.until == now + 2 * MINUTE
-    assert found.wait.time_zone == f"Etc/GMT+{second % 10}"
+    assert mailing.held is not None
+    assert mailing.held.until == now + 2 * MINUTE
+    assert mailing.held.time_zone == f"Etc/GMT+{second % 10}"
 
 
 async def test_the_backlog_counts_due_messages_of_all_routes(
@@ -79,11 +94,13 @@ async def read_backlog(connection: AsyncConnection, _: int) -> None:
     await backlog.get_backlog(connection)
 
 
-async def read_progress(connection: AsyncConnection, mailing_id: int) -> None:
-    await progress.get_progress(connection, [await store.get(connection, mailing_id)])
+async def read_hold(connection: AsyncConnection, mailing_id: int) -> None:
+    mailing = await store.get(connection, mailing_id)
+    [mailing] = await with_holds(connection, [mailing], CHANNELS)
+    assert mailing.held is not None
 
 
-@pytest.mark.parametrize("read", [read_backlog, read_progress])
+@pytest.mark.parametrize("read", [read_backlog, read_hold])
 async def test_messages_that_are_not_due_are_not_read(
     engine: AsyncEngine,
     route_ids: list[int],

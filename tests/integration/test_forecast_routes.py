@@ -268,6 +268,12 @@ async def test_without_a_gateway_for_some_clients_there_is_no_expected_end(
     clients = await add_clients(engine, 60, "903") + await add_clients(engine, 1, "916")
     mailing_id = await add_mailing(engine, clients=61, start=now)
     await add_messages(engine, mailing_id, clients, "scheduled", at=now)
+    await execute(
+        engine,
+        """UPDATE message SET route = (SELECT route FROM operator_route
+            WHERE operator_route.operator_code IN (message.operator_code, '')
+            ORDER BY operator_route.operator_code DESC LIMIT 1)""",
+    )
     ends = [
         (await statistics.of_mailing(engine, mailing_id, channels=channels)).expected_end
         for channels in (channels_with_paused(), channels_with_paused("main"))

@@ -1,5 +1,7 @@
 """The history of a message: when it was claimed, and which attempts failed."""
 
+from datetime import timedelta
+
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.factories import (
@@ -112,6 +114,41 @@ async def test_a_delivered_message_keeps_its_claim_time(engine: AsyncEngine) -> 
     assert history.sent_at == NOON
     assert history.lease_expires_at is None
     assert await value(engine, "SELECT failures FROM message") is None
+
+
+async def test_an_attempt_that_waited_for_the_rate_limit_starts_with_its_request(
+    engine: AsyncEngine,
+) -> None:
+    claimed = await claim_one(engine, await add_due_messages(engine, 1))
+    started_at, ended_at = NOON + timedelta(seconds=30), NOON + timedelta(seconds=31)
+    failed = MessageResult(
+        claimed,
+        "scheduled",
+        attempts=1,
+        reason="http_503",
+        last_failure="http_503",
+        started_at=started_at,
+    )
+    await finish(engine, failed)
+    history = await get_history(engine)
+    assert history.claimed_at == history.failures[0].claimed_at == started_at
+
+    claimed = await claim_one(engine, history.mailing_id)
+    later = started_at + timedelta(minutes=1)
+    accepted = MessageResult(claimed, "delivered", 2, sent_at=ended_at, started_at=later)
+    await finish(engine, accepted)
+    history = await get_history(engine)
+    assert (history.claimed_at, history.datetime_send) == (later, ended_at)
+
+
+async def test_an_undelivered_message_was_sent_when_its_last_attempt_failed(
+    engine: AsyncEngine,
+) -> None:
+    claimed = await claim_one(engine, await add_due_messages(engine, 1))
+    await finish(engine, rejected(claimed))
+    history = await get_history(engine)
+    assert history.due_at == NOON
+    assert history.datetime_send == history.failures[-1].ended_at > history.due_at
 
 
 async def test_a_released_message_was_not_claimed(engine: AsyncEngine) -> None:

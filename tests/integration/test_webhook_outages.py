@@ -1,16 +1,28 @@
 """The events `gateway.down`, `gateway.up` and `mailing.held`, once for all workers."""
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
-from tests.factories import NOON, UnusedGateway, add_mailing, channel_of, execute, value
+from tests.factories import (
+    HOUR,
+    NOON,
+    UnusedGateway,
+    add_clients,
+    add_mailing,
+    add_messages,
+    channel_of,
+    execute,
+    value,
+)
 from tests.webhook_receiver import add_webhook, deliveries
 
 from mailer.clock import database_clock
 from mailer.gateway.channel import Channels
 from mailer.gateway.protocol import Accepted, TemporaryFailure
+from mailer.mailing import store
+from mailer.mailing.activity import with_holds
 from mailer.settings import Settings
 from mailer.webhook.outages import OutageWatch
 
@@ -157,6 +169,23 @@ async def test_a_mailing_is_held_once_each_time_all_its_gateways_are_out(
         worker.record("main", DOWN)
         await worker.run()
     assert sorted(await events(engine)) == sorted([*held, ("mailing.held", on_main)])
+
+
+async def test_a_mailing_that_waits_for_its_sending_window_is_no_event(engine: AsyncEngine) -> None:
+    await add_webhook(engine, URL, ["mailing.held"])
+    mailing_id = await add_mailing(engine, clients=1, start=NOON, lasts=LONG)
+    opens = datetime.now(UTC) + HOUR
+    await add_messages(engine, mailing_id, await add_clients(engine, 1), "scheduled", at=opens)
+    worker = Worker(engine, "default")
+    async with engine.connect() as connection:
+        mailing = await store.get(connection, mailing_id)
+        [mailing] = await with_holds(connection, [mailing], worker.channels)
+    assert mailing.held is not None
+    assert mailing.held.reason == "window_closed"
+
+    await worker.run()
+
+    assert await events(engine) == []
 
 
 async def test_a_worker_without_gateways_holds_mailings(engine: AsyncEngine) -> None:

@@ -3,8 +3,10 @@
 import asyncio
 import math
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import NamedTuple
+
+from msgspec.structs import replace
 
 from mailer import metrics
 from mailer.clock import database_clock, elapsed
@@ -39,6 +41,10 @@ from mailer.message.model import ClaimedMessage, MessageResult
 
 MAX_SLEEP = 1.0
 """Most seconds that a sending task sleeps before it checks again whether to stop."""
+
+MAX_UNRECORDED_WAIT = timedelta(seconds=1)
+"""A request that starts longer after the claim of its message, because of the rate limit, has its
+start recorded. Of others, the claim counts as the start: to store each start costs time."""
 
 
 class ReadyMessage(NamedTuple):
@@ -80,6 +86,7 @@ class Sender:
         self._validity = channel.limits.validity
         self._max_parts = channel.limits.parts
         self._in_flight = parts.claims.in_flight
+        self._lease = parts.claims.lease
         self._opted_out = parts.claims.opted_out
         self._refunds = parts.claims.refunds
         self._running_mailings = parts.running_mailings
@@ -213,7 +220,7 @@ class Sender:
         is_gateway_failure = self._record_outcome(ready, breaker_outcome, ended_at, now)
         if isinstance(outcome, Aborted) and claim.id in self._opted_out:
             return end_opted_out(claim)
-        return decide_after_send(
+        result = decide_after_send(
             claim,
             mailing,
             outcome,
@@ -224,6 +231,10 @@ class Sender:
             has_other_gateway=isinstance(outcome, Rejected)
             and self._has_other_gateway(claim.route, self.channel.name),
         )
+        claimed_at = claim.lease_expires_at - self._lease
+        if ready.at - claimed_at < MAX_UNRECORDED_WAIT:
+            return result
+        return replace(result, started_at=ready.at)
 
     def _create_write_check(self, ready: ReadyMessage) -> Callable[[float], bool]:
         """Return the check `Request.may_write`, to run right before the request is written.

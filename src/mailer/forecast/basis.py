@@ -23,9 +23,16 @@ from mailer.forecast.routing import Routing, Shares
 from mailer.forecast.store import GatewayLoad
 from mailer.forecast.tiers import Capacity, Gateways, Tier, of_workers
 from mailer.mailing import audience
-from mailer.mailing.model import Mailing, MailingChange, NewMailing, excluded_opt_outs
+from mailer.mailing.model import (
+    WINDOW_CLOSED,
+    Mailing,
+    MailingChange,
+    NewMailing,
+    excluded_opt_outs,
+)
 from mailer.mailing.service import REPLAN_FIELDS
 from mailer.message import counters
+from mailer.statuses import FAILURES, RETRYABLE
 
 MAX_SPLIT_MAILINGS = 100
 """Running mailings whose messages are counted by operator code: those with the most messages."""
@@ -44,6 +51,8 @@ class ForecastBasis(msgspec.Struct, frozen=True):
     opted_out: int = 0
     """Clients of the audience who are not reached because they have opted out. In a started mailing
     these are cancelled messages already, and not counted here."""
+    lost: int = 0
+    """Clients whose messages have ended without being delivered, and are not scheduled again."""
 
 
 async def read_unsaved_basis(
@@ -69,27 +78,24 @@ async def read_basis(
 
     Parameters as in `read_unsaved_basis`.
 
-    Return None when the mailing has ended. Return None too when it is paused or held, because it is
-    not known when it continues.
+    Return None when the mailing has ended. Return None too when it is paused, and when it is held
+    for another reason than its sending window, because it is not known when it continues.
 
     With `changes`, read the basis for the mailing as changed. If that is paused or held, its
     forecast considers sending windows only. Messages that failed permanently or are cancelled are
-    not counted, unless the change replans them.
+    `lost`, unless the change replans them.
     """
     reader = await _BasisReader.create(connection, [mailing.id], gateways, workers)
     return await reader.read(mailing, changes)
 
 
-async def read_running_bases(
-    connection: AsyncConnection, running: Sequence[Mailing], gateways: Gateways, workers: int = 1
-) -> list[tuple[Mailing, ForecastBasis | None]]:
-    """Read the bases of the forecasts of running mailings, each with its mailing.
-
-    See `read_basis`; here the load is read only once.
-    """
-    ids = [mailing.id for mailing in running]
+async def read_bases(
+    connection: AsyncConnection, mailings: Sequence[Mailing], gateways: Gateways, workers: int = 1
+) -> list[ForecastBasis | None]:
+    """Read the bases of the forecasts of mailings; see `read_basis`. The load is read only once."""
+    ids = [mailing.id for mailing in mailings]
     reader = await _BasisReader.create(connection, ids, gateways, workers)
-    return [(mailing, await reader.read(mailing)) for mailing in running]
+    return [await reader.read(mailing) for mailing in mailings]
 
 
 class _BasisReader:
@@ -150,11 +156,12 @@ class _BasisReader:
         mailing = before if changes is None else replace(before, **changes.provided_values())
         if mailing.has_ended or mailing.datetime_end <= load.now:
             return None
-        is_waiting = mailing.status == "paused" or mailing.held is not None
+        held = mailing.held
+        is_waiting = mailing.status == "paused" or (held and held.reason != WINDOW_CLOSED)
         if is_waiting and changes is None:
             return None
         must_replan = any(getattr(mailing, name) != getattr(before, name) for name in REPLAN_FIELDS)
-        opted_out = 0
+        opted_out = lost = 0
         if mailing.id not in load.started:
             groups = await self._audience(mailing)
             opted_out = await self._count_opted_out(mailing)
@@ -162,14 +169,16 @@ class _BasisReader:
             is_enqueuing = mailing.id in load.enqueuing
             if must_replan:
                 clients = await _count_remaining_after_replan(self._connection, mailing)
+                lost = mailing.count_of(*RETRYABLE)
             else:
+                lost = mailing.count_of(*FAILURES)
                 clients = await _count_remaining(
                     self._connection, mailing, is_enqueuing=is_enqueuing
                 )
             shares = await self._shares(mailing, is_enqueued=not is_enqueuing and not must_replan)
             groups = _split(clients, shares)
         capacity = None if is_waiting else self._capacity(mailing.id, groups)
-        return ForecastBasis(mailing, groups, load.now, capacity, opted_out)
+        return ForecastBasis(mailing, groups, load.now, capacity, opted_out, lost)
 
     async def _count_opted_out(self, mailing: NewMailing | Mailing) -> int:
         """Return how many clients of the audience are not reached because they have opted out."""

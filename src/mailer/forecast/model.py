@@ -79,6 +79,19 @@ class Forecast(msgspec.Struct, frozen=True):
     """Clients for whom no gateway is usable now, so that it is not known when they are reached."""
     opted_out: int = 0
     """Clients of the audience who have opted out. They are not among `clients`."""
+    expected_end: datetime | None = None
+    """When a running mailing will have no messages left to send: at `done_at`, or if clients are
+    missed, at its end, when their messages expire. None when it is not known: before the start,
+    without a rate, and while clients are waiting or without a usable gateway. None too when no
+    client is left."""
+    lost: int = 0
+    """Clients whose messages have ended without being delivered, as far as is known. They are not
+    among `clients`."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether `clients` are all those of the audience who have not been reached."""
+        return not self.lost and not self.opted_out
 
     @property
     def reached(self) -> int:

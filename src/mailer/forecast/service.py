@@ -5,7 +5,7 @@ computes the forecast, which may take some time; meanwhile, no connection is hel
 """
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Sequence
 from datetime import datetime
 from weakref import WeakKeyDictionary
 
@@ -15,9 +15,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.db import workers as database_workers
 from mailer.db.engine import snapshot
-from mailer.forecast.basis import ForecastBasis, read_basis, read_unsaved_basis
+from mailer.forecast.basis import ForecastBasis, read_bases, read_basis, read_unsaved_basis
 from mailer.forecast.model import Forecast, forecast
+from mailer.forecast.throughput import usable_gateways
 from mailer.forecast.tiers import Gateways
+from mailer.gateway.channel import Channels
 from mailer.mailing import listing
 from mailer.mailing import store as mailings
 from mailer.mailing.model import Mailing, MailingChange, NewMailing
@@ -82,6 +84,18 @@ async def of_mailing(
     return await compute(basis)
 
 
+async def read_current(
+    connection: AsyncConnection, mailings: Sequence[Mailing], channels: Channels
+) -> list[ForecastBasis | None]:
+    """Read the bases of the forecasts of mailings from now on, for all that shows an estimate.
+
+    `mailings` are as `with_holds` returns them, so that there is no forecast for a mailing that
+    waits for a reason that may last.
+    """
+    active = await database_workers.active_workers(connection)
+    return await read_bases(connection, mailings, usable_gateways(channels), len(active) or 1)
+
+
 async def compute(basis: ForecastBasis | None) -> Forecast | None:
     """Return the forecast for a basis, or None for None. The caller must hold no connection.
 
@@ -106,7 +120,12 @@ async def _compute(basis: ForecastBasis) -> Forecast:
                 capacity=basis.capacity,
             )
         )
-    return replace(computed, opted_out=basis.opted_out)
+    return replace(
+        computed,
+        opted_out=basis.opted_out,
+        lost=basis.lost,
+        expected_end=_expected_end(mailing, computed),
+    )
 
 
 _LOCKS: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
@@ -117,27 +136,11 @@ def computation_lock() -> asyncio.Lock:
     return _LOCKS.setdefault(asyncio.get_running_loop(), asyncio.Lock())
 
 
-async def expected_ends(
-    bases: Iterable[tuple[Mailing, ForecastBasis | None]],
-) -> dict[int, datetime | None]:
-    """Return the expected end of each mailing, by its id; see `expected_end`."""
-    return {mailing.id: expected_end(mailing, await compute(basis)) for mailing, basis in bases}
-
-
-def expected_end(mailing: Mailing, expected: Forecast | None) -> datetime | None:
-    """Return when a running mailing will have no messages left to send, by its forecast.
-
-    That is at the latest the mailing's end, when the remaining messages expire. Return None when it
-    is not known: before the start, while the mailing is paused or held, while no rate is known,
-    while no gateway is usable for some clients, and when it is beyond `MAX_HORIZON`. Return None
-    too when no client is left.
-    """
-    if mailing.status != "running":
-        return None
-    # a held mailing has no forecast, for whatever reason it is held: `read_basis` returns None
-    if expected is None or expected.rate is None:
+def _expected_end(mailing: NewMailing | Mailing, expected: Forecast) -> datetime | None:
+    """Return `Forecast.expected_end` of the forecast of a mailing."""
+    if not isinstance(mailing, Mailing) or mailing.status != "running":
         return None
     # clients who are `waiting` are reached after the horizon
-    if not expected.clients or expected.waiting:
+    if expected.rate is None or not expected.clients or expected.waiting:
         return None
     return mailing.datetime_end if expected.missed else expected.done_at

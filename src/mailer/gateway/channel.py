@@ -200,6 +200,11 @@ class Channels:
         channel = self.get(gateway)
         return [] if channel is None else [channel]
 
+    def has_usable(self, names: Iterable[str]) -> bool:
+        """Return whether one of the gateways `names` is configured and used."""
+        channels = (self.get(name) for name in names)
+        return any(channel is not None and channel.outage is None for channel in channels)
+
     def outage(self, gateway: str | None = None) -> Outage | None:
         """Return since when and why none of the channels `usable_by` is used; None if one is."""
         outages = [channel.outage for channel in self.usable_by(gateway)]

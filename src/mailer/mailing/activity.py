@@ -1,11 +1,22 @@
 """What workers do for a mailing in the background, and why a running mailing does not send."""
 
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
 import msgspec
-from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncConnection
+from msgspec.structs import replace
+from sqlalchemy import ARRAY, BigInteger, Row, bindparam, text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.gateway.channel import Channels
-from mailer.mailing.model import Hold, Mailing, MailingNotFoundError
+from mailer.mailing.model import (
+    RETRY_PAUSE,
+    WINDOW_CLOSED,
+    Hold,
+    Mailing,
+    MailingNotFoundError,
+)
 
 
 class BackgroundWork(msgspec.Struct, frozen=True):
@@ -41,14 +52,16 @@ async def get_background_work(connection: AsyncConnection, mailing_id: int) -> B
 
 
 NO_GATEWAY = "no_gateway"
-"""Reason of a hold: no gateway is configured."""
+"""Reason of a hold: no gateway is configured, or not the mailing's own."""
+NO_GATEWAY_FOR_CLIENTS = "no_gateway_for_clients"
+"""Reason of a hold: no gateway is usable that may take the messages that are left."""
 
 
 def with_hold(mailing: Mailing, channels: Channels) -> Mailing:
-    """Return a mailing with `held` set to the reason why it runs but cannot send.
+    """Return a mailing with `held` set if none of its gateways is usable, whoever its clients are.
 
-    It cannot if none of the gateways that may take its messages is usable. A mailing that sends, or
-    is held already because its database was restored, is returned as it is.
+    A mailing that is not running, or is held already because its database was restored, is returned
+    as it is.
     """
     if mailing.status != "running" or mailing.held:
         return mailing
@@ -59,4 +72,80 @@ def with_hold(mailing: Mailing, channels: Channels) -> Mailing:
         held = Hold(max(outage.since, mailing.datetime_start), outage.reason)
     else:
         return mailing
-    return msgspec.structs.replace(mailing, held=held)
+    return replace(mailing, held=held)
+
+
+async def with_holds(
+    connection: AsyncConnection, mailings: Sequence[Mailing], channels: Channels
+) -> list[Mailing]:
+    """Return mailings with `held` set to the reason why they run but do not send now.
+
+    That is the reason of `with_hold`, or what the first messages that are left wait for. The cost
+    does not grow with the number of messages.
+    """
+    mailings = [with_hold(mailing, channels) for mailing in mailings]
+    ids = [
+        mailing.id
+        for mailing in mailings
+        if mailing.status == "running" and not mailing.held and not mailing.sending_messages
+    ]
+    if not ids:
+        return mailings
+    first_messages = defaultdict(list)
+    for row in await connection.execute(SELECT_FIRST_MESSAGES, {"ids": ids}):
+        first_messages[row.mailing_id].append(row)
+    return [
+        replace(mailing, held=_wait(mailing, first_messages[mailing.id], channels))
+        if mailing.id in first_messages
+        else mailing
+        for mailing in mailings
+    ]
+
+
+async def with_current_hold(engine: AsyncEngine, mailing: Mailing, channels: Channels) -> Mailing:
+    """Return a mailing as `with_holds` does, with a connection of its own."""
+    async with engine.connect() as connection:
+        [mailing] = await with_holds(connection, [mailing], channels)
+    return mailing
+
+
+# The first scheduled message of each mailing and route: the index has those of a route in the order
+# of their due times. A mailing that is being enqueued or replanned has none here: messages that are
+# due may still come.
+SELECT_FIRST_MESSAGES = text("""
+    SELECT mailing_id, gateways, first.due_at, time_zone, first.due_at = retry_at AS is_retry,
+        last_sent_at, clock_timestamp() AS now
+    FROM mailing JOIN mailing_counts ON mailing_id = mailing.id
+    CROSS JOIN route CROSS JOIN LATERAL (
+        SELECT due_at, time_zone, retry_at FROM message
+        WHERE message.mailing_id = mailing.id AND message.route = route.id
+            AND message.status = 'scheduled'
+        ORDER BY due_at, message.id LIMIT 1) AS first
+    WHERE mailing.id = ANY (:ids) AND NOT is_replanning
+        AND NOT coalesce(audience_cursor < audience_until, false)""").bindparams(
+    bindparam("ids", type_=ARRAY(BigInteger))
+)
+
+
+def _wait(mailing: Mailing, first: Sequence[Row[Any]], channels: Channels) -> Hold | None:
+    """Return the hold of a mailing whose first messages by route are `first`; None if one is due.
+
+    A message that is due for a usable gateway is sent, and one that is due for another gateway
+    waits for it. `since` is the last time that the mailing sent, or its start.
+    """
+    now, last_sent_at = first[0].now, first[0].last_sent_at
+    if mailing.datetime_end <= now:
+        return None
+    usable = [row for row in first if channels.has_usable(row.gateways)]
+    if any(row.due_at <= now for row in usable):
+        return None
+    since = max(mailing.datetime_start, mailing.created_at, last_sent_at or mailing.created_at)
+    next_message = min(usable, key=lambda row: row.due_at, default=None)
+    if next_message is None:
+        return Hold(since, NO_GATEWAY_FOR_CLIENTS)
+    until = next_message.due_at
+    if any(row.due_at <= now for row in first):
+        return Hold(since, NO_GATEWAY_FOR_CLIENTS, until)
+    if next_message.is_retry:
+        return Hold(since, RETRY_PAUSE, until)
+    return Hold(since, WINDOW_CLOSED, until, next_message.time_zone)

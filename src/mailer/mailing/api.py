@@ -16,7 +16,7 @@ from mailer.db.paging import Cursor
 from mailer.gateway.channel import Channels
 from mailer.idempotency.model import IdempotencyClaim
 from mailer.mailing import launching, listing, service, store, texts
-from mailer.mailing.activity import with_hold
+from mailer.mailing.activity import with_current_hold, with_holds
 from mailer.mailing.list_query import MailingQuery
 from mailer.mailing.model import (
     GatewayName,
@@ -109,7 +109,7 @@ class MailingController(Controller):
         created = await service.create(
             engine, data, by, claim, approval_above=settings.approval_above
         )
-        return with_hold(created, channels)
+        return await with_current_hold(engine, created, channels)
 
     @get(required_scope="read", **accepts_query(MailingQuery))
     async def list_mailings(
@@ -130,7 +130,9 @@ class MailingController(Controller):
                 query_params.conditions(),
                 query_params.order,
             )
-        return page_of(page, request, lambda row: with_hold(store.to_mailing(row), channels))
+            mailings = [store.to_mailing(row) for row in page.rows]
+            by_id = {each.id: each for each in await with_holds(connection, mailings, channels)}
+        return page_of(page, request, lambda row: by_id[row.id])
 
     @get("/{mailing_id:int}", required_scope="read")
     async def get_mailing(
@@ -141,7 +143,8 @@ class MailingController(Controller):
     ) -> MailingDetail:
         """Return a mailing with its counts of messages by status and its newest 100 messages."""
         async with engine.connect() as connection:
-            mailing = with_hold(await store.get(connection, mailing_id), channels)
+            mailing = await store.get(connection, mailing_id)
+            [mailing] = await with_holds(connection, [mailing], channels)
             newest = await messages.page(
                 connection, mailing_id, Cursor(MAX_NEWEST_MESSAGES), mailing.created_messages
             )
@@ -203,7 +206,7 @@ class MailingController(Controller):
         changed = await service.change(
             engine, mailing_id, data, by, approval_above=settings.approval_above
         )
-        return with_hold(changed, channels)
+        return await with_current_hold(engine, changed, channels)
 
     @post("/{mailing_id:int}/launch", **ACTION_OPTIONS)
     async def launch_mailing(  # noqa: PLR0913, PLR0917  # Litestar passes its dependencies so
@@ -219,7 +222,7 @@ class MailingController(Controller):
         launched = await launching.launch(
             engine, mailing_id, by, claim, approval_above=settings.approval_above
         )
-        return with_hold(launched, channels)
+        return await with_current_hold(engine, launched, channels)
 
     @post("/{mailing_id:int}/pause", **ACTION_OPTIONS)
     async def pause_mailing(
@@ -242,7 +245,8 @@ class MailingController(Controller):
         mailing_id: MailingId,
     ) -> Mailing:
         """Resume a paused mailing."""
-        return with_hold(await service.resume(engine, mailing_id, by, claim), channels)
+        mailing = await service.resume(engine, mailing_id, by, claim)
+        return await with_current_hold(engine, mailing, channels)
 
     @post("/{mailing_id:int}/cancel", **ACTION_OPTIONS)
     async def cancel_mailing(
@@ -265,7 +269,8 @@ class MailingController(Controller):
         mailing_id: MailingId,
     ) -> Mailing:
         """Send the undelivered and unknown messages of a mailing again, before its end."""
-        return with_hold(await service.retry(engine, mailing_id, by, claim), channels)
+        mailing = await service.retry(engine, mailing_id, by, claim)
+        return await with_current_hold(engine, mailing, channels)
 
     @delete("/{mailing_id:int}", required_scope="write")
     async def delete_mailing(

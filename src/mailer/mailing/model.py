@@ -310,16 +310,48 @@ class MailingChange(MailingInput, frozen=True, kw_only=True):
         }
 
 
-class Hold(msgspec.Struct, frozen=True):
-    """Since when and why a running mailing does not send.
+WINDOW_CLOSED = "window_closed"
+"""Reason of a hold: the sending window is closed for all clients who wait."""
+RETRY_PAUSE = "retry_pause"
+"""Reason of a hold: all messages that are left have failed and wait for their next attempt."""
 
-    The reason is `restored` (the database was restored and an admin has not allowed sending yet),
-    `no_gateway` (no gateway is configured, or not the mailing's own), `gateway_paused` (by a user),
-    or the gateway's last failure, such as `http_503`.
+
+class Hold(msgspec.Struct, frozen=True):
+    """Since when, why and until when a running mailing does not send.
+
+    The reason is one of:
+    - `restored`: the database was restored and an admin has not allowed sending yet.
+    - `no_gateway`: no gateway is configured, or not the mailing's own.
+    - `no_gateway_for_clients`: each gateway for the clients who wait is out or paused, or none is
+      configured for them.
+    - `gateway_paused`: by a user.
+    - `window_closed`: the sending window is closed for all clients who wait.
+    - `retry_pause`: all messages that are left wait for their next attempt after a failure.
+    - the gateway's last failure, such as `http_503`.
     """
 
     since: datetime
     reason: str
+    until: Annotated[
+        datetime | None,
+        Meta(
+            description="When sending continues: the next opening of the sending window for a"
+            " client who waits, or the next attempt. Null if that is not known. If it is not before"
+            " `datetime_end`, nothing more is sent."
+        ),
+    ] = None
+    time_zone: Annotated[
+        str | None,
+        Meta(
+            description="Time zone of the clients whose sending window opens at `until`; null for"
+            " another reason than `window_closed`."
+        ),
+    ] = None
+
+    @property
+    def is_fault(self) -> bool:
+        """Whether the mailing waits because something does not work or a user has stopped it."""
+        return self.reason not in {WINDOW_CLOSED, RETRY_PAUSE}
 
 
 class Mailing(msgspec.Struct, frozen=True, kw_only=True):
@@ -383,7 +415,8 @@ class Mailing(msgspec.Struct, frozen=True, kw_only=True):
     created_at: datetime
     updated_at: datetime
     held: Hold | None = None
-    """Since when and why the mailing does not send although it runs; null while it sends."""
+    """Since when, why and until when the mailing does not send although it runs; null while it
+    sends."""
 
     def count_of(self, *statuses: MessageStatus) -> int:
         """Return the number of messages that have one of `statuses`."""

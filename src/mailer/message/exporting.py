@@ -8,7 +8,7 @@ from mailer.access.model import Actor
 from mailer.access.reauthorize import stream_while_authorized
 from mailer.client.exporting import escape_formula_sql
 from mailer.db.csv_export import CsvPart, CsvSource, copy_in_chunks
-from mailer.message.reading import SHOWN_TEXT
+from mailer.message.reading import SENT_OR_DUE, SHOWN_TEXT
 
 # an SQL expression in place of {}, formatted as in the API
 UTC_TIMESTAMP = """to_char({} AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"""
@@ -18,7 +18,7 @@ MESSAGE_EXPORT_COLUMNS = ", ".join(
         "gateway",
         f"{escape_formula_sql('gateway_message_id')} AS gateway_message_id",
         "parts",
-        f"{UTC_TIMESTAMP.format('coalesce(sent_at, due_at)')} AS datetime_send",
+        f"{UTC_TIMESTAMP.format(SENT_OR_DUE)} AS datetime_send",
         f"{UTC_TIMESTAMP.format('created_at')} AS created_at",
         f"{UTC_TIMESTAMP.format('updated_at')} AS updated_at",
         "text_version",

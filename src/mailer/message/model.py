@@ -74,13 +74,13 @@ class Message(msgspec.Struct, frozen=True):
         ),
     ]
     datetime_send: datetime
-    """When the message was sent, or else when it is due."""
+    """When the message was sent, or its last attempt failed permanently; else when it is due."""
     created_at: datetime
     updated_at: datetime
 
 
 class FailedAttempt(msgspec.Struct, frozen=True):
-    """A failed attempt: when its message was claimed, when it ended, and why it failed."""
+    """A failed attempt: when it started, when it ended, and why it failed."""
 
     attempt: int
     """Number of the attempt, from 1. The attempt after a refunded one has the same number. After a
@@ -140,8 +140,9 @@ class MessageHistory(Message, frozen=True):
     sent_at: datetime | None
     """When the gateway accepted the message, or may have; None when it has not."""
     claimed_at: datetime | None
-    """When the message was claimed for the current attempt, or else for the last one; None when
-    there was no attempt. A claim that was released without an attempt does not count."""
+    """When the current attempt started, or else the last one: its claim, or its request if that
+    came more than a second later. None when there was no attempt. A claim that was released without
+    an attempt does not count."""
     lease_expires_at: datetime | None
     """When another worker may rescue the message; None unless it is being sent."""
     failures: tuple[FailedAttempt, ...]
@@ -248,6 +249,8 @@ class MessageResult(msgspec.Struct, frozen=True, gc=False):
     """Whether the message is sent through other gateways from now on."""
     is_opt_out: bool = False
     """Whether the gateway has answered that the client has opted out."""
+    started_at: datetime | None = None
+    """When the request started; None if it followed the claim at once."""
 
     @property
     def changes_route(self) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import Row, String, case, exists, func, literal_column, select
+from sqlalchemy import Row, String, case, exists, literal_column, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.db.paging import Cursor, RowPage, fetch_page
@@ -21,8 +21,12 @@ from mailer.message.model import (
 )
 from mailer.statuses import MESSAGE_STATUSES
 
+SENT_OR_DUE = """coalesce(message.sent_at,
+    CASE WHEN message.status = 'undelivered' THEN message.updated_at ELSE message.due_at END)"""
+"""SQL for when a message was sent, or failed permanently, or else is due. The last change of an
+undelivered message is the end of its last attempt. It was due before, perhaps long before."""
 COMPUTED_FIELDS = {
-    "datetime_send": func.coalesce(message.c.sent_at, message.c.due_at),
+    "datetime_send": literal_column(SENT_OR_DUE, message.c.due_at.type),
     # null once the client is deleted
     "phone": select(client.c.phone).where(client.c.id == message.c.client_id).scalar_subquery(),
 }

@@ -115,19 +115,21 @@ CLAIM_TIME = "message.updated_at"
 """SQL for the time at which a message being sent was claimed: the claim was its last change."""
 
 
-def add_failure(reason: str) -> str:
+def add_failure(reason: str, started_at: str = CLAIM_TIME) -> str:
     """Return SQL for the column `failures` with a failure of the current attempt at the end.
 
-    `reason` is an SQL expression. If `MAX_FAILURES` are stored already, the oldest one is removed:
-    `failures - 0` is the array without its first element.
+    `reason` and `started_at` are SQL expressions. If `MAX_FAILURES` are stored already, the oldest
+    one is removed: `failures - 0` is the array without its first element.
     """
     return f"""
         CASE WHEN jsonb_array_length(failures) >= {MAX_FAILURES} THEN failures - 0
              ELSE coalesce(failures, '[]') END
-        || jsonb_build_object('attempt', message.attempts, 'claimed_at', {CLAIM_TIME},
+        || jsonb_build_object('attempt', message.attempts, 'claimed_at', {started_at},
             'ended_at', now(), 'reason', {reason}, 'gateway', message.gateway)"""
 
 
+ATTEMPT_START = f"coalesce(result.started_at, {CLAIM_TIME})"
+"""SQL for the start of the attempt: its request, or the claim if the request followed at once."""
 ATTEMPT_WAS_MADE = "(result.attempts = result.claimed_attempts OR result.failure IS NOT NULL)"
 """SQL for whether the claim led to an attempt: one that counts, or that failed in an outage."""
 LAST_GATEWAY = "failures -> -1 ->> 'gateway'"
@@ -168,10 +170,10 @@ RECORD_RESULTS = f"""
         unknown_reason = CASE WHEN {RECEIPT_DECIDES} THEN NULL
                               WHEN result.status IN ('scheduled', 'unknown')
                               THEN coalesce(result.unknown_reason, message.unknown_reason) END,
-        claimed_at = CASE WHEN {ATTEMPT_WAS_MADE} THEN {CLAIM_TIME}
+        claimed_at = CASE WHEN {ATTEMPT_WAS_MADE} THEN {ATTEMPT_START}
                           ELSE message.claimed_at END,
         failures = CASE WHEN result.failure IS NULL THEN failures
-                        ELSE {add_failure("result.failure")} END,
+                        ELSE {add_failure("result.failure", ATTEMPT_START)} END,
         gateway = CASE WHEN {ATTEMPT_WAS_MADE} THEN message.gateway ELSE {LAST_GATEWAY} END,
         text_version = CASE WHEN {ATTEMPT_WAS_MADE} OR message.unknown_reason IS NOT NULL
                             THEN message.text_version END,
@@ -187,17 +189,17 @@ RECORD_RESULTS = f"""
         due_at = coalesce(result.due_at, message.due_at),
         retry_at = CASE WHEN {RECEIPT_DECIDES} THEN NULL ELSE result.retry_at END,
         sent_at = CASE WHEN {RECEIPT_DECIDES} AND {ATTEMPT_WAS_MADE}
-                       THEN coalesce(result.sent_at, {CLAIM_TIME})
+                       THEN coalesce(result.sent_at, {ATTEMPT_START})
                        WHEN {RECEIPT_DECIDES} OR result.status = 'unknown'
-                       THEN coalesce(result.sent_at, message.claimed_at, {CLAIM_TIME})
+                       THEN coalesce(result.sent_at, message.claimed_at, {ATTEMPT_START})
                        ELSE result.sent_at END,
         lease_owner = NULL, lease_expires_at = NULL, updated_at = now()
     FROM unnest($2::bigint[], $3::int[], $4::timestamptz[], $5::text[], $6::text[], $7::int[],
         $8::timestamptz[], $9::timestamptz[], $10::text[], $11::text[], $12::timestamptz[],
-        $13::text[], $14::int[], $15::bool[], $16::bool[])
+        $13::text[], $14::int[], $15::bool[], $16::bool[], $17::timestamptz[])
         AS result (id, claimed_attempts, leased_until, status, reason, attempts, due_at, sent_at,
             failure, unknown_reason, retry_at, gateway_message_id, parts, excludes_gateway,
-            uses_gateway_id)
+            uses_gateway_id, started_at)
     WHERE message.id = result.id AND message.lease_owner = $1
         AND message.attempts = result.claimed_attempts
         AND message.lease_expires_at = result.leased_until
@@ -213,7 +215,7 @@ async def record_results(
     """
     ordered = sorted(results, key=lambda result: result.claim.id)  # one lock order for all writers
     claims = [result.claim for result in ordered]
-    columns: tuple[list[Any], ...] = (  # $2 to $16 of the statement
+    columns: tuple[list[Any], ...] = (  # $2 to $17 of the statement
         [claim.id for claim in claims],
         [claim.attempts for claim in claims],
         [claim.lease_expires_at for claim in claims],
@@ -229,6 +231,7 @@ async def record_results(
         [result.parts for result in ordered],
         [result.excludes_gateway or None for result in ordered],
         [result.uses_gateway_id or None for result in ordered],
+        [result.started_at for result in ordered],
     )
     # A column of nulls only is sent as an empty array, because sending each value costs time;
     # unnest() fills the shorter arrays with nulls.

@@ -175,7 +175,8 @@ class MailingStatistics(msgspec.Struct, frozen=True, kw_only=True):
         datetime | None,
         Meta(
             description="Forecast of when no message will be left to send; at the latest the"
-            " mailing's end. Null when it is not known, and when the mailing is paused or held."
+            " mailing's end. Null when it is not known, and when the mailing is paused, or held for"
+            " another reason than `window_closed`."
         ),
     ]
     cost: Annotated[

@@ -8,15 +8,12 @@ from typing import Literal
 import msgspec
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from mailer.db import workers
 from mailer.db.engine import snapshot
 from mailer.forecast import service as forecast
-from mailer.forecast.basis import read_basis
 from mailer.forecast.cost import cost_of
-from mailer.forecast.throughput import usable_gateways
 from mailer.gateway.channel import NO_CHANNELS, Channels
 from mailer.mailing import store as mailings
-from mailer.mailing.activity import with_hold
+from mailer.mailing.activity import with_holds
 from mailer.mailing.model import Mailing
 from mailer.message import counters
 from mailer.message.counters import Counters
@@ -80,13 +77,13 @@ async def of_mailing(
     or not a multiple of the resolution of the counters.
     """
     async with snapshot(engine) as connection:
-        mailing = with_hold(await mailings.get(connection, mailing_id), channels)
+        mailing = await mailings.get(connection, mailing_id)
+        [mailing] = await with_holds(connection, [mailing], channels)
         [mailing_progress] = await progress.get_progress(connection, [mailing])
-        active = await workers.active_workers(connection)
-        gateways = usable_gateways(channels)
-        basis = await read_basis(connection, mailing, gateways, len(active) or 1)
+        [basis] = await forecast.read_current(connection, [mailing], channels)
         statistics = await count_in_detail(connection, mailing_progress, bucket, channels=channels)
-    end = forecast.expected_end(mailing, await forecast.compute(basis))
+    expected = await forecast.compute(basis)
+    end = None if expected is None else expected.expected_end
     return msgspec.structs.replace(statistics, expected_end=end)
 
 

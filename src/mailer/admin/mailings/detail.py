@@ -22,7 +22,6 @@ from mailer.clock import database_clock
 from mailer.db.engine import snapshot
 from mailer.errors import ConflictError
 from mailer.forecast import service as forecast
-from mailer.forecast.basis import read_basis
 from mailer.forecast.cost import Cost
 from mailer.forecast.cost_estimate import estimate_cost
 from mailer.forecast.throughput import usable_gateways
@@ -30,7 +29,7 @@ from mailer.gateway.channel import Channels
 from mailer.gateway.sms_parts import count_parts
 from mailer.mailing import activity, service, store, texts
 from mailer.mailing.actions import allowed_actions
-from mailer.mailing.activity import with_hold
+from mailer.mailing.activity import with_holds
 from mailer.mailing.api import MailingId
 from mailer.mailing.model import Mailing, MailingNotFoundError, StopTimeoutError, excluded_opt_outs
 from mailer.reply.reading import list_recent
@@ -107,11 +106,11 @@ async def read_mailing_page(
     `receipt_wait` is how many seconds a receipt is awaited. Raises `MailingNotFoundError`.
     """
     async with snapshot(engine) as connection:
-        mailing = with_hold(await store.get(connection, mailing_id), channels)
+        mailing = await store.get(connection, mailing_id)
+        [mailing] = await with_holds(connection, [mailing], channels)
         background_work = await activity.get_background_work(connection, mailing_id)
-        gateways = usable_gateways(channels)
-        capacity = await forecast.read_capacity(connection, gateways, mailing)
-        forecast_basis = await read_basis(connection, mailing, gateways, capacity.workers)
+        capacity = await forecast.read_capacity(connection, usable_gateways(channels), mailing)
+        [forecast_basis] = await forecast.read_current(connection, [mailing], channels)
         [mailing_progress] = await progress.get_progress(connection, [mailing])
         counts = await statistics.count_in_detail(
             connection, mailing_progress, max_buckets=MAX_CHART_BARS, channels=channels
@@ -125,7 +124,6 @@ async def read_mailing_page(
         "forecast": await forecast.compute(forecast_basis),
         "capacity": capacity,
         "mailing": mailing,
-        "wait": mailing_progress.wait,
         "background_work": background_work,
         "counts": counts,
         "text_versions": text_versions,

@@ -7,19 +7,18 @@ from litestar import Controller, Request, Response, get
 from litestar.di import NamedDependency
 from litestar.response import ServerSentEvent
 from msgspec import Meta
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.admin.listing import EMPTY_PAGE, page_links, read_list_query
 from mailer.admin.live import LiveUpdates, Sections
 from mailer.admin.render import PageContext
 from mailer.gateway.channel import Channels
 from mailer.mailing import listing, store
-from mailer.mailing.activity import with_hold
+from mailer.mailing.activity import with_holds
 from mailer.mailing.list_query import MailingQuery
 from mailer.mailing.listing import MAX_COUNTED_MAILINGS
 from mailer.mailing.model import Mailing
 from mailer.mailing.search import MailingFilter
-from mailer.statistics import progress
 from mailer.statuses import MAILING_STATUSES
 from mailer.validation import Input
 from mailer.web.query import Limit, read_query
@@ -55,20 +54,6 @@ def unsettled_ids(mailings: Sequence[Mailing]) -> list[int]:
     return [mailing.id for mailing in mailings if not mailing.is_settled]
 
 
-async def find_waits(
-    connection: AsyncConnection, mailings: Sequence[Mailing]
-) -> dict[int, progress.Wait | None]:
-    """Return by id why each running mailing waits; None for one that does not wait.
-
-    The result has no entry for a mailing that does not run.
-    """
-    running = [mailing for mailing in mailings if mailing.status == "running"]
-    if not running:
-        return {}
-    all_progress = await progress.get_progress(connection, running)
-    return {each.mailing.id: each.wait for each in all_progress}
-
-
 class MailingList(Controller):
     """The list of mailings, newest first."""
 
@@ -84,21 +69,21 @@ class MailingList(Controller):
     ) -> Response[str]:
         """List the mailings that match the filters."""
         form, query = read_list_query(request, MailingListQuery, *FILTER_FIELDS)
-        page, mailings, waits = EMPTY_PAGE, list[Mailing](), dict[int, progress.Wait | None]()
+        page, mailings = EMPTY_PAGE, list[Mailing]()
         conditions, order = MailingFilter(), None
         if query is not None:
             async with engine.connect() as connection:
                 conditions = query.conditions(context.viewer.time_zone)
                 order = query.order
                 page = await listing.page(connection, query.position, conditions, order)
-                mailings = [with_hold(store.to_mailing(row), channels) for row in page.rows]
-                waits = await find_waits(connection, mailings)
+                mailings = await with_holds(
+                    connection, [store.to_mailing(row) for row in page.rows], channels
+                )
         return await context.render_page(
             "mailings/list.html",
             200 if query else 400,
             form=form,
             mailings=mailings,
-            waits=waits,
             live_ids=unsettled_ids(mailings),
             count=page.count,
             max_counted=MAX_COUNTED_MAILINGS,
@@ -123,16 +108,15 @@ class MailingList(Controller):
 
         async def sections() -> Sections:
             async with engine.connect() as connection:
-                mailings = await store.get_many(connection, ids)
-                waits = await find_waits(connection, mailings)
+                mailings = await with_holds(
+                    connection, await store.get_many(connection, ids), channels
+                )
             rows = {  # a mailing that is not found has been deleted
                 mailing_id: context.render("mailings/deleted-row.html", mailing_id=mailing_id)
                 for mailing_id in ids
             }
             rows |= {
-                mailing.id: context.render(
-                    "mailings/row.html", mailing=with_hold(mailing, channels), waits=waits
-                )
+                mailing.id: context.render("mailings/row.html", mailing=mailing)
                 for mailing in mailings
             }
             return {f"mailing-{mailing_id}": row for mailing_id, row in rows.items()}

@@ -25,7 +25,7 @@ from mailer.forecast.cost import part_prices
 from mailer.gateway.channel import Channels
 from mailer.mailing import store
 from mailer.mailing.actions import allowed_actions
-from mailer.mailing.activity import with_hold
+from mailer.mailing.activity import with_holds
 from mailer.mailing.api import MailingId, MessageQuery, read_count
 from mailer.mailing.model import Mailing
 from mailer.message import counters
@@ -182,7 +182,8 @@ class MessageList(Controller):
     ) -> Response[str]:
         """Show the history of a message, and what happens to it next."""
         async with engine.connect() as connection:
-            mailing = with_hold(await store.get(connection, mailing_id), channels)
+            mailing = await store.get(connection, mailing_id)
+            [mailing] = await with_holds(connection, [mailing], channels)
             # PostgreSQL refuses a larger id; that no message has MAX_ID makes this 404
             history = await messages.get_history(connection, mailing_id, min(message_id, MAX_ID))
         now = database_clock.now()

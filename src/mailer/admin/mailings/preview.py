@@ -3,7 +3,6 @@
 It is built again while the user types, so it must also work for a form that is not complete.
 """
 
-import unicodedata
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, time, timedelta
 from typing import Any
@@ -14,6 +13,7 @@ from msgspec import UNSET
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.admin.mailings.intent import Intent, read_intent
+from mailer.admin.mailings.text_preview import TextPreview, preview_text
 from mailer.client.model import Client
 from mailer.clock import database_clock
 from mailer.forecast import service as forecasts
@@ -23,7 +23,6 @@ from mailer.forecast.model import Forecast
 from mailer.forecast.throughput import usable_gateways
 from mailer.forecast.tiers import Gateways
 from mailer.gateway.channel import Channels
-from mailer.gateway.sms_parts import PART_CAPACITY, SmsEncoding, TextSize, count_parts
 from mailer.mailing import audience
 from mailer.mailing.model import (
     Mailing,
@@ -42,38 +41,6 @@ REQUIRED_FOR_FORECAST = frozenset({"datetime_start", "datetime_end", "client_fil
 """Fields without which there is no forecast."""
 DAY_WIDTH = 1000
 """Width of the drawing of a day, in SVG units; `preview.html` has the same number."""
-
-
-class TextPreview(msgspec.Struct, frozen=True):
-    """The size of a text as SMS.
-
-    A text is sent in the GSM 03.38 alphabet, or in Unicode if a character is not in that alphabet.
-    """
-
-    size: TextSize
-    unicode_position: int
-    """Position, from 1, of the first character that needs Unicode; 0 if there is none."""
-
-    @property
-    def unicode_character_name(self) -> str:
-        """Code point and name of the first character that needs Unicode: it may be invisible."""
-        character = self.size.forced_by or " "
-        return f"U+{ord(character):04X} {unicodedata.name(character, '')}".rstrip()
-
-    @property
-    def part_capacity(self) -> int:
-        """Capacity of each part of this text, in characters of its encoding."""
-        return self._part_capacity(self.size.encoding)
-
-    @property
-    def gsm_part_capacity(self) -> int:
-        """Capacity that each part would have in GSM 03.38."""
-        return self._part_capacity("GSM 03.38")
-
-    def _part_capacity(self, encoding: SmsEncoding) -> int:
-        """Return the capacity of a part; it is smaller if there are several parts."""
-        single, joined = PART_CAPACITY[encoding]
-        return joined if self.size.parts > 1 else single
 
 
 class Bar(msgspec.Struct, frozen=True):
@@ -242,12 +209,6 @@ def _known_purpose(typed: MailingChange, mailing: Mailing | None) -> Purpose:
 def _known_moment(moment: Any) -> datetime | None:  # noqa: ANN401  # a field of a form
     """Return the moment of a field in UTC; None if the field is not set."""
     return moment.astimezone(UTC) if isinstance(moment, datetime) else None
-
-
-def preview_text(text: str) -> TextPreview:
-    """Return the size of a text as SMS."""
-    size = count_parts(text)
-    return TextPreview(size, text.index(size.forced_by) + 1 if size.forced_by else 0)
 
 
 def _preview_day(

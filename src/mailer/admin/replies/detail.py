@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from mailer.access.model import Actor
 from mailer.admin.form import MAX_SMALL_FORM_BYTES, Form, read_form, validate
 from mailer.admin.live import LiveUpdates, Sections
-from mailer.admin.mailings.preview import preview_text
+from mailer.admin.mailings.text_preview import preview_text
 from mailer.admin.redirects import own_path
 from mailer.admin.render import PageContext, redirect_with_flash
 from mailer.client import store as clients

@@ -10,15 +10,12 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from mailer.admin.live import LiveUpdates, Sections
 from mailer.admin.render import PageContext
 from mailer.clock import database_clock
-from mailer.db import workers
 from mailer.db.paging import Cursor
 from mailer.forecast import service as forecast
-from mailer.forecast.basis import read_running_bases
-from mailer.forecast.throughput import usable_gateways
 from mailer.gateway.channel import Channels
 from mailer.gateway_control.service import list_gateways
 from mailer.mailing import listing, store
-from mailer.mailing.activity import with_hold
+from mailer.mailing.activity import with_holds
 from mailer.mailing.search import MailingFilter
 from mailer.statistics import backlog, progress
 from mailer.statistics import service as statistics
@@ -31,15 +28,13 @@ SECTIONS = ("gateway", "backlog", "running", "upcoming", "last-day")
 
 async def read_overview(engine: AsyncEngine, channels: Channels) -> dict[str, Any]:
     """Return the template variables of the overview."""
-    gateways = usable_gateways(channels)
     async with engine.connect() as connection:
         is_running = MailingFilter(statuses=("running",))
         page = await listing.page(connection, Cursor(MAX_RUNNING), is_running)
-        mailings = [with_hold(store.to_mailing(row), channels) for row in page.rows]
-        active_workers = await workers.active_workers(connection)
-        forecast_bases = await read_running_bases(
-            connection, mailings, gateways, len(active_workers) or 1
+        mailings = await with_holds(
+            connection, [store.to_mailing(row) for row in page.rows], channels
         )
+        forecast_bases = await forecast.read_current(connection, mailings, channels)
         variables = {
             "running": await progress.get_progress(connection, mailings),
             "running_count": page.count,
@@ -50,7 +45,10 @@ async def read_overview(engine: AsyncEngine, channels: Channels) -> dict[str, An
         }
     with_counts = await list_gateways(engine, channels)
     return variables | {
-        "expected_ends": await forecast.expected_ends(forecast_bases),
+        "forecasts": {
+            mailing.id: await forecast.compute(basis)
+            for mailing, basis in zip(mailings, forecast_bases, strict=True)
+        },
         "drops": [gateway for gateway in with_counts if gateway.delivery_drop],
     }
 

@@ -9,6 +9,7 @@ const LABEL_STEPS = [1, 2, 5, 10, 15, 30, ...[1, 2, 5, 10, 15, 30].map((n) => n 
   ...[1, 2, 3, 4, 6, 8, 12].map((n) => n * HOUR), ...[1, 2, 3, 7, 14, 30, 60, 90, 180, 365].map((n) => n * DAY)]; // for uPlot, 30 days are a month
 const FONT = "12px system-ui, sans-serif";
 const MIN_LABEL_GAP = 16; // pixels between two labels
+const MAX_YEARLESS_SPAN = 360 * DAY; // days of a longer chart are labelled with the year, else they would repeat
 
 const language = document.documentElement.lang;
 const zone = document.documentElement.dataset.zone;
@@ -59,20 +60,22 @@ function draw(figure) {
   };
   const bucketSeconds = () => Number(figure.dataset.seconds); // grows while a mailing runs
   const asDay = formatter({ day: "numeric", month: "short" });
+  const asDayOfYear = formatter({ day: "numeric", month: "short", year: "numeric" });
   const asMinute = formatter({ hour: "2-digit", minute: "2-digit" });
   const asSecond = formatter({ hour: "2-digit", minute: "2-digit", second: "2-digit" });
   const asBucket = (moment) => `${asDay(moment)}, ${bucketSeconds() < MINUTE ? asSecond(moment) : asMinute(moment)}`;
   const isMidnight = (moment) => /^00\D00\D00$/.test(asSecond(moment));
-  // The label of a moment, for labels `step` seconds apart. Midnight is labelled with the day.
-  const labelOf = (step) => (moment) => {
-    if (step >= DAY || (step >= MINUTE && isMidnight(moment))) return asDay(moment);
+  const dayFormat = (from, until) => (until - from > MAX_YEARLESS_SPAN ? asDayOfYear : asDay);
+  // The label of a moment of a chart, for labels `step` seconds apart. Midnight is labelled with the day.
+  const labelOf = (step, { min, max }) => (moment) => {
+    if (step >= DAY || (step >= MINUTE && isMidnight(moment))) return dayFormat(min, max)(moment);
     return step < MINUTE ? asSecond(moment) : asMinute(moment);
   };
   const ruler = document.createElement("canvas").getContext("2d");
   ruler.font = FONT;
   // Returns the width in pixels of the widest label that may occur between two moments.
   const maxLabelWidth = (from, until) => {
-    const formats = [asDay, asMinute, ...(until - from < HOUR ? [asSecond] : [])];
+    const formats = [dayFormat(from, until), asMinute, ...(until - from < HOUR ? [asSecond] : [])];
     return Math.max(...formats.map((format) => ruler.measureText(format(until)).width));
   };
   const axis = { font: FONT, stroke: () => colour("faint"), grid: { stroke: () => colour("line"), width: 1 } };
@@ -90,7 +93,7 @@ function draw(figure) {
           ...axis,
           incrs: () => LABEL_STEPS.filter((step) => step >= bucketSeconds()),
           space: (_, __, from, until) => maxLabelWidth(from, until) + MIN_LABEL_GAP,
-          values: (_, splits, __, ___, step) => splits.map(labelOf(step)),
+          values: (plot, splits, _, __, step) => splits.map(labelOf(step, plot.scales.x)),
         },
         { ...axis, size: 64, values: (_, splits) => splits.map((value) => (Number.isInteger(value) ? number.format(value) : "")) },
       ],
