@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ from alembic.migration import MigrationContext
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
-from tests.factories import create_patient_engine, do, value
+from tests.factories import add_mailings, create_patient_engine, do, execute, value
 from tests.schema_dump import DOCUMENT, dump_schema
 
 from mailer.db.migrate import CHECKOUT_MIGRATIONS, is_current, migrate
 from mailer.db.tables import metadata
 from mailer.opt_out.service import opt_out_phone
+from mailer.sample_data import SampleMailing
 
 CHECKSUMS = CHECKOUT_MIGRATIONS / "checksums.txt"
 """A line for each file of a migration that has landed: its SHA-256 digest and its name."""
@@ -54,6 +56,21 @@ async def test_a_downgrade_to_nothing_leaves_nothing(database_url: str) -> None:
     await migrate(engine)
     async with engine.connect() as connection:
         assert await is_current(connection)
+    await engine.dispose()
+
+
+async def test_a_downgrade_cancels_drafts_because_the_older_version_would_send_them(
+    database_url: str,
+) -> None:
+    engine = create_patient_engine(database_url)
+    [draft] = await add_mailings(engine, SampleMailing(start=datetime.now(UTC), status="draft"))
+
+    await run(engine, command.downgrade, "0008")
+
+    state = "SELECT (status, is_closed, is_settled)::text FROM mailing"
+    assert await value(engine, state) == "(cancelled,t,t)"
+    await migrate(engine)
+    await execute(engine, f"DELETE FROM mailing WHERE id = {draft}")  # noqa: S608  # a number
     await engine.dispose()
 
 
