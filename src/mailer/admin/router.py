@@ -28,6 +28,7 @@ from mailer.admin.redirects import own_path, redirect_back_url
 from mailer.admin.render import create_page_context, provide_page_context
 from mailer.admin.replies.detail import ReplyPage
 from mailer.admin.replies.index import ReplyList
+from mailer.admin.reports.daily import ReportPage
 from mailer.admin.system.audit import Audit
 from mailer.admin.system.index import System
 from mailer.admin.system.overview import Overview
@@ -117,6 +118,7 @@ def site_router() -> Router:
             OptOutImport,
             ReplyList,
             ReplyPage,
+            ReportPage,
             Audit,
             System,
             GatewayList,
