@@ -6,7 +6,7 @@ from tests.browser.accessibility import check_accessibility
 from tests.browser.api_data import add_finished_with_failure, add_mailing, start_now
 from tests.browser.measure import overflows
 from tests.browser.page_errors import PageErrors
-from tests.browser.page_states import PHONE, every_page_state
+from tests.browser.page_states import PHONE, PageState, every_page_state
 from tests.processes import MailerProcess
 
 MARK_DOCUMENT = "window.isMarked = true"
@@ -149,6 +149,29 @@ async def test_a_mailing_is_paused_resumed_cancelled_and_deleted(
     await dialog.get_by_role("button", name="Delete the mailing").click()
     await expect(page.get_by_text("The mailing is deleted.")).to_be_visible()
     await expect(page).to_have_url(f"{mailer.address}/mailings")
+
+
+@every_page_state
+async def test_a_mailing_is_sent_as_a_test(
+    page: Page, page_errors: PageErrors, page_state: PageState, mailer: MailerProcess
+) -> None:
+    page_errors.expect("status", "400 POST at .*/test")
+    mailing_id = await add_mailing(mailer)
+    await page.goto(f"/mailings/{mailing_id}")
+    await expect(page.locator("html")).to_have_attribute("lang", page_state.locale[:2])
+    section = page.locator("#test")
+    phones = section.get_by_role("textbox")
+
+    await phones.fill("12")
+    await section.get_by_role("button").click()
+    await expect(phones).to_have_attribute("aria-invalid", "true")
+    await check_accessibility(page)
+    await phones.fill("+7 (916) 123-45-67, 8 903 123-45-68")
+    await section.get_by_role("button").click()
+    results = page.get_by_role("status").get_by_role("listitem")
+    await expect(results).to_have_count(2)
+    await check_accessibility(page)
+    assert await overflows(page) == []
 
 
 async def test_failed_messages_are_retried(page: Page, mailer: MailerProcess) -> None:

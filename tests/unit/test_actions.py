@@ -57,6 +57,13 @@ EXPECTED: dict[Action, dict[MailingStatus, type[ConflictError] | None]] = {
         "finished": None,
         "cancelled": None,
     },
+    "test": {
+        "scheduled": None,
+        "running": None,
+        "paused": None,
+        "finished": MailingEndedError,
+        "cancelled": MailingEndedError,
+    },
     "cancel": {
         "scheduled": None,
         "running": None,

@@ -22,6 +22,7 @@ from mailer.admin.mailings.detail import MailingPage
 from mailer.admin.mailings.form import MailingForm
 from mailer.admin.mailings.index import MailingList
 from mailer.admin.mailings.messages import MessageList
+from mailer.admin.mailings.testing import MailingTestForm
 from mailer.admin.opt_outs.importing import OptOutImport
 from mailer.admin.opt_outs.index import OptOuts
 from mailer.admin.redirects import own_path, redirect_back_url
@@ -111,6 +112,7 @@ def site_router() -> Router:
             MailingList,
             MailingForm,
             MailingPage,
+            MailingTestForm,
             MessageList,
             Clients,
             ClientImport,

@@ -20,7 +20,7 @@ from mailer.mailing.model import (
 )
 from mailer.statuses import MAILING_STATUSES, RETRYABLE, MailingStatus
 
-Action = Literal["change", "pause", "resume", "retry", "duplicate", "cancel", "delete"]
+Action = Literal["change", "pause", "resume", "retry", "duplicate", "test", "cancel", "delete"]
 
 ANY_STATUS: frozenset[MailingStatus] = frozenset(MAILING_STATUSES)
 NOT_ENDED = ANY_STATUS - ENDED
@@ -40,6 +40,7 @@ RULES: dict[Action, Rule] = {
     "resume": Rule(frozenset({"paused"})),
     "retry": Rule(ANY_STATUS - {"cancelled"}),
     "duplicate": Rule(ANY_STATUS, is_allowed_after_end=True),
+    "test": Rule(NOT_ENDED),
     "cancel": Rule(NOT_ENDED),
     "delete": Rule(ANY_STATUS, is_allowed_after_end=True),
 }
