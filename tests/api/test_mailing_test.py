@@ -14,6 +14,7 @@ from tests.api.browser_session import BROWSER, SITE, get_page, signed_in_browser
 from tests.api.calls import NEW, create_mailing
 from tests.asgi_client import inside
 from tests.factories import NOON, OPEN, add_clients, do, execute, rows, value
+from tests.fault_servers import http_response, respond_with, served
 from tests.processes import Gateway, gateways
 
 from mailer.access import audit_log
@@ -326,6 +327,30 @@ async def test_a_paused_gateway_gets_no_test(
     assert (through_other["outcome"], through_other["gateway"]) == ("accepted", "spare")
     assert (not_sent["outcome"], not_sent["reason"]) == ("not_sent", "gateway_paused")
     assert received == []
+
+
+async def test_an_opt_out_that_the_gateway_answers_is_recorded(
+    engine: AsyncEngine, tmp_path: Path
+) -> None:
+    answer = http_response(400, b'{"code": 21610}', "Content-Type: application/json")
+    async with served(respond_with(answer)) as url:
+        file = tmp_path / "gateways.toml"
+        file.write_text(
+            f"""[[gateway]]
+name = "main"
+kind = "twilio"
+url = "{url}"
+account = "AC1"
+token = "secret"
+sender = "Own"
+"""
+        )
+        channels = Channels(open_channels(Settings(gateways=str(file)), {}, Channels()))
+        async with api_of(engine, channels) as api:
+            [result] = (await send(api, await create(api), ANNA))["results"]
+            opt_outs = (await api.get("/opt-outs", params={"phone": ANNA})).json()["results"]
+    assert (result["outcome"], result["reason"]) == ("rejected", "opted_out")
+    assert [(each["source"], each["gateway"]) for each in opt_outs] == [("gateway", "main")]
 
 
 # ---- the page --------------------------------------------------------------------------------

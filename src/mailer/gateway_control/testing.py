@@ -172,7 +172,10 @@ def _choose(router: Router, channels: Sequence[Channel]) -> Channel | None:
 
 
 async def _send(engine: AsyncEngine, test: TestMessage | PhoneResult) -> PhoneResult:
-    """Send a test message, unless it has a result already; return its result."""
+    """Send a test message, unless it has a result already; return its result.
+
+    If the gateway answers that the client has opted out, that is recorded.
+    """
     if isinstance(test, PhoneResult):
         return test
     channel, message = test
