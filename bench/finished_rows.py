@@ -36,7 +36,9 @@ RESULTS: list[SampleResult] = [
 DAY = timedelta(days=1)
 SELECT_SIZE = "SELECT pg_total_relation_size('message')"
 """Returns the bytes of the message table with its indexes."""
-EMPTY_TABLES = "TRUNCATE message, mailing_counts, mailing, message_count, message_count_delta"
+EMPTY_TABLES = (
+    "TRUNCATE message, mailing_counts, mailing_text, mailing, message_count, message_count_delta"
+)
 """Run after each round in the database without finished messages, so that it has none again."""
 
 

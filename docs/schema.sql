@@ -116,15 +116,16 @@ BEGIN
         accepted_quarter, no_receipt
     FROM (
         SELECT mailing_id,
-            CASE grouping(operator_code, time_zone, reason, attempts, sent_by, second, quarter)
-                WHEN 63 THEN 'operator_code' WHEN 95 THEN 'time_zone' WHEN 111 THEN 'reason'
-                WHEN 119 THEN 'attempts' WHEN 123 THEN 'gateway' WHEN 125 THEN 'second'
-                ELSE 'outcome' END AS dimension,
-            coalesce(operator_code, time_zone, reason, attempts::text, sent_by, outcome_reason, '')
-                AS key,
+            CASE grouping(operator_code, time_zone, reason, attempts, sent_by, sent_version,
+                second, quarter)
+                WHEN 127 THEN 'operator_code' WHEN 191 THEN 'time_zone' WHEN 223 THEN 'reason'
+                WHEN 239 THEN 'attempts' WHEN 247 THEN 'gateway' WHEN 251 THEN 'text_version'
+                WHEN 253 THEN 'second' ELSE 'outcome' END AS dimension,
+            coalesce(operator_code, time_zone, reason, attempts::text, sent_by, sent_version::text,
+                outcome_reason, '') AS key,
             coalesce(second, quarter) AS bucket_start,
-            coalesce(operator_code, time_zone, reason, attempts::text, sent_by, second::text,
-                quarter::text) IS NOT NULL AS is_counted,
+            coalesce(operator_code, time_zone, reason, attempts::text, sent_by, sent_version::text,
+                second::text, quarter::text) IS NOT NULL AS is_counted,
             count(*) AS messages,
             count(*) FILTER (WHERE status = 'sent') AS sent,
             count(*) FILTER (WHERE status = 'delivered') AS delivered,
@@ -141,6 +142,7 @@ BEGIN
             SELECT mailing_id, operator_code, time_zone, status, reason, ended_at,
                 CASE WHEN ended_at IS NOT NULL THEN new_rows.attempts END AS attempts,
                 CASE WHEN ended_at IS NOT NULL THEN gateway END AS sent_by, parts,
+                CASE WHEN ended_at IS NOT NULL THEN text_version END AS sent_version,
                 date_trunc('second', ended_at) AS second,
                 date_bin('15 minutes', ended_at, '2000-01-01 00:00Z') AS quarter,
                 CASE WHEN ended_at IS NOT NULL THEN coalesce(reason, '') END AS outcome_reason,
@@ -158,7 +160,7 @@ BEGIN
         ) AS row
         GROUP BY GROUPING SETS ((mailing_id, operator_code, accepted_quarter, accepted_by),
             (mailing_id, time_zone), (mailing_id, reason), (mailing_id, attempts),
-            (mailing_id, sent_by), (mailing_id, second),
+            (mailing_id, sent_by), (mailing_id, sent_version), (mailing_id, second),
             (mailing_id, quarter, outcome_reason, outcome_gateway))
     ) AS delta
     WHERE is_counted;
@@ -184,15 +186,16 @@ BEGIN
         accepted_quarter, no_receipt
     FROM (
         SELECT mailing_id,
-            CASE grouping(operator_code, time_zone, reason, attempts, sent_by, second, quarter)
-                WHEN 63 THEN 'operator_code' WHEN 95 THEN 'time_zone' WHEN 111 THEN 'reason'
-                WHEN 119 THEN 'attempts' WHEN 123 THEN 'gateway' WHEN 125 THEN 'second'
-                ELSE 'outcome' END AS dimension,
-            coalesce(operator_code, time_zone, reason, attempts::text, sent_by, outcome_reason, '')
-                AS key,
+            CASE grouping(operator_code, time_zone, reason, attempts, sent_by, sent_version,
+                second, quarter)
+                WHEN 127 THEN 'operator_code' WHEN 191 THEN 'time_zone' WHEN 223 THEN 'reason'
+                WHEN 239 THEN 'attempts' WHEN 247 THEN 'gateway' WHEN 251 THEN 'text_version'
+                WHEN 253 THEN 'second' ELSE 'outcome' END AS dimension,
+            coalesce(operator_code, time_zone, reason, attempts::text, sent_by, sent_version::text,
+                outcome_reason, '') AS key,
             coalesce(second, quarter) AS bucket_start,
-            coalesce(operator_code, time_zone, reason, attempts::text, sent_by, second::text,
-                quarter::text) IS NOT NULL AS is_counted,
+            coalesce(operator_code, time_zone, reason, attempts::text, sent_by, sent_version::text,
+                second::text, quarter::text) IS NOT NULL AS is_counted,
             CASE WHEN grouping(operator_code, time_zone) < 3 THEN 0 ELSE sum(n) END AS messages,
             coalesce(sum(n) FILTER (WHERE status = 'sent'), 0) AS sent,
             coalesce(sum(n) FILTER (WHERE status = 'delivered'), 0) AS delivered,
@@ -209,6 +212,7 @@ BEGIN
             SELECT mailing_id, operator_code, time_zone, status, reason, ended_at, n,
                 CASE WHEN ended_at IS NOT NULL THEN changed.attempts END AS attempts,
                 CASE WHEN ended_at IS NOT NULL THEN gateway END AS sent_by, parts,
+                CASE WHEN ended_at IS NOT NULL THEN text_version END AS sent_version,
                 date_trunc('second', ended_at) AS second,
                 date_bin('15 minutes', ended_at, '2000-01-01 00:00Z') AS quarter,
                 CASE WHEN ended_at IS NOT NULL THEN coalesce(reason, '') END AS outcome_reason,
@@ -218,11 +222,11 @@ BEGIN
                     END AS accepted_quarter
             FROM (
                 SELECT mailing_id, operator_code, time_zone, status, reason, attempts, gateway,
-                    parts, sent_at, updated_at, 1 AS n
+                    text_version, parts, sent_at, updated_at, 1 AS n
                 FROM new_rows WHERE reason IS NOT NULL OR status NOT IN ('scheduled', 'sending')
                 UNION ALL
                 SELECT mailing_id, operator_code, time_zone, status, reason, attempts, gateway,
-                    parts, sent_at, updated_at, -1
+                    text_version, parts, sent_at, updated_at, -1
                 FROM old_rows WHERE reason IS NOT NULL OR status NOT IN ('scheduled', 'sending')
             ) AS changed CROSS JOIN LATERAL (
                 SELECT CASE WHEN status = 'unknown' THEN updated_at
@@ -234,7 +238,7 @@ BEGIN
         ) AS row
         GROUP BY GROUPING SETS ((mailing_id, operator_code, accepted_quarter, accepted_by),
             (mailing_id, time_zone), (mailing_id, reason), (mailing_id, attempts),
-            (mailing_id, sent_by), (mailing_id, second),
+            (mailing_id, sent_by), (mailing_id, sent_version), (mailing_id, second),
             (mailing_id, quarter, outcome_reason, outcome_gateway))
     ) AS delta
     WHERE is_counted AND (messages, sent, delivered, undelivered, "unknown", cancelled, parts,
@@ -425,6 +429,15 @@ CREATE FUNCTION is_final(status character varying, reason character varying) RET
         OR status = 'sent' AND reason IS NOT DISTINCT FROM 'no_receipt'
 $$;
 
+CREATE FUNCTION keep_text() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    INSERT INTO mailing_text (mailing_id, version, text)
+    VALUES (new.id, new.text_version, new.text);
+    RETURN NULL;
+END $$;
+
 CREATE FUNCTION link_opt_outs() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
@@ -497,6 +510,14 @@ BEGIN
         EXCEPT ALL
         SELECT id, time_zone FROM old_rows) AS changed;
     RETURN NULL;
+END $$;
+
+CREATE FUNCTION number_text() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    new.text_version := old.text_version + 1;
+    RETURN new;
 END $$;
 
 CREATE FUNCTION origin_is_current() RETURNS boolean
@@ -1031,15 +1052,17 @@ CREATE TABLE mailing (
     sender character varying,
     route integer,
     purpose character varying DEFAULT 'marketing'::character varying NOT NULL,
+    text_version integer DEFAULT 1 CONSTRAINT mailing_text_version_not_null1 NOT NULL,
     CONSTRAINT mailing_audience_check CHECK ((audience_cursor <= COALESCE(audience_until, (0)::bigint))),
     CONSTRAINT mailing_clients_count_check CHECK ((clients_count >= 0)),
-    CONSTRAINT mailing_closed_has_ended_check CHECK (((NOT is_closed) OR ((status)::text = ANY ((ARRAY['finished'::character varying, 'cancelled'::character varying])::text[])))),
+    CONSTRAINT mailing_closed_has_ended_check CHECK (((NOT is_closed) OR ((status)::text = ANY ((ARRAY['draft'::character varying, 'finished'::character varying, 'cancelled'::character varying])::text[])))),
+    CONSTRAINT mailing_draft_is_closed_check CHECK ((((status)::text <> 'draft'::text) OR (is_closed AND (NOT is_settled) AND (audience_until IS NULL)))),
     CONSTRAINT mailing_end_after_start_check CHECK ((datetime_end > datetime_start)),
     CONSTRAINT mailing_on_unknown_check CHECK (((on_unknown)::text = ANY ((ARRAY['retry'::character varying, 'hold'::character varying])::text[]))),
     CONSTRAINT mailing_purpose_check CHECK (((purpose)::text = ANY ((ARRAY['marketing'::character varying, 'service'::character varying])::text[]))),
     CONSTRAINT mailing_sender_check CHECK (((char_length((sender)::text) >= 1) AND (char_length((sender)::text) <= 20))),
     CONSTRAINT mailing_settled_is_closed_check CHECK (((NOT is_settled) OR is_closed)),
-    CONSTRAINT mailing_status_check CHECK (((status)::text = ANY ((ARRAY['scheduled'::character varying, 'running'::character varying, 'paused'::character varying, 'finished'::character varying, 'cancelled'::character varying])::text[]))),
+    CONSTRAINT mailing_status_check CHECK (((status)::text = ANY ((ARRAY['draft'::character varying, 'scheduled'::character varying, 'running'::character varying, 'paused'::character varying, 'finished'::character varying, 'cancelled'::character varying])::text[]))),
     CONSTRAINT mailing_text_check CHECK (((char_length((text)::text) >= 1) AND (char_length((text)::text) <= 1600))),
     CONSTRAINT mailing_window_check CHECK (((num_nulls(send_interval_time_start, send_interval_time_end) = ANY (ARRAY[0, 2])) AND (send_interval_time_start <> send_interval_time_end)))
 );
@@ -1078,6 +1101,13 @@ ALTER TABLE mailing ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
     CACHE 1
 );
 
+CREATE TABLE mailing_text (
+    mailing_id bigint NOT NULL,
+    version integer NOT NULL,
+    text character varying NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL
+);
+
 CREATE TABLE message (
     id bigint NOT NULL,
     mailing_id bigint NOT NULL,
@@ -1106,6 +1136,7 @@ CREATE TABLE message (
     receipt_status character varying,
     receipt_reason character varying,
     uses_gateway_id boolean DEFAULT false NOT NULL,
+    text_version integer,
     CONSTRAINT message_attempts_check CHECK ((attempts >= 0)),
     CONSTRAINT message_lease_check CHECK (((((status)::text = 'sending'::text) = (lease_owner IS NOT NULL)) AND (((status)::text = 'sending'::text) = (lease_expires_at IS NOT NULL)))),
     CONSTRAINT message_receipt_check CHECK (((receipt_status IS NULL) OR ((status)::text = 'sending'::text))),
@@ -1416,6 +1447,9 @@ ALTER TABLE ONLY mailing_hold
 ALTER TABLE ONLY mailing
     ADD CONSTRAINT mailing_pkey PRIMARY KEY (id);
 
+ALTER TABLE ONLY mailing_text
+    ADD CONSTRAINT mailing_text_pkey PRIMARY KEY (mailing_id, version);
+
 ALTER TABLE ONLY message
     ADD CONSTRAINT message_pkey PRIMARY KEY (id);
 
@@ -1639,6 +1673,10 @@ CREATE TRIGGER count_inserted_opt_outs AFTER INSERT ON opt_out REFERENCING NEW T
 
 CREATE TRIGGER count_updated_messages AFTER UPDATE ON message REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION count_updated_messages();
 
+CREATE TRIGGER keep_first_text AFTER INSERT ON mailing FOR EACH ROW EXECUTE FUNCTION keep_text();
+
+CREATE TRIGGER keep_new_text AFTER UPDATE OF text ON mailing FOR EACH ROW WHEN (((old.text)::text IS DISTINCT FROM (new.text)::text)) EXECUTE FUNCTION keep_text();
+
 CREATE TRIGGER link_opt_outs AFTER INSERT ON client REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION link_opt_outs();
 
 CREATE TRIGGER move_opt_out AFTER UPDATE OF phone ON client FOR EACH ROW WHEN (((old.phone)::text IS DISTINCT FROM (new.phone)::text)) EXECUTE FUNCTION move_opt_out();
@@ -1646,6 +1684,8 @@ CREATE TRIGGER move_opt_out AFTER UPDATE OF phone ON client FOR EACH ROW WHEN ((
 CREATE TRIGGER note_mailing_change BEFORE INSERT OR UPDATE ON mailing FOR EACH ROW EXECUTE FUNCTION note_mailing_change();
 
 CREATE TRIGGER note_time_zone_changes AFTER UPDATE ON client REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION note_time_zone_changes();
+
+CREATE TRIGGER number_text BEFORE UPDATE OF text ON mailing FOR EACH ROW WHEN (((old.text)::text IS DISTINCT FROM (new.text)::text)) EXECUTE FUNCTION number_text();
 
 CREATE TRIGGER refuse_change BEFORE DELETE OR UPDATE OR TRUNCATE ON audit FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
 
@@ -1660,6 +1700,9 @@ ALTER TABLE ONLY answer
 
 ALTER TABLE ONLY mailing_counts
     ADD CONSTRAINT mailing_counts_mailing_id_fkey FOREIGN KEY (mailing_id) REFERENCES mailing(id) ON DELETE CASCADE;
+
+ALTER TABLE ONLY mailing_text
+    ADD CONSTRAINT mailing_text_mailing_id_fkey FOREIGN KEY (mailing_id) REFERENCES mailing(id) ON DELETE CASCADE;
 
 ALTER TABLE ONLY operator_route
     ADD CONSTRAINT operator_route_route_fkey FOREIGN KEY (route) REFERENCES route(id);

@@ -31,7 +31,12 @@ Outcome = Literal["in", "401", "403", "sign in"]
 """`in`: the request is admitted. `401` and `403`: it is refused with this status. `sign in`: it is
 redirected to the sign-in form."""
 
-SCRIPT_CALLS = {("POST", "/clients/import"), ("POST", "/opt-outs/import")}
+SCRIPT_CALLS = {
+    ("POST", "/clients/import"),
+    ("POST", "/clients/import/preview"),
+    ("POST", "/clients/import/rejected"),
+    ("POST", "/opt-outs/import"),
+}
 """Routes of pages that scripts call: without a session they answer 401 instead of a redirect."""
 REASONS = {
     ("POST", "/preferences"): "stores the user's language and time zone in cookies",

@@ -20,15 +20,14 @@ import mailer.client.commands
 import mailer.worker  # noqa: F401  # these import every model and every error
 from mailer import admin
 from mailer.admin.language import LANGUAGES, LOCALE_FOLDER
-from mailer.client import csv_reader
+from mailer.client import csv_reader, layout, workbook
 from mailer.client.decoding import Encoding
 from mailer.client.phone import ROUNDED_MESSAGE
-from mailer.client.rows import CSV_COLUMNS
 from mailer.db import requirements
 from mailer.errors import InvalidError, MailerError, StartError
 from mailer.mailing.model import missing_window_bound
 from mailer.oidc import model as oidc_model
-from mailer.opt_out.importing import OPT_OUT_COLUMNS, WRONG_TIME
+from mailer.opt_out.importing import WRONG_TIME
 from mailer.statuses import STATUSES
 from mailer.validation import Input, rule_texts
 from mailer.web.startup_gate import STARTING_DETAIL
@@ -94,8 +93,8 @@ def _unmarked() -> Iterable[str]:
     """Return the texts that no call marks; those with numbers have `{}` in place of them."""
     for name in ("send_interval_time_start", "send_interval_time_end"):
         yield from (error.message for error in missing_window_bound({name: "09:00"}))
-    for columns in (CSV_COLUMNS, OPT_OUT_COLUMNS):
-        yield f"is not one of the columns {', '.join(columns)}"
+    yield from (workbook.NOT_A_WORKBOOK, workbook.OLD_WORKBOOK, workbook.LARGE_WORKBOOK)
+    yield from ("column {}", "the header has more than {} columns", "and {} more rejected lines")
     yield "has {} fields, but the header has {}"
     yield "has more than {} parts, the gateway's limit"
     yield from oidc_model.REASON_TEXTS.values()
@@ -103,7 +102,7 @@ def _unmarked() -> Iterable[str]:
     yield from (ROUNDED_MESSAGE, WRONG_TIME)
     yield from (f"is not {encoding}" for encoding in get_args(Encoding))
     yield from {*requirements.ERROR_SENTENCES.values(), requirements.UNREACHABLE, STARTING_DETAIL}
-    for text in (csv_reader.TOO_LONG, csv_reader.MALFORMED_CSV):
+    for text in (csv_reader.TOO_LONG, layout.MALFORMED_CSV):
         yield text
         yield f"the header {text}"
 

@@ -162,11 +162,13 @@ def _is_cancelled(evidence: Evidence, change: Change) -> bool:
 
 
 def _has_no_receipt(evidence: Evidence, change: Change) -> bool:
-    """Return whether the receipt of a message has been awaited since an accepted request."""
-    claims, _ = evidence.record.messages[change.message_id].lives()[-1]
+    """Return whether the receipt of a message has been awaited since an accepted request.
+
+    That may be a request of an earlier life: a late receipt resolves an unknown delivery.
+    """
     return any(
         claim.opened.at + RECEIPT_WAIT - LAG <= change.at
-        for claim in claims
+        for claim in evidence.record.messages[change.message_id].claims
         if claim.request is not None and claim.request.kind == "accepted"
     )
 

@@ -65,17 +65,23 @@ def demo() -> None:
 
 @main.group()
 def clients() -> None:
-    """Import and export clients as CSV."""
+    """Import clients from CSV or Excel, and export them as CSV."""
 
 
 @clients.command("import")
 @click.argument("file")
-def import_(file: str) -> None:
-    """Import clients from FILE, or from standard input for -; exit 1 if a line was rejected."""
+@click.option("--rejected", metavar="FILE", help="Write the rejected lines to FILE, to correct.")
+def import_(file: str, rejected: str | None) -> None:
+    """Import clients from FILE, or from standard input for -; exit 1 if a line was rejected.
+
+    FILE is CSV or an Excel workbook (.xlsx).
+    """
     settings = load_settings()
     from mailer.client import commands
 
-    import_file = partial(commands.import_file, path=file, console=Console(stderr=True))
+    import_file = partial(
+        commands.import_file, path=file, console=Console(stderr=True), rejected_path=rejected
+    )
     import_report = run_on_database(settings, import_file)
     if import_report.rejected:
         sys.exit(1)

@@ -46,6 +46,18 @@ _callbacks = Counter(
 )
 _callbacks_of = lru_cache(maxsize=256)(_callbacks.labels)
 """Cached, because a look-up costs more than the counting. Only configured gateways are counted."""
+_replies = Counter(
+    "mailer_replies",
+    "Replies that gateways have brought; each part of a reply and each repeat counts.",
+    ["gateway"],
+    registry=REGISTRY,
+)
+_answers = Counter(
+    "mailer_answers",
+    "Answers to replies, by recorded result: accepted, failed, unknown; waiting: sent again.",
+    ["gateway", "status"],
+    registry=REGISTRY,
+)
 _receipts = Counter(
     "mailer_receipts",
     "Receipts by result: applied, early (kept until their message is known), ignored.",
@@ -258,6 +270,16 @@ def receipts_stored(applied: int, early: int, ignored: int) -> None:
     for result, receipts in (("applied", applied), ("early", early), ("ignored", ignored)):
         if receipts:
             _receipts.labels(result).inc(receipts)
+
+
+def replies_stored(gateway: str, replies: int) -> None:
+    """Count replies of one transaction."""
+    _replies.labels(gateway).inc(replies)
+
+
+def answer_recorded(gateway: str, status: str) -> None:
+    """Count a recorded result of an answer."""
+    _answers.labels(gateway, status).inc()
 
 
 def gateway_latency(gateway: str) -> HistogramSeries:

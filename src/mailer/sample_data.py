@@ -33,19 +33,21 @@ INSERT_CLIENTS = """
 ENQUEUED_UNTIL = 10_000_000
 """An id above those of all sample clients: up to here, all clients of the audience are enqueued."""
 # Inserts one mailing for each element of the arrays $1 to $8, with its row of counts; returns their
-# ids. A mailing that is not scheduled has a snapshot of its audience, and a cursor at its end ($9).
+# ids. A mailing that is neither scheduled nor a draft has a snapshot of its audience, and a cursor
+# at its end ($9).
 INSERT_MAILINGS = """
     WITH created AS (
         INSERT INTO mailing (datetime_start, datetime_end, status, clients_count, text,
             client_filter, send_interval_time_start, send_interval_time_end,
-            audience_until, audience_cursor, audience_snapshot)
+            audience_until, audience_cursor, audience_snapshot, is_closed)
         SELECT starts, ends, status, clients, text, client_filter::jsonb, opens, closes,
-            CASE WHEN status <> 'scheduled' THEN $9::bigint END,
-            CASE WHEN status <> 'scheduled' THEN $9::bigint ELSE 0 END,
-            CASE WHEN status <> 'scheduled' THEN pg_current_snapshot()::text END
+            CASE WHEN is_started THEN $9::bigint END,
+            CASE WHEN is_started THEN $9::bigint ELSE 0 END,
+            CASE WHEN is_started THEN pg_current_snapshot()::text END, status = 'draft'
         FROM unnest($1::timestamptz[], $2::timestamptz[], $3::text[], $4::bigint[], $5::text[],
             $6::text[], $7::time[], $8::time[]) WITH ORDINALITY
             AS given (starts, ends, status, clients, text, client_filter, opens, closes, position)
+        CROSS JOIN LATERAL (SELECT status NOT IN ('draft', 'scheduled') AS is_started) AS derived
         ORDER BY position RETURNING id
     )
     INSERT INTO mailing_counts (mailing_id) SELECT id FROM created RETURNING mailing_id AS id"""
@@ -78,7 +80,7 @@ INSERT_SAMPLE_MESSAGES = f"""
 
 
 class SampleMailing(msgspec.Struct, frozen=True, kw_only=True):
-    """A mailing to create. Unless it is scheduled, its audience is enqueued."""
+    """A mailing to create. Unless it is scheduled or a draft, its audience is enqueued."""
 
     start: datetime
     lasts: timedelta = timedelta(hours=6)

@@ -93,6 +93,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     lease: Seconds = 60
     shutdown_grace: Annotated[float, Meta(ge=0, le=3600)] = 20
     auth: Literal["required", "none"] = "required"
+    confirm_above: Annotated[int, Meta(ge=0, le=1_000_000_000)] = 1_000
+    require_approval: bool = False
     key_rate: Annotated[float, Meta(ge=0, le=1_000_000)] = 100
     monitoring_token: HeaderToken | None = None
     trusted_proxies: str | None = None
@@ -147,6 +149,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return self.auth != "none"
 
     @property
+    def approval_above(self) -> int | None:
+        """Number of clients above which a second user must launch a mailing; None: never."""
+        return self.confirm_above if self.require_approval else None
+
+    @property
     def proxies(self) -> list[str]:
         """Addresses and networks of trusted proxies; mailer believes their X-Forwarded headers."""
         return [part.strip() for part in (self.trusted_proxies or "").split(",") if part.strip()]
@@ -198,6 +205,8 @@ def _find_errors(settings: Settings) -> list[str]:
     errors += _find_word_errors(settings)
     if not settings.is_auth_enabled and not settings.is_loopback:
         errors.append(f"{PREFIX}AUTH=none is allowed on a loopback {PREFIX}HOST only")
+    if settings.require_approval and not settings.is_auth_enabled:
+        errors.append(f"{PREFIX}REQUIRE_APPROVAL needs users; it is not for {PREFIX}AUTH=none")
     errors += [
         f"{PREFIX}TRUSTED_PROXIES: {proxy!r} is not an address or a network"
         for proxy in settings.proxies

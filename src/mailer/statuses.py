@@ -10,8 +10,10 @@ from typing import Annotated, Literal, Self, get_args
 import msgspec
 from msgspec import Meta
 
-MailingStatus = Literal["scheduled", "running", "paused", "finished", "cancelled"]
+MailingStatus = Literal["draft", "scheduled", "running", "paused", "finished", "cancelled"]
+"""`draft`: saved, but nothing is sent until a user launches it."""
 MAILING_STATUSES: tuple[MailingStatus, ...] = get_args(MailingStatus)
+DRAFT: MailingStatus = "draft"
 
 MessageStatus = Literal[
     "scheduled", "sending", "sent", "delivered", "undelivered", "unknown", "cancelled"

@@ -23,7 +23,7 @@ MAILING_FIELDS = {
     *("id", "datetime_start", "datetime_end", "text", "client_filter", "on_unknown", "status"),
     *("send_interval_time_start", "send_interval_time_end", "clients_count", "created_messages"),
     *COUNT_FIELDS,
-    *("purpose", "gateway", "sender", "created_at", "updated_at", "held"),
+    *("purpose", "gateway", "sender", "text_version", "created_at", "updated_at", "held"),
 }
 """All fields of a mailing in a response."""
 CLIENTS = {

@@ -39,11 +39,20 @@ async def post_form(api: httpx.AsyncClient, path: str, form: dict[str, str]) -> 
 
 
 async def save_form(api: httpx.AsyncClient, path: str, form: dict[str, str]) -> dict[str, Any]:
-    """Submit a valid form and return the mailing after it, as the API returns it."""
+    """Submit a valid form, confirm it if asked, and return the mailing, as the API returns it."""
     response = await post_form(api, path, form)
+    if response.status_code == 200:
+        response = await post_form(api, path, confirmation(response.text))
     assert response.status_code == 303, visible_text(response.text)
     mailing: dict[str, Any] = (await api.get(response.headers["location"])).json()
     return mailing
+
+
+def confirmation(page: str) -> dict[str, str]:
+    """Return what a browser submits if the user confirms what the page asks, without typing."""
+    form = page[page.index('id="mailing"') :].split("</form>", maxsplit=1)[0]
+    hidden = re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)"', form)
+    return {"then": "send"} | {name: html.unescape(value) for name, value in hidden}
 
 
 async def preview_form(api: httpx.AsyncClient, form: dict[str, str], query: str = "") -> str:

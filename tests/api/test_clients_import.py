@@ -11,9 +11,11 @@ import uvicorn
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.event_timeout import EVENT_TIMEOUT
 from tests.factories import OPEN, value
+from tests.workbooks import XLSX, by_xlsxwriter
 
 from mailer.app import create_app
 from mailer.client.api import MAX_CONCURRENT_IMPORTS, MAX_IMPORT_BYTES
+from mailer.client.workbook import NOT_A_WORKBOOK, OLD_WORKBOOK
 from mailer.web.body import MAX_BODY_BYTES
 
 PATH = "/clients/import"
@@ -35,6 +37,7 @@ async def test_the_response_counts_lines_and_lists_rejected_ones(api: httpx.Asyn
         "unchanged": 0,
         "rejected": 1,
         "errors": [{"line": 4, "field": "phone", "value": "8916", "message": rule}],
+        "ignored_columns": [],
     }
     assert response.json() == report
     clients = (await api.get("/clients")).json()["results"]
@@ -87,11 +90,11 @@ async def test_other_types_are_415(api: httpx.AsyncClient, media_type: str) -> N
     ("content", "wrong_columns"),
     [
         (b"", ["phone"]),
-        (b"tag,name\nvip,Anna\n", ["name", "phone"]),
+        (b"tag,name\nvip,Anna\n", ["phone"]),
         (b"phone,phone\n", ["phone"]),
-        (b"phone,\0\n", ["\0"]),
-        (b"\xff\xfe\n", ["?", "phone"]),  # half a character of UTF-16
-        ("телефон\n".encode("cp1251"), ["телефон", "phone"]),
+        (b"\xff\xfe\n", ["phone"]),  # half a character of UTF-16
+        ("Имя\n".encode("cp1251"), ["phone"]),
+        (b"phone," * 101, [""]),
         (b"x" * 100_000, [""]),  # the header as a whole
     ],
 )
@@ -151,8 +154,9 @@ async def test_a_report_on_invalid_bytes_can_be_stored_for_a_repeat(api: httpx.A
         f"phone,time_zone\n{ANNA},Mars\n7{ANNA},UTC\n",
         f'phone\n"{ANNA}\n',
         f"phone\n{ANNA},vip\n",
-        f"{ANNA},vip\n",
-        "+7 (916) 123-45-67\n",
+        f"{ANNA},vip\n{ANNA}\n",
+        f"tag,+{ANNA}\n{ANNA}\n",
+        "+7 (916) 123-45-67;vip\n8 (916) 123-45-67\n",
     ],
 )
 async def test_the_response_to_an_idempotent_import_contains_no_phone(
@@ -168,6 +172,67 @@ async def test_the_response_to_an_idempotent_import_contains_no_phone(
     for text in (response.text, str(stored)):
         assert ANNA not in text
         assert "123-45-67" not in text
+
+
+async def test_a_workbook_is_imported_and_ignored_columns_are_named(api: httpx.AsyncClient) -> None:
+    content = by_xlsxwriter([["Город", "Телефон"], ["Томск", 79160000001], ["Омск", "8 916"]])
+    response = await api.post(PATH, content=content, headers=XLSX)
+    assert response.status_code == 200
+    assert (response.json()["created"], response.json()["rejected"]) == (1, 1)
+    assert response.json()["errors"][0]["line"] == 3
+    assert response.json()["ignored_columns"] == ["Город"]
+
+
+@pytest.mark.parametrize(
+    ("content", "headers", "message"),
+    [
+        (f"phone\n{ANNA}\n".encode(), XLSX, NOT_A_WORKBOOK),
+        (b"", XLSX, NOT_A_WORKBOOK),
+        (b"PK\x03\x04x", XLSX, NOT_A_WORKBOOK),
+        (b"PK\x03\x04x", CSV, NOT_A_WORKBOOK),
+        (b"\xd0\xcf\x11\xe0", CSV, OLD_WORKBOOK),
+    ],
+)
+async def test_a_file_that_is_no_workbook_is_400_with_the_reason(
+    api: httpx.AsyncClient, content: bytes, headers: dict[str, str], message: str
+) -> None:
+    response = await api.post(PATH, content=content, headers=headers)
+    assert response.status_code == 400
+    assert response.json()["errors"] == [{"field": "", "message": message}]
+
+
+async def test_the_answer_as_csv_is_the_file_of_rejected_lines(api: httpx.AsyncClient) -> None:
+    content = f"phone,tag\n{ANNA},vip\n8916,vip\n".encode()
+    answer = await api.post(PATH, content=content, headers=CSV | {"Accept": "text/csv"})
+    assert answer.status_code == 200
+    assert answer.headers["Content-Type"].startswith("text/csv")
+    assert answer.headers["Import-Counts"] == "created=1, updated=0, unchanged=0, rejected=1"
+    header, line = answer.content.decode("utf-8-sig").splitlines()
+    assert header == "phone,tag,rejected_reason"
+    assert line.startswith("8916,vip,")
+
+    corrected = answer.content.replace(b"8916", b"79160000002")
+    again = await api.post(PATH, content=corrected, headers=CSV)
+    assert again.json()["created"] == 1
+    assert again.json()["ignored_columns"] == []
+
+
+async def test_rejected_lines_are_not_stored_for_a_repeat(
+    api: httpx.AsyncClient, engine: AsyncEngine
+) -> None:
+    headers = CSV | {"Accept": "text/csv", "Idempotency-Key": "once"}
+    response = await api.post(PATH, content=f"phone\n{ANNA}\n", headers=headers)
+    assert response.status_code == 400
+    assert response.json()["errors"][0]["field"] == "Idempotency-Key"
+    assert await value(engine, COUNT_CLIENTS) == 0
+
+
+async def test_a_file_that_is_refused_is_a_problem_although_csv_is_wanted(
+    api: httpx.AsyncClient,
+) -> None:
+    response = await api.post(PATH, content="tag\n", headers=CSV | {"Accept": "text/csv"})
+    assert response.status_code == 400
+    assert response.json()["errors"] == [{"field": "phone", "message": "is required"}]
 
 
 async def test_import_is_documented(api: httpx.AsyncClient) -> None:

@@ -129,7 +129,10 @@ async def test_a_request_that_a_dead_worker_did_not_execute_is_executed(
     call = await prepare(engine, api, name)
     first = await post(api, call)
     await execute(
-        engine, CRASHED, CRASHED_EARLY, "TRUNCATE client, mailing, mailing_counts RESTART IDENTITY"
+        engine,
+        CRASHED,
+        CRASHED_EARLY,
+        "TRUNCATE client, mailing, mailing_text, mailing_counts RESTART IDENTITY",
     )
     response = await post(api, call)
     assert response.status_code == first.status_code

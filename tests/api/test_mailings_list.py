@@ -131,6 +131,7 @@ async def test_a_message_has_these_fields_and_no_personal_data(
         "gateway": None,
         "gateway_message_id": None,
         "parts": None,
+        "text_version": None,
         "datetime_send": created["datetime_start"],
         "created_at": row["created_at"],
         "updated_at": row["updated_at"],

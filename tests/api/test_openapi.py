@@ -39,7 +39,9 @@ CALLS: dict[Call, str] = {
     ("patch", "/api/v1/mailings/{mailing_id}"): "200",
     ("delete", "/api/v1/mailings/{mailing_id}"): "204",
     ("get", "/api/v1/mailings/{mailing_id}/messages"): "200",
+    ("post", "/api/v1/mailings/{mailing_id}/launch"): "200",
     ("get", "/api/v1/mailings/{mailing_id}/statistics"): "200",
+    ("get", "/api/v1/mailings/{mailing_id}/versions"): "200",
     **{("post", f"/api/v1/mailings/{{mailing_id}}/{call}"): "200" for call in ACTIONS},
     ("post", "/api/v1/mailings/{mailing_id}/test"): "200",
     ("post", "/api/v1/clients/import"): "200",
@@ -271,7 +273,8 @@ def test_every_body_has_an_example(
 ) -> None:
     for call, operation in operations.items():
         for media in operation.get("requestBody", {"content": {}})["content"].values():
-            assert examples_of(schema, media), call
+            is_binary = media["schema"].get("format") == "binary"
+            assert is_binary or examples_of(schema, media), call
 
 
 @pytest.mark.parametrize("call", BODIES, ids=" ".join)

@@ -444,6 +444,7 @@ async def test_gateway_and_sender_are_saved_shown_copied_and_changed(
         "purpose": "marketing",
         "gateway": "spare",
         "sender": "Acme",
+        "then": "draft",
     }
     created = await api.post(f"{SITE}/mailings/new", data=form, headers=BROWSER)
     assert created.status_code == 303, created.text

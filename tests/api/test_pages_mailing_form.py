@@ -30,7 +30,7 @@ async def test_a_new_form_proposes_a_day_and_a_sending_window(api: httpx.AsyncCl
     assert datetime.fromisoformat(f"{form['end']}+09:00") - start == timedelta(days=1)
     assert (form["opens"], form["closes"]) == ("09:00", "21:00")
     assert form["zone"] == "Asia/Tokyo"
-    assert form["audience"] == "everybody"
+    assert "audience" not in form  # must be chosen
     assert form["on_unknown"] == "retry"
 
 
@@ -88,7 +88,7 @@ async def test_the_form_has_three_ways_to_choose_the_audience(
         ({"closes": ""}, {"closes": "is needed too, or leave both empty"}),
         ({"opens": "21:00"}, {"closes": "must differ from the time when the window opens"}),
         ({"opens": "9"}, {"opens": "must be a time of day, such as 09:00, or empty"}),
-        ({"audience": ""}, {"audience": "is required"}),
+        ({"audience": ""}, {"audience": "must be chosen: all clients, or some of them"}),
         (
             {"audience": "terms", "terms": " , "},
             {"terms": "must have an entry; to reach all clients, choose “All clients”"},

@@ -105,7 +105,7 @@ async def test_a_file_is_imported_and_its_wrong_lines_are_shown(api: httpx.Async
     assert "&lt;b&gt;916" in response.text
     refused = await api.post(f"{SITE}/opt-outs/import", content="tag\nvip\n", headers=headers)
     assert "The file was not imported" in visible_text(refused.text)
-    assert "is not one of the columns phone, opted_out_at" in refused.text
+    assert "<code>phone</code> is required" in refused.text
 
 
 async def test_the_example_file_can_be_imported(api: httpx.AsyncClient) -> None:
@@ -114,7 +114,7 @@ async def test_the_example_file_can_be_imported(api: httpx.AsyncClient) -> None:
     assert content
     headers = {"Content-Type": "text/csv"}
     imported = await api.post("/opt-outs/import", content=content, headers=headers)
-    assert imported.json() == {"created": 2, "unchanged": 0, "rejected": 0, "errors": []}
+    assert (imported.json()["created"], imported.json()["rejected"]) == (2, 0)
 
 
 # ---- clients ---------------------------------------------------------------------------------

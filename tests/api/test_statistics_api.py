@@ -71,6 +71,7 @@ async def test_the_statistics_of_a_mailing_have_every_breakdown(
         "last_sent_at": "2020-01-15T12:00:00Z",
         "attempts": [{"attempts": 1, "messages": outcomes}],
         "gateways": [{"gateway": "main", "messages": outcomes, "parts": 2}],
+        "text_versions": [],
         "expected_end": None,
         "cost": {"total": None, "gateways": [{"gateway": "main", "parts": 2, "cost": None}]},
     }

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.browser.accessibility import check_accessibility
 from tests.browser.measure import overflows
 from tests.browser.page_errors import PageErrors
-from tests.browser.page_states import PageState
+from tests.browser.page_states import DESK, NARROW, PageState
 from tests.processes import MailerProcess
+from tests.workbooks import by_openpyxl
 
 LINES = 100_000
 """Number of clients in a large file: 1.6 MB."""
@@ -24,8 +26,8 @@ FILE_WITH_ERRORS = """phone;operator_code;tag;time_zone
 79160000003
 """
 REFUSED_FILES: list[tuple[bytes, str]] = [
-    (b"name,phone\nAnna,79160000001\n", "is not one of the columns"),
-    ("телефон\n".encode("utf-16"), "телефон is not one of the columns"),
+    (b"PK\x03\x04 is no workbook", "is not an Excel workbook"),
+    (b"\xd0\xcf\x11\xe0" + bytes(99), "with a password, or of the old format"),
     (b'"phone\n79160000001\n', "is not well-formed CSV"),
     (b"", "is required"),
 ]
@@ -63,12 +65,29 @@ async def import_page(page: Page, engine: AsyncEngine) -> None:
 
 async def choose_file(page: Page, content: bytes, name: str = "clients.csv") -> None:
     file: Any = {"name": name, "mimeType": "text/csv", "buffer": content}
-    await page.get_by_label("CSV file").set_input_files(file)
+    await page.get_by_label("CSV or Excel file").set_input_files(file)
+
+
+async def choose_file_by_id(page: Page, content: bytes, name: str) -> None:
+    """Choose a file on a page in any language."""
+    file: Any = {"name": name, "mimeType": "", "buffer": content}
+    await page.locator("#file").set_input_files(file)
+
+
+async def check_file(page: Page, content: bytes, name: str = "clients.csv") -> None:
+    """Choose a file and show its preview."""
+    await choose_file(page, content, name)
+    await page.get_by_role("button", name="Check the file").click()
+
+
+async def confirm(page: Page) -> None:
+    """Import the file of the preview."""
+    await page.get_by_role("button", name=re.compile("^Import [0-9]")).click()
 
 
 async def import_file(page: Page, content: bytes) -> None:
-    await choose_file(page, content)
-    await page.get_by_role("button", name="Import").click()
+    await check_file(page, content)
+    await confirm(page)
 
 
 async def report_figures(page: Page) -> list[str]:
@@ -125,9 +144,9 @@ async def test_a_second_import_counts_unchanged_clients(page: Page) -> None:
 async def test_an_unusable_file_is_refused_with_the_reason(
     page: Page, page_errors: PageErrors
 ) -> None:
-    page_errors.expect("status", "400 POST at .*/clients/import")
+    page_errors.expect("status", "400 POST at .*/clients/import/preview")
     for content, reason in REFUSED_FILES:
-        await import_file(page, content)
+        await check_file(page, content)
         title = page.get_by_role("heading", name="The file was not imported")
         await expect(title).to_be_focused()
         await expect(page.locator("#report")).to_contain_text(reason)
@@ -144,7 +163,8 @@ async def test_a_large_file_shows_progress_and_the_page_stays_responsive(
     await choose_file(page, content)
     await page.evaluate(RECORD_IMPORT)
     async with throttled_upload(page, 1_500_000):
-        await page.get_by_role("button", name="Import").click()
+        await page.get_by_role("button", name="Check the file").click()
+        await confirm(page)
         await expect(page.get_by_role("progressbar")).to_be_visible()
         await expect(page.locator("#upload-amount")).to_contain_text("of 1.6 MB")
         await expect(page.get_by_role("button", name="Cancel")).to_be_focused()
@@ -156,6 +176,9 @@ async def test_a_large_file_shows_progress_and_the_page_stays_responsive(
     assert shares[-1] == -1  # storing takes an unknown time
     assert await page.evaluate("statusTexts") == [
         "Uploading the file",
+        "The file is uploaded. Its lines are being checked.",
+        "The file is checked.",
+        "Uploading the file",
         "The file is uploaded. Its clients are being stored.",
         "The import is finished.",
     ]
@@ -165,17 +188,20 @@ async def test_a_large_file_shows_progress_and_the_page_stays_responsive(
 
 async def test_a_cancelled_import_stores_nothing(page: Page, mailer: MailerProcess) -> None:
     await choose_file(page, b"phone\n" + b"".join(b"7916%07d\n" % n for n in range(LINES)))
+    await page.get_by_role("button", name="Check the file").click()
+    await expect(page.get_by_role("heading", name="Check the file before")).to_be_focused()
     async with throttled_upload(page, 100_000):
-        await page.get_by_role("button", name="Import").click()
+        await confirm(page)
         await expect(page.get_by_role("progressbar")).to_be_visible()
         await check_accessibility(page)
         await page.get_by_role("button", name="Cancel").click()
         status = page.get_by_role("status").last
         await expect(status).to_have_text("Cancelled. Nothing was stored.")
-    await expect(page.get_by_label("CSV file")).to_be_focused()
+    await expect(page.get_by_label("CSV or Excel file")).to_be_focused()
     await check_accessibility(page)
     assert (await mailer.call("GET", "/clients"))["count"] == 0
-    await page.get_by_role("button", name="Import").click()
+    await page.get_by_role("button", name="Check the file").click()
+    await confirm(page)
     title = page.get_by_role("heading", name="Imported", exact=True)
     await expect(title).to_be_focused()
 
@@ -184,35 +210,36 @@ async def test_a_too_large_file_is_not_uploaded(page: Page, tmp_path: Path) -> N
     path = tmp_path / "large.csv"
     with path.open("wb") as file:
         file.truncate(1024**3 + 1)  # bytes: one more than allowed
-    await page.get_by_label("CSV file").set_input_files(path)
-    await page.get_by_role("button", name="Import").click()
+    await page.get_by_label("CSV or Excel file").set_input_files(path)
+    await page.get_by_role("button", name="Check the file").click()
     await expect(page.get_by_role("status").last).to_contain_text("larger than 1 GB")
 
 
 async def test_a_file_that_changed_after_it_was_chosen_must_be_chosen_again(
     page: Page, page_errors: PageErrors, tmp_path: Path
 ) -> None:
-    page_errors.expect("failed", "POST net::ERR_UPLOAD_FILE_CHANGED at .*/clients/import")
+    page_errors.expect("failed", "POST net::ERR_UPLOAD_FILE_CHANGED at .*/clients/import/preview")
     path = tmp_path / "clients.csv"
     path.write_text("phone\n7916\n")
-    field = page.get_by_label("CSV file")
+    field = page.get_by_label("CSV or Excel file")
     await field.set_input_files(path)
     assert (
         await field.evaluate("field => field.files[0].lastModified") > 0
     )  # the browser has read it
     path.write_text("phone\n79160000001\n")
     os.utime(path, (0, 0))  # surely another time of change
-    await page.get_by_role("button", name="Import").click()
+    await page.get_by_role("button", name="Check the file").click()
     await expect(page.get_by_role("status").last).to_contain_text("Choose it again.")
     await field.set_input_files(path)
-    await page.get_by_role("button", name="Import").click()
+    await page.get_by_role("button", name="Check the file").click()
+    await confirm(page)
     await expect(page.get_by_role("heading", name="Imported", exact=True)).to_be_focused()
 
 
 async def test_a_lost_connection_is_shown(page: Page, page_errors: PageErrors) -> None:
-    page_errors.expect("failed", "POST net::ERR_CONNECTION_FAILED at .*/clients/import")
-    await page.route("**/clients/import", lambda route: route.abort("connectionfailed"))
-    await import_file(page, b"phone\n79160000001\n")
+    page_errors.expect("failed", "POST net::ERR_CONNECTION_FAILED at .*/clients/import/preview")
+    await page.route("**/clients/import/preview", lambda route: route.abort("connectionfailed"))
+    await check_file(page, b"phone\n79160000001\n")
     await expect(page.get_by_role("status").last).to_contain_text("The connection was lost.")
 
 
@@ -224,7 +251,7 @@ async def test_without_scripts_the_page_shows_the_command(
     page_without_scripts = await context.new_page()
     await page_without_scripts.goto(f"{mailer.address}/clients/import")
     await expect(page_without_scripts.get_by_text("mailer clients import FILE")).to_be_visible()
-    await expect(page_without_scripts.get_by_label("CSV file")).to_be_hidden()
+    await expect(page_without_scripts.get_by_label("CSV or Excel file")).to_be_hidden()
     await context.close()
 
 
@@ -234,6 +261,87 @@ async def test_a_file_can_be_dropped_on_the_field(page: Page) -> None:
         const data = new DataTransfer();
         data.items.add(new File(["phone\\n79160000001\\n"], "dropped.csv", {type: "text/csv"}));
         return data; }""")
-    await page.get_by_label("CSV file").evaluate("(field, data) => field.files = data.files", data)
-    await page.get_by_role("button", name="Import").click()
+    await page.get_by_label("CSV or Excel file").evaluate(
+        "(field, data) => field.files = data.files", data
+    )
+    await page.get_by_role("button", name="Check the file").click()
+    await confirm(page)
     await expect(page.get_by_role("heading", name="Imported", exact=True)).to_be_focused()
+
+
+WORKBOOK = by_openpyxl(
+    [
+        ["Клиент", "Абонент", "Группа"],
+        ["Анна", 79160000001, "vip"],
+        ["Борис", "8 (916) 000-00-02", "vip"],
+        ["Глеб", "8916", None],
+    ]
+)
+"""A workbook whose phones are found, but not its tags."""
+
+
+async def test_columns_are_chosen_in_the_preview_before_anything_is_stored(
+    page: Page, mailer: MailerProcess
+) -> None:
+    await check_file(page, WORKBOOK, "clients.xlsx")
+    await expect(page.get_by_role("heading", name="Check the file before")).to_be_focused()
+    await expect(page.get_by_label("Import the column Абонент as")).to_have_value("phone")
+    tags = page.get_by_label("Import the column Группа as")
+    await expect(tags).to_have_value("")
+    await tags.select_option("Tag")
+    confirmation = page.get_by_role("button", name="Import 2 clients")
+    await expect(confirmation).to_be_disabled()  # the preview was of other columns
+    await page.get_by_role("button", name="Check again with these columns").click()
+    await expect(page.get_by_role("cell", name="vip")).to_have_count(3)  # an example and two tags
+    assert (await mailer.call("GET", "/clients"))["count"] == 0
+    await confirmation.click()
+    await expect(page.get_by_role("heading", name="Imported, but 1 line")).to_be_focused()
+    await expect(page.locator("#report")).to_contain_text("Ignored columns: Клиент")
+    assert (await mailer.call("GET", "/clients?tag=vip"))["count"] == 2
+
+
+async def test_a_file_without_a_column_of_phones_can_be_imported_after_a_choice(page: Page) -> None:
+    await check_file(page, b"name,number\nAnna,8916\nBoris,+79160000001\nOlga,8917\nIvan,8918\n")
+    await expect(page.get_by_role("heading", name="Choose the columns")).to_be_focused()
+    await expect(page.get_by_role("button", name=re.compile("^Import [0-9]"))).to_be_hidden()
+    await page.get_by_label("Import the column number as").select_option("Phone")
+    await page.get_by_role("button", name="Check again with these columns").click()
+    await page.get_by_role("button", name="Import 1 client").click()
+    await expect(page.get_by_role("heading", name="Imported, but 3 lines")).to_be_focused()
+
+
+async def test_lines_with_errors_are_downloaded_corrected_and_imported(
+    page: Page, mailer: MailerProcess
+) -> None:
+    await import_file(page, b"phone;tag\n79160000001;vip\n8916;vip\n")
+    await expect(page.get_by_role("heading", name="Imported, but 1 line")).to_be_focused()
+    async with page.expect_download() as download:
+        await page.get_by_role("button", name="Download the lines with errors").click()
+    path = await (await download.value).path()
+    content = path.read_bytes()
+    assert content.decode("utf-8-sig").startswith("phone;tag;rejected_reason\n8916;vip;")
+    await expect(page.get_by_role("heading", name="Imported, but 1 line")).to_be_visible()
+    await import_file(page, content.replace(b"8916;", b"8 916 000-00-02;"))
+    await expect(page.get_by_role("heading", name="Imported", exact=True)).to_be_focused()
+    assert (await mailer.call("GET", "/clients?tag=vip"))["count"] == 2
+
+
+@pytest.mark.parametrize(
+    "page_state",
+    [DESK, NARROW, PageState(width=360, height=800, phone=True)],
+    ids=["desktop", "russian on a phone, dark", "360 pixels"],
+)
+async def test_the_preview_is_accessible_and_fits_the_screen(page: Page) -> None:
+    long = ["Очень длинное название столбца " * 3, "x" * 60, "телефон", "Населённый_пункт"]
+    rows: list[list[Any]] = [
+        long,
+        ["я" * 70, "w" * 100, 79160000001, ""],
+        ["", "", "8916", "Томск"],
+    ]
+    for content in (by_openpyxl(rows), "a;b\nc;d\n".encode("cp1251")):
+        name = "clients.xlsx" if content.startswith(b"PK") else "clients.csv"
+        await choose_file_by_id(page, content, name)
+        await page.locator("#import button").click()
+        await expect(page.locator("#report-title")).to_be_focused()
+        await check_accessibility(page)
+        assert await overflows(page) == []

@@ -65,12 +65,13 @@ async def test_a_mailing_is_created_with_the_form(page: Page, mailer: MailerProc
     await expect(page.get_by_role("heading", level=1)).to_have_text("New mailing")
     await expect(page.get_by_text("In the time zone Europe/Moscow (UTC+3).")).to_be_visible()
     await expect(page.get_by_label("Window opens")).to_have_value("09:00")
-    await expect(page.get_by_label("All clients")).to_be_checked()
+    await expect(page.get_by_label("All clients")).not_to_be_checked()
     await fill_form(page, "Come by until nine.", at(10), at(20))
+    await page.get_by_label("All clients").check()
     await expect(preview_section(page, "Audience")).to_contain_text("52 clients")
     await page.get_by_label("Clients with one of these operator codes or tags").check()
     await expect(preview_section(page, "Audience")).to_contain_text(
-        "Enter a code, a tag or a time zone"
+        "enter a code, a tag or a time zone"
     )
     await page.get_by_role("textbox", name="Codes or tags").press_sequentially("vip")
     await expect(preview_section(page, "Audience")).to_contain_text("3 clients")
@@ -78,7 +79,9 @@ async def test_a_mailing_is_created_with_the_form(page: Page, mailer: MailerProc
     await expect(preview_section(page, "When")).to_contain_text("07:00 UTC")
     await page.get_by_label("Do not send it again").check()
     await check_accessibility(page)
-    await page.get_by_role("button", name="Save").dblclick()  # creates one mailing
+    button = page.get_by_role("button", name="Schedule for")
+    await expect(button).to_have_text(re.compile(r"^Schedule for .*, 10:00 for 3 clients$"))
+    await button.dblclick()  # creates one mailing
     await page.wait_for_url(re.compile(r"/mailings/\d+$"))
     created = await only_mailing(mailer)
     assert created["datetime_start"] == at(10).astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -88,6 +91,7 @@ async def test_a_mailing_is_created_with_the_form(page: Page, mailer: MailerProc
 
 async def test_parts_of_the_text_are_counted_while_typing(page: Page) -> None:
     await page.goto("/mailings/new")
+    await page.get_by_label("All clients").check()
     sms, text = preview_section(page, "As SMS"), page.get_by_label("Text")
     await text.fill("a" * 150)
     await expect(sms).to_contain_text("160 characters a part")
@@ -112,6 +116,7 @@ async def test_the_preview_shows_clients_that_will_not_be_reached_and_the_remedy
 ) -> None:
     await page.goto("/mailings/new")
     await fill_form(page, "Half price.", at(13), at(20))
+    await page.get_by_label("All clients").check()
     forecast, status = preview_section(page, "Forecast"), page.get_by_role("status").last
     await expect(forecast).to_contain_text("9 of 52 clients will not get it")
     await expect(forecast).to_contain_text(
@@ -152,7 +157,7 @@ async def test_errors_are_beside_their_fields_and_typed_values_are_kept(
     await fill_form(page, "", at(20), at(10))
     await page.get_by_label("Clients with one of these operator codes or tags").check()
     await page.get_by_label("Window closes").fill("")
-    await page.get_by_role("button", name="Save").click()
+    await page.locator("#save").click()
     summary = page.get_by_role("alert")
     await expect(summary).to_be_focused()
     await expect(summary.get_by_role("listitem")).to_have_count(4)
@@ -169,7 +174,8 @@ async def test_errors_are_beside_their_fields_and_typed_values_are_kept(
     await page.get_by_role("textbox", name="Codes or tags").fill("912")
     await page.get_by_label("Window closes").fill("22:00")
     await fill_form(page, "<script>alert(1)</script>", at(10), at(20))
-    await page.get_by_role("button", name="Save").click()
+    await expect(page.locator("#save")).to_have_text(re.compile("10:00 for 12 clients"))
+    await page.locator("#save").click()
     await page.wait_for_url(re.compile(r"/mailings/\d+$"))
     created = await only_mailing(mailer)
     assert (created["text"], created["send_interval_time_end"]) == (
@@ -190,7 +196,7 @@ async def test_a_copy_is_labelled_as_a_copy(page: Page, mailer: MailerProcess) -
     await expect(page.get_by_text("This is a copy. Nothing is saved yet")).to_be_visible()
     await expect(page.get_by_role("textbox", name="Tags")).to_have_value("vip")
     await expect(page.get_by_role("textbox", name="Codes or tags")).to_be_hidden()
-    await page.get_by_role("button", name="Save").click()
+    await page.get_by_role("button", name="for 3 clients").click()
     await page.wait_for_url(re.compile(r"/mailings/\d+$"))
     copy = (await mailer.call("GET", "/mailings"))["results"][0]
     assert copy["id"] != created["id"]
@@ -212,8 +218,7 @@ async def test_a_mailing_can_be_changed_before_and_after_its_start(
     await expect(page.get_by_role("textbox", name="Codes or tags")).to_have_value("912")
     await page.get_by_label("Start").fill(local_time(at(11)))
     await page.get_by_label("All clients").check()
-    await expect(preview_section(page, "Audience")).to_contain_text("52 clients")
-    await page.get_by_role("button", name="Save").click()
+    await page.get_by_role("button", name="11:00 for 52 clients").click()
     await page.wait_for_url(re.compile(r"/mailings/\d+$"))
     changed = await only_mailing(mailer)
     assert (changed["client_filter"], changed["clients_count"]) == (None, 52)
@@ -232,7 +237,7 @@ async def test_a_mailing_can_be_changed_before_and_after_its_start(
     await check_accessibility(page)
     await page.get_by_label("Text").fill("Half price.")
     await page.get_by_label("End", exact=True).fill(local_time(at(21)))
-    await page.get_by_role("button", name="Save").click()
+    await page.get_by_role("button", name="Save changes").click()
     await page.wait_for_url(re.compile(r"/mailings/\d+$"))
     changed = await only_mailing(mailer)
     assert (changed["text"], changed["datetime_start"]) == ("Half price.", "2020-01-01T00:00:00Z")
@@ -254,13 +259,50 @@ async def test_the_form_is_in_the_time_zone_of_the_browser(
     )
     # as if the time zone were changed in another tab
     await page.context.add_cookies([{"name": "time_zone", "value": "Asia/Tokyo", "url": page.url}])
-    await page.get_by_role("button", name="Save").click()
+    await page.locator("#save").click()
     await expect(page.get_by_label("Start")).to_have_accessible_description(
         re.compile("does not exist on that day: the clocks go forward")
     )
     await expect(page.get_by_text("In the time zone America/New_York")).to_be_visible()
     await page.get_by_label("Start").fill("2040-03-11T03:30")
     await expect(preview_section(page, "When")).to_contain_text("11 Mar 2040, 07:30 UTC")
+
+
+async def test_a_draft_is_saved_by_the_enter_key_and_launched_in_a_dialog(
+    page: Page, mailer: MailerProcess
+) -> None:
+    await page.goto("/mailings/new")
+    await fill_form(page, "Half price.", at(10), at(20))
+    await page.get_by_label("All clients").check()
+    await page.get_by_label("Sender").press("Enter")
+    await page.wait_for_url(re.compile(r"/mailings/\d+$"))
+    assert (await only_mailing(mailer))["status"] == "draft"
+    await expect(page.locator("#state")).to_contain_text("Nothing is sent until it is launched.")
+    await check_accessibility(page)
+    await page.get_by_role("link", name="Schedule for").click()
+    dialog = page.get_by_role("dialog")
+    await expect(dialog).to_contain_text(re.compile(r"10:00 for 52 clients\?"))
+    await check_accessibility(page)
+    await dialog.get_by_role("button", name="10:00 for 52 clients").click()
+    await expect(page.locator("#state")).to_contain_text("It starts automatically")
+    assert (await only_mailing(mailer))["status"] == "scheduled"
+
+
+@every_page_state
+async def test_the_question_before_sending_fits_and_is_accessible(
+    page: Page, page_state: PageState, engine: AsyncEngine
+) -> None:
+    del page_state  # used by the fixture `page`
+    await add_clients(engine, 1_000, "999")
+    await page.goto("/mailings/new")
+    await page.locator("#text").fill("w" * 200)
+    await page.locator("#start").fill("2020-01-01T10:00")
+    await page.locator("#audience-everybody").check()
+    await expect(page.locator("#save")).to_contain_text("052")
+    await page.locator("#save").click()
+    await expect(page.locator("#typed")).to_be_visible()
+    assert await overflows(page) == []
+    await check_accessibility(page)
 
 
 @every_page_state

@@ -85,7 +85,7 @@ async def test_a_file_is_imported(page: Page, page_errors: PageErrors) -> None:
 
     async def import_file(content: bytes) -> None:
         file: Any = {"name": "phones.csv", "mimeType": "text/csv", "buffer": content}
-        await page.get_by_label("CSV file").set_input_files(file)
+        await page.get_by_label("CSV or Excel file").set_input_files(file)
         await page.get_by_role("button", name="Import").click()
 
     await import_file(b"tag\nvip\n")
@@ -103,6 +103,7 @@ async def test_a_file_is_imported(page: Page, page_errors: PageErrors) -> None:
 async def test_the_preview_follows_the_purpose(page: Page) -> None:
     await page.goto("/mailings/new")
     await page.get_by_label("Text").fill("Hello")
+    await page.get_by_label("All clients").check()
     everybody = "All clients of the audience have opted out: nobody will get this mailing."
     await expect(page.get_by_text(everybody)).to_be_visible()
     await page.get_by_label("Service").check()

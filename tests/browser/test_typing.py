@@ -19,6 +19,8 @@ from mailer.roles import Role
 TEXT = "A long text that nobody wants to write twice"
 TEXT_LENGTH = str(len(TEXT))
 """The number of characters as the preview shows it."""
+CLIENTS = "for 0 clients"
+"""The end of the text of the button, once the preview knows the audience."""
 SAVED = re.compile(r"/mailings/\d+$")
 READ_STORED_INPUT = "sessionStorage.getItem('unsaved-input')"
 
@@ -48,6 +50,7 @@ async def write_mailing(page: Page) -> None:
     await page.locator("#audience-terms").check()
     await page.locator("#terms").fill("vip")
     await expect(page.locator("#preview-text")).to_contain_text(TEXT_LENGTH)
+    await expect(page.locator("#save")).to_contain_text(CLIENTS)
 
 
 async def end_sessions(engine: AsyncEngine) -> None:
@@ -75,10 +78,40 @@ async def test_typed_text_is_restored_after_signing_in_again(
     await expect(page.locator("#preview-text")).to_contain_text(TEXT_LENGTH)
     await check_accessibility(page)
     assert await page.evaluate(READ_STORED_INPUT) is None
+    await expect(page.locator("#save")).to_contain_text(CLIENTS)
     await page.locator("#save").click()
     await page.wait_for_url(SAVED)  # the page of the form shows the text, too
     await expect(page.get_by_text(TEXT).first).to_be_visible()
     assert await page.evaluate(READ_STORED_INPUT) is None
+
+
+async def test_text_is_restored_when_the_session_ended_on_the_page_that_asks(
+    page: Page, shared_engine: AsyncEngine
+) -> None:
+    await write_mailing(page)
+    await page.locator("[name=shown]").evaluate("field => { field.value = '' }")
+    await page.locator("#save").click()
+    await expect(page.get_by_role("heading", level=1)).to_have_text(re.compile(r"clients\?$"))
+    await end_sessions(shared_engine)
+    await page.locator("#save").click()
+    await expect(page).to_have_title(re.compile("Sign in"))
+    await sign_in(page, "oleg")
+    await expect(page.locator("#text")).to_have_value(TEXT)
+    await expect(page.locator("#audience-terms")).to_be_checked()
+    await expect(page.locator("#terms")).to_have_value("vip")
+    await expect(page.locator("#restored-input")).to_be_visible()
+    await expect(page.locator("#save")).to_contain_text(CLIENTS)
+
+
+async def test_back_from_the_page_that_asks_shows_the_form_as_it_was(page: Page) -> None:
+    await write_mailing(page)
+    await page.locator("[name=shown]").evaluate("field => { field.value = '' }")
+    await page.locator("#save").click()
+    await expect(page.get_by_role("heading", level=1)).to_have_text(re.compile(r"clients\?$"))
+    await check_accessibility(page)
+    await page.get_by_role("button", name="Back to the form").click()
+    await expect(page.locator("#text")).to_have_value(TEXT)
+    await expect(page.locator("#terms")).to_have_value("vip")
 
 
 async def test_text_is_restored_when_the_session_ended_while_typing(
@@ -208,6 +241,7 @@ async def test_a_form_sent_again_after_a_lost_response_creates_one_mailing(
     await page.unroute("**/mailings/new?*")
     await page.go_back()
     await expect(page.locator("#text")).to_have_value(TEXT)
+    await expect(page.locator("#save")).to_contain_text(CLIENTS)
     await page.locator("#save").click()
     await expect(page).to_have_url(re.compile(r"/mailings/\d+"))
     assert await value(shared_engine, "SELECT count(*) FROM mailing") == before + 1

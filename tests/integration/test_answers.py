@@ -31,6 +31,7 @@ from tests.fault_servers import (
     served,
 )
 
+from mailer import metrics
 from mailer.access.model import COMMAND_LINE
 from mailer.clock import database_clock, elapsed
 from mailer.dispatch.answer_sender import AnswerSender, decide_result
@@ -115,6 +116,15 @@ async def test_an_answer_is_sent_once_and_its_result_recorded(engine: AsyncEngin
     assert answer["parts"] == 1
     assert server.counts_by_message[answer_id] == 1
     assert await value(engine, "SELECT count(*) FROM reply WHERE read_at IS NULL") == 0
+
+
+async def test_recorded_answers_are_counted(engine: AsyncEngine) -> None:
+    labels = {"gateway": "main", "status": "accepted"}
+    before = metrics.REGISTRY.get_sample_value("mailer_answers_total", labels) or 0.0
+    answer_id = await add_answer(engine)
+    async with served(AcceptingServer().talk) as url, sending(engine, channel_to(url)):
+        await until_status(engine, answer_id, "accepted")
+    assert metrics.REGISTRY.get_sample_value("mailer_answers_total", labels) == before + 1
 
 
 async def test_the_id_of_an_answer_is_that_of_no_message(engine: AsyncEngine) -> None:

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 from sqlalchemy.ext.asyncio import AsyncEngine
+from tests.integration.client_files import stored_clients
+from tests.workbooks import by_openpyxl
 
 from mailer.client.commands import FileError, export_file, import_file
-from mailer.client.importing import STAGE_BATCH
+from mailer.client.reading import BATCH_SIZE
 from mailer.db.engine import create_engine
 from mailer.errors import InvalidError
 
@@ -88,15 +90,15 @@ async def test_import_prints_the_detected_encoding(engine: AsyncEngine, tmp_path
 
 async def test_a_terminal_shows_progress(engine: AsyncEngine, tmp_path: Path) -> None:
     path = tmp_path / "clients.csv"
-    path.write_text("phone\n" + "".join(f"7916{n:07}\n" for n in range(2 * STAGE_BATCH)))
+    path.write_text("phone\n" + "".join(f"7916{n:07}\n" for n in range(2 * BATCH_SIZE)))
 
     console, output = console_with_output(is_terminal=True)
     report = await import_file(engine, str(path), console)
-    assert report.created == 2 * STAGE_BATCH
+    assert report.created == 2 * BATCH_SIZE
     assert "reading" in output.getvalue()
 
     console, output = console_with_output(is_terminal=True)
-    assert await export_file(engine, str(tmp_path / "out.csv"), console) == 2 * STAGE_BATCH
+    assert await export_file(engine, str(tmp_path / "out.csv"), console) == 2 * BATCH_SIZE
     assert "writing" in output.getvalue()
 
 
@@ -170,5 +172,43 @@ async def test_a_file_that_cannot_be_written_is_named(engine: AsyncEngine, tmp_p
 
 
 async def test_an_invalid_header_is_refused(engine: AsyncEngine, tmp_path: Path) -> None:
-    with pytest.raises(InvalidError, match="name: is not one of the columns"):
-        await import_text(engine, tmp_path / "clients.csv", "phone,name\n")
+    with pytest.raises(InvalidError, match="phone: appears more than once"):
+        await import_text(engine, tmp_path / "clients.csv", "phone,телефон\n")
+
+
+async def test_import_writes_the_rejected_lines_to_a_file_to_correct(
+    engine: AsyncEngine, tmp_path: Path
+) -> None:
+    path, rejected = tmp_path / "clients.xlsx", tmp_path / "rejected.csv"
+    path.write_bytes(by_openpyxl([["Телефон", "Имя"], [79160000001, "Анна"], [8916, "Борис"]]))
+    rejected.write_text("of an earlier import")
+    console, output = console_with_output()
+    report = await import_file(engine, str(path), console, str(rejected))
+    assert (report.created, report.rejected) == (1, 1)
+    assert "ignored columns: Имя\n" in output.getvalue()
+    header, line = rejected.read_text("utf-8-sig").splitlines()
+    assert header == "phone,Имя,rejected_reason"
+    assert line.startswith('8916,Борис,"phone: must be 7')
+    assert (rejected.stat().st_mode & 0o077) == 0  # only for this user: it has phones
+
+
+async def test_nothing_is_imported_when_the_rejected_lines_cannot_be_written(
+    engine: AsyncEngine, tmp_path: Path
+) -> None:
+    path = tmp_path / "clients.csv"
+    path.write_text(f"phone\n{ANNA}\n")
+    console, _ = console_with_output()
+    with pytest.raises(FileError):
+        await import_file(engine, str(path), console, str(tmp_path / "missing" / "rejected.csv"))
+    assert await stored_clients(engine) == []
+
+
+async def test_a_refused_file_leaves_no_file_of_rejected_lines(
+    engine: AsyncEngine, tmp_path: Path
+) -> None:
+    path = tmp_path / "clients.csv"
+    path.write_text("tag\nvip\n")
+    console, _ = console_with_output()
+    with pytest.raises(InvalidError):
+        await import_file(engine, str(path), console, str(tmp_path / "rejected.csv"))
+    assert [file.name for file in tmp_path.iterdir()] == ["clients.csv"]

@@ -21,8 +21,9 @@ from tests.factories import (
     value,
 )
 
+from mailer import metrics
 from mailer.db.engine import asyncpg_connection
-from mailer.gateway.callback import CallbackContent, Receipt, ReceiptStatus
+from mailer.gateway.callback import CallbackContent, Receipt, ReceiptStatus, Reply
 from mailer.mailing import purging
 from mailer.mailing.finishing import finish
 from mailer.message import recovery, store
@@ -395,6 +396,14 @@ async def test_call_that_cannot_be_stored_affects_no_other(engine: AsyncEngine) 
     assert isinstance(results[1], Exception)
     assert (await state(engine, message_id))[0] == "delivered"
     assert (await state(engine, other_id))[0] == "sent"
+
+
+async def test_stored_replies_are_counted(engine: AsyncEngine) -> None:
+    labels = {"gateway": GATEWAY}
+    before = metrics.REGISTRY.get_sample_value("mailer_replies_total", labels) or 0.0
+    inbox = Inbox(engine, ReplyRules.of(Settings()))
+    await inbox.store(GATEWAY, CallbackContent([], [Reply("79990000000", "When?")]))
+    assert metrics.REGISTRY.get_sample_value("mailer_replies_total", labels) == before + 1
 
 
 async def test_full_inbox_refuses_calls(

@@ -12,9 +12,12 @@ from mailer.mailing import model
 from mailer.mailing.actions import Action, allowed_actions, ensure_allowed
 from mailer.mailing.model import (
     Mailing,
+    MailingDraftError,
     MailingEndedError,
+    MailingNotDraftError,
     MailingNotPausedError,
     MailingPausedError,
+    MailingRunsError,
     NothingToRetryError,
 )
 from mailer.statuses import NOT_FINAL, RETRYABLE, MailingStatus, MessageCounts, MessageStatus
@@ -22,7 +25,24 @@ from mailer.statuses import NOT_FINAL, RETRYABLE, MailingStatus, MessageCounts, 
 END = datetime(2030, 1, 1, tzinfo=UTC)
 BEFORE_END = END - timedelta(hours=1)
 EXPECTED: dict[Action, dict[MailingStatus, type[ConflictError] | None]] = {
+    "launch": {
+        "draft": None,
+        "scheduled": MailingNotDraftError,
+        "running": MailingNotDraftError,
+        "paused": MailingNotDraftError,
+        "finished": MailingNotDraftError,
+        "cancelled": MailingNotDraftError,
+    },
+    "start": {
+        "draft": None,
+        "scheduled": None,
+        "running": MailingRunsError,
+        "paused": MailingRunsError,
+        "finished": MailingEndedError,
+        "cancelled": MailingEndedError,
+    },
     "change": {
+        "draft": None,
         "scheduled": None,
         "running": None,
         "paused": None,
@@ -30,6 +50,7 @@ EXPECTED: dict[Action, dict[MailingStatus, type[ConflictError] | None]] = {
         "cancelled": MailingEndedError,
     },
     "pause": {
+        "draft": MailingDraftError,
         "scheduled": None,
         "running": None,
         "paused": MailingPausedError,
@@ -37,6 +58,7 @@ EXPECTED: dict[Action, dict[MailingStatus, type[ConflictError] | None]] = {
         "cancelled": MailingEndedError,
     },
     "resume": {
+        "draft": MailingDraftError,
         "scheduled": MailingNotPausedError,
         "running": MailingNotPausedError,
         "paused": None,
@@ -44,6 +66,7 @@ EXPECTED: dict[Action, dict[MailingStatus, type[ConflictError] | None]] = {
         "cancelled": MailingEndedError,
     },
     "retry": {
+        "draft": MailingDraftError,
         "scheduled": None,
         "running": None,
         "paused": None,
@@ -51,6 +74,7 @@ EXPECTED: dict[Action, dict[MailingStatus, type[ConflictError] | None]] = {
         "cancelled": MailingEndedError,
     },
     "duplicate": {
+        "draft": None,
         "scheduled": None,
         "running": None,
         "paused": None,
@@ -58,6 +82,7 @@ EXPECTED: dict[Action, dict[MailingStatus, type[ConflictError] | None]] = {
         "cancelled": None,
     },
     "test": {
+        "draft": None,
         "scheduled": None,
         "running": None,
         "paused": None,
@@ -65,6 +90,7 @@ EXPECTED: dict[Action, dict[MailingStatus, type[ConflictError] | None]] = {
         "cancelled": MailingEndedError,
     },
     "cancel": {
+        "draft": MailingDraftError,
         "scheduled": None,
         "running": None,
         "paused": None,
@@ -72,6 +98,7 @@ EXPECTED: dict[Action, dict[MailingStatus, type[ConflictError] | None]] = {
         "cancelled": MailingEndedError,
     },
     "delete": {
+        "draft": None,
         "scheduled": None,
         "running": None,
         "paused": None,
@@ -85,6 +112,7 @@ It holds before the end of a mailing that has messages to retry.
 """
 ACTIONS_AND_STATUSES = [*itertools.product(get_args(Action), get_args(MailingStatus))]
 ALLOWED_AFTER_END = ["duplicate", "delete"]
+LAUNCHED = [status for status in get_args(MailingStatus) if status != "draft"]
 
 
 def create_mailing(status: MailingStatus, **counts: int) -> Mailing:
@@ -103,6 +131,7 @@ def create_mailing(status: MailingStatus, **counts: int) -> Mailing:
         gateway=None,
         sender=None,
         status=status,
+        text_version=1,
         clients_count=messages.total,
         created_messages=messages.total,
         scheduled_messages=messages.scheduled,
@@ -134,12 +163,17 @@ def test_a_status_allows_an_action_or_says_why_not(action: Action, status: Maili
     assert (action in allowed_actions(with_failure, BEFORE_END)) == (expected is None)
 
 
-@pytest.mark.parametrize("status", get_args(MailingStatus))
+@pytest.mark.parametrize("status", LAUNCHED)
 def test_after_the_end_only_duplicating_and_deleting_are_allowed(status: MailingStatus) -> None:
     with_failure = create_mailing(status, undelivered=1)
     assert allowed_actions(with_failure, END) == ALLOWED_AFTER_END
-    for action in EXPECTED.keys() - {*ALLOWED_AFTER_END}:
+    for action in EXPECTED.keys() - {*ALLOWED_AFTER_END, "launch"}:
         assert error_of(action, with_failure, END) == MailingEndedError
+
+
+def test_a_draft_allows_the_same_after_its_end_as_before() -> None:
+    draft = create_mailing("draft")
+    assert allowed_actions(draft, END) == allowed_actions(draft, BEFORE_END)
 
 
 @pytest.mark.parametrize("name", get_args(MessageStatus))

@@ -5,7 +5,8 @@ from datetime import UTC, datetime
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mailer.client.csv_reader import UnreadableRecord
+from mailer.client.columns import CLIENT_COLUMNS
+from mailer.client.csv_reader import CsvReader, UnreadableRecord
 from mailer.client.decoding import TextDecoder
 from mailer.client.exporting import unescape_formula
 from mailer.client.model import NewClient, known_zones, tag_columns
@@ -26,7 +27,7 @@ Line = tuple[str, str, str, str]
 
 def validate(*lines: Line | UnreadableRecord) -> RowValidator:
     """Validate the lines of a file, whose header is line 1, and return the validator."""
-    validator = RowValidator(known_zones(), TextDecoder())
+    validator = RowValidator(known_zones(), TextDecoder(), CsvReader(CLIENT_COLUMNS))
     validator.validate(enumerate(lines, 2))
     return validator
 

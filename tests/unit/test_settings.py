@@ -50,6 +50,8 @@ def test_default_of_every_setting() -> None:
         "receipt_wait": 3 * 86_400,
         **dict.fromkeys(("oidc_issuer", "oidc_client_id", "oidc_client_secret")),
         "key_rate": 100,
+        "confirm_above": 1_000,
+        "require_approval": False,
         "monitoring_token": None,
         "host": "127.0.0.1",
         "port": 8000,

@@ -6,12 +6,10 @@ An entry is written in the transaction of its change. A database trigger refuses
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import asyncpg
 import msgspec
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.access.model import Actor
-from mailer.db.engine import execute_driver_sql
+from mailer.db.engine import AnyConnection, execute_driver_sql
 
 AuditedFields = Mapping[str, Any]
 """Names and values of fields of a target, stored as JSON. Secrets are left out; a phone and a tag
@@ -45,7 +43,7 @@ INSERT_ENTRY = """
 
 
 async def record(  # noqa: PLR0913  # the fields of an entry
-    connection: AsyncConnection | asyncpg.Connection,
+    connection: AnyConnection,
     by: Actor,
     action: str,
     target: Target,

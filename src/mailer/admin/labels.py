@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from mailer.admin.language import gettext, gettext_noop
 
 MAILING_STATUS_LABELS = {
+    "draft": gettext_noop("Draft"),
     "scheduled": gettext_noop("Scheduled"),
     "running": gettext_noop("Running"),
     "paused": gettext_noop("Paused"),
@@ -106,6 +107,7 @@ ACTION_LABELS = {
     "mailing_created": gettext_noop("Mailing created"),
     "mailing_changed": gettext_noop("Mailing changed"),
     "mailing_paused": gettext_noop("Mailing paused"),
+    "mailing_launched": gettext_noop("Mailing launched"),
     "mailing_resumed": gettext_noop("Mailing resumed"),
     "mailing_cancelled": gettext_noop("Mailing cancelled"),
     "mailing_retried": gettext_noop("Mailing retried"),

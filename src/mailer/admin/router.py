@@ -21,6 +21,7 @@ from mailer.admin.language import LANGUAGES
 from mailer.admin.mailings.detail import MailingPage
 from mailer.admin.mailings.form import MailingForm
 from mailer.admin.mailings.index import MailingList
+from mailer.admin.mailings.launching import MailingLaunch
 from mailer.admin.mailings.messages import MessageList
 from mailer.admin.mailings.testing import MailingTestForm
 from mailer.admin.opt_outs.importing import OptOutImport
@@ -111,6 +112,7 @@ def site_router() -> Router:
             Overview,
             MailingList,
             MailingForm,
+            MailingLaunch,
             MailingPage,
             MailingTestForm,
             MessageList,

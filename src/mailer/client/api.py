@@ -10,7 +10,14 @@ from typing import Annotated, Any, get_args
 from litestar import Controller, Request, get, patch, post
 from litestar.di import NamedDependency
 from litestar.exceptions import HTTPException
-from litestar.openapi.spec import OpenAPIMediaType, OpenAPIType, Operation, RequestBody, Schema
+from litestar.openapi.spec import (
+    OpenAPIFormat,
+    OpenAPIMediaType,
+    OpenAPIType,
+    Operation,
+    RequestBody,
+    Schema,
+)
 from litestar.params import JSONBody, Parameter
 from msgspec import UNSET, Meta, UnsetType
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -19,7 +26,7 @@ from mailer.access.model import Actor
 from mailer.client import service, store
 from mailer.client.decoding import Encoding
 from mailer.client.exporting import export_clients
-from mailer.client.importing import ImportReport, import_clients
+from mailer.client.importing import AS_DETECTED, ImportOptions, ImportReport, import_clients
 from mailer.client.model import (
     Client,
     ClientChange,
@@ -30,17 +37,21 @@ from mailer.client.model import (
     TimeZone,
     unknown_zone_errors,
 )
-from mailer.errors import FieldError
+from mailer.client.rejected import RejectedLines
+from mailer.client.workbook import XLSX_TYPE, require_workbook
+from mailer.errors import FieldError, InvalidError
 from mailer.idempotency.model import IdempotencyClaim
 from mailer.limits import ConcurrencyLimiter
 from mailer.validation import MAX_ID
 from mailer.web.body import JsonBody, StalledUploadError, read_with_stall_timeout
-from mailer.web.download import csv_answer, wants_csv
+from mailer.web.download import Download, csv_answer, wants_csv
 from mailer.web.paging import Page, page_of
 from mailer.web.query import PageQuery, accepts_query
 
 MAX_IMPORT_BYTES = 1024**3
 """Bytes of an imported file, 1 GiB: about thirty million clients."""
+COUNTS_HEADER = "Import-Counts"
+"""The header with the counts of an import whose response is the file of rejected lines."""
 MAX_CONCURRENT_IMPORTS = 2
 """Imports at once. Each occupies a connection of the pool that all requests share."""
 CHARSETS = frozenset({"utf8", "cp1251", *(name.lower() for name in get_args(Encoding))})
@@ -50,26 +61,34 @@ IMPORT_LIMITER = ConcurrencyLimiter(MAX_CONCURRENT_IMPORTS, per_owner=1, timeout
 
 
 @asynccontextmanager
-async def uploaded_csv(
+async def uploaded_file(
     request: Request[Any, Any, Any], actor: Actor
 ) -> AsyncIterator[AsyncIterator[bytes]]:
-    """Yield the parts of the CSV file in the body of a request.
+    """Yield the parts of the CSV file or Excel workbook in the body of a request.
 
     Raises `StalledUploadError` and `LongUploadError` when the upload takes too long; `BusyError`
-    when no slot becomes free; HTTPException 415 when the Content-Type is not text/csv or names a
-    charset not in `CHARSETS`.
+    when no slot becomes free; HTTPException 415 when the Content-Type is another one or names a
+    charset not in `CHARSETS`. The parts raise `InvalidError` when the file is no workbook, although
+    the Content-Type says so.
     """
     media_type, options = request.content_type
-    if media_type != "text/csv" or options.get("charset", "utf-8").lower() not in CHARSETS:
+    is_csv = media_type == "text/csv" and options.get("charset", "utf-8").lower() in CHARSETS
+    if not is_csv and media_type != XLSX_TYPE:
         raise HTTPException(
-            "Send CSV (UTF-8, UTF-16 or windows-1251) as Content-Type: text/csv.",
+            "Send CSV (UTF-8, UTF-16 or windows-1251) as Content-Type: text/csv,"
+            " or an Excel workbook (.xlsx) as"
+            " application/vnd.openxmlformats-officedocument.spreadsheetml.sheet.",
             status_code=HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
         )
     async with (
         IMPORT_LIMITER.slot(actor.quota_key),
         aclosing(read_with_stall_timeout(request.stream())) as parts,
     ):
-        yield parts
+        if is_csv:
+            yield parts
+            return
+        async with aclosing(require_workbook(parts)) as workbook_parts:
+            yield workbook_parts
 
 
 async def import_upload(
@@ -77,13 +96,32 @@ async def import_upload(
     request: Request[Any, Any, Any],
     actor: Actor,
     claim: IdempotencyClaim | None = None,
+    options: ImportOptions = AS_DETECTED,
 ) -> ImportReport:
-    """Import the CSV file in the body of a request to the API or to the import page.
+    """Import the file in the body of a request to the API or to the import page.
 
-    Raises `InvalidError` when the header of the file is wrong, and the errors of `uploaded_csv`.
+    Raises `InvalidError` when the file cannot be read, and the errors of `uploaded_file`.
     """
-    async with uploaded_csv(request, actor) as parts:
-        return await import_clients(engine, parts, actor, claim)
+    async with uploaded_file(request, actor) as parts:
+        return await import_clients(engine, parts, actor, claim, options)
+
+
+async def _import_and_return_rejected(
+    engine: AsyncEngine, request: Request[Any, Any, Any], actor: Actor
+) -> Download:
+    """Import the file in the body of a request; return a response with the rejected lines."""
+    with RejectedLines() as rejected:
+        options = ImportOptions(rejected=rejected)
+        report = await import_upload(engine, request, actor, options=options)
+        answer = await rejected_answer(rejected, actor)
+    counts = ("created", "updated", "unchanged", "rejected")
+    answer.headers[COUNTS_HEADER] = ", ".join(f"{name}={getattr(report, name)}" for name in counts)
+    return answer
+
+
+async def rejected_answer(rejected: RejectedLines, actor: Actor) -> Download:
+    """Return a response that downloads the rejected lines."""
+    return await csv_answer("rejected.csv", rejected.parts(), actor.quota_key)
 
 
 ClientId = Annotated[int, Parameter(ge=1, le=MAX_ID, description="The client's id.")]
@@ -114,6 +152,14 @@ class ClientQuery(PageQuery, frozen=True, kw_only=True):
         yield from unknown_zone_errors(values)
 
 
+def workbook_media() -> OpenAPIMediaType:
+    """Return the OpenAPI description of an Excel workbook as a body."""
+    description = "The first sheet has the same columns, with or without a header. At most 64 MiB."
+    return OpenAPIMediaType(
+        schema=Schema(type=OpenAPIType.STRING, format=OpenAPIFormat.BINARY, description=description)
+    )
+
+
 @dataclass  # as its base class
 class ImportOperation(Operation):
     """OpenAPI operation of the import. It describes the body, which the handler reads itself."""
@@ -123,16 +169,19 @@ class ImportOperation(Operation):
         text = Schema(
             type=OpenAPIType.STRING,
             description="A header, then one client per line. The header must name `phone` and may"
-            " name `operator_code`, `tag` and `time_zone`, in any order. A phone may be written in"
-            " any usual way, such as `+7 (916) 123-45-67` or `8 916 123 45 67`. The delimiter"
-            " (comma, semicolon or tab) is detected in the header and applies to all lines. The"
-            " encoding is UTF-8, UTF-16 or windows-1251; the response names it unless it is UTF-8."
-            " At most 1 GiB. An apostrophe that keeps a spreadsheet from running a tag as a"
-            " formula, as in `'=1+1`, is removed.",
+            " name `operator_code`, `tag` and `time_zone`, in any order, in English or Russian"
+            " (`телефон`, `код оператора`, `тег` or `метка`, `часовой пояс`). Other columns are"
+            " ignored. Without a header the phone is found by its content, and the columns after"
+            " it have the order above. A phone may be written in any usual way, such as"
+            " `+7 (916) 123-45-67` or `8 916 123 45 67`. The delimiter (comma, semicolon or tab)"
+            " is detected in the first lines. The encoding is UTF-8, UTF-16 or windows-1251; the"
+            " response names it unless it is UTF-8. At most 1 GiB. An apostrophe that keeps a"
+            " spreadsheet from running a tag as a formula, as in `'=1+1`, is removed.",
         )
         example = "phone,tag,time_zone\n79161234567,vip,Europe/Moscow\n79031234567,,\n"
         media = OpenAPIMediaType(schema=text, example=example)
-        self.request_body = RequestBody(content={"text/csv": media}, required=True)
+        content = {"text/csv": media, XLSX_TYPE: workbook_media()}
+        self.request_body = RequestBody(content=content, required=True)
 
 
 class ClientController(Controller):
@@ -170,13 +219,22 @@ class ClientController(Controller):
         claim: NamedDependency[IdempotencyClaim | None],
         request: Request[Any, Any, Any],
     ) -> ImportReport:
-        """Import a CSV file: create new clients and update the clients whose phones are stored.
+        """Import a CSV file or an Excel workbook: create new clients, and update stored ones.
 
-        All valid lines are stored in one transaction. Invalid lines are rejected and reported, the
-        first 100 with every wrong field. Columns that the file lacks stay as they are. When a phone
-        is in several lines, the last one counts.
+        A line updates the client with its phone. All valid lines are stored in one transaction.
+        Invalid lines are rejected and reported, the first 100 with every wrong field. Columns that
+        the file lacks stay as they are. When a phone is in several lines, the last one counts.
+
+        With `Accept: text/csv` the response is a file of all rejected lines, with the column
+        `rejected_reason`: correct it and import it again. The header `Import-Counts` has the
+        counts. An `Idempotency-Key` is then refused, because the response would be stored.
         """
-        return await import_upload(engine, request, by, claim)
+        if not wants_csv(request):
+            return await import_upload(engine, request, by, claim)
+        if claim is not None:
+            message = "cannot be given together with Accept: text/csv"
+            raise InvalidError([FieldError("Idempotency-Key", message)])
+        return await _import_and_return_rejected(engine, request, by)  # type: ignore[return-value]  # the OpenAPI schema shows the JSON response
 
     @get(required_scope="read", **accepts_query(ClientQuery, or_csv=True))
     async def list_clients(

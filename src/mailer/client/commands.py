@@ -5,7 +5,7 @@ import os
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, nullcontext
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -24,7 +24,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from mailer.access.commands import command_line_actor
 from mailer.client import segment_counts
 from mailer.client.exporting import export_clients
-from mailer.client.importing import ImportOutcome, ImportReport, import_clients
+from mailer.client.importing import ImportOptions, ImportOutcome, ImportReport, import_clients
+from mailer.client.rejected import RejectedLines
+from mailer.client.rows import excerpt
 from mailer.errors import MailerError
 
 STANDARD_STREAM = "-"
@@ -37,16 +39,30 @@ class FileError(MailerError):
     """A file cannot be read or written."""
 
 
-async def import_file(engine: AsyncEngine, path: str, console: Console) -> ImportReport:
-    """Import the CSV file at `path`; print the progress and the report to `console`.
+async def import_file(
+    engine: AsyncEngine, path: str, console: Console, rejected_path: str | None = None
+) -> ImportReport:
+    """Import the CSV file or Excel workbook at `path`.
 
-    Raises `FileError` when the file cannot be read and `InvalidError` when its header is wrong;
-    in both cases nothing is stored.
+    The progress and the report are printed to `console`. The rejected lines are written to
+    `rejected_path`, where an existing file is replaced.
+
+    Raises `FileError` when the file cannot be read, or that of the rejected lines cannot be
+    created, and `InvalidError` when its columns are wrong; then nothing is stored.
     """
-    with _open_input(path) as file, _progress(console, DownloadColumn()) as progress:
-        parts = _read_parts(file, path, progress)
-        report = await import_clients(engine, parts, command_line_actor())
-    _print_report(report, console)
+    target = nullcontext() if rejected_path is None else _open_output(rejected_path)
+    with target as rejected_file, _open_input(path) as file, RejectedLines() as rejected:
+        options = ImportOptions(rejected=rejected if rejected_file else None)
+        with _progress(console, DownloadColumn()) as progress:
+            parts = _read_parts(file, path, progress)
+            actor = command_line_actor()
+            report = await import_clients(engine, parts, actor, options=options)
+        _print_report(report, console)
+        async with aclosing(rejected.parts()) as rejected_parts:
+            async for part in rejected_parts:
+                if rejected_file:
+                    with _os_errors_as_file_error(str(rejected_path)):
+                        await asyncio.to_thread(rejected_file.write, part.content)
     return report
 
 
@@ -119,6 +135,9 @@ def _print_report(report: ImportReport, console: Console) -> None:
     def print_line(text: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
+    if report.ignored_columns:
+        names = ", ".join(excerpt(name) for name in report.ignored_columns)
+        print_line(f"ignored columns: {names}")
     if report.encoding:
         print_line(f"the file was read as {report.encoding}")
     for error in report.errors:

@@ -13,22 +13,24 @@ from collections.abc import Iterator, Sequence
 from operator import itemgetter
 from typing import Literal, NamedTuple, Self, TypeAlias
 
+from mailer.client.columns import Column
+from mailer.client.layout import (
+    MALFORMED_CSV,
+    SAMPLE_LINES,
+    Layout,
+    LayoutError,
+    detect_layout,
+    header_error,
+)
 from mailer.errors import FieldError, InvalidError
 from mailer.text import strip_invisible
-from mailer.validation import MAX_ERRORS
 
 MAX_RECORD_LENGTH = 2000
 """Characters of a record, over all its lines, to bound the memory; a client needs about 200."""
-DELIMITERS = re.compile("[,;\t]")
-"""Possible delimiters: commas by the standard (RFC 4180), semicolons and tabs in Excel."""
 SEPARATOR_LINE = re.compile("\ufeff?sep=([,;\t])[,;]*", re.IGNORECASE)
 """A line before the header that names the delimiter; Excel reads it and some programs write it."""
 
-MIN_PHONE_DIGITS = 7
-"""A column name with this many digits may be a phone: the file may have no header."""
-
 TOO_LONG = f"is longer than {MAX_RECORD_LENGTH} characters"
-MALFORMED_CSV = "is not well-formed CSV: a quote or a line's end is out of place"
 
 
 class UnreadableRecord(NamedTuple):
@@ -49,11 +51,12 @@ UNFINISHED: Literal["unfinished"] = "unfinished"
 class CsvReader:
     """Reads the `columns` of every record, in that order; a column that the file lacks is "".
 
-    The first line that is not empty is the header. Its first comma, semicolon or tab is the
-    delimiter. Its names may come in any order, in lower or upper case, with blanks around them, and
-    with blanks in place of underscores. Lines end with LF, CRLF or CR; lines without a value are
-    skipped. Two habits of Excel are accepted: trailing columns without a name and a value are
-    ignored, and a line such as `sep=;` before the header sets the delimiter.
+    The delimiter and the columns are found in the first lines (`detect_layout`). `chosen` are the
+    fields of the file's columns, if a user has chosen them; a column with an empty one is ignored.
+
+    Lines end with LF, CRLF or CR; lines without a value are skipped. Two habits of Excel are
+    accepted: trailing columns without a name and a value are ignored, and a line such as `sep=;`
+    before the first one sets the delimiter.
 
     A quoted field may contain line ends. It is open until its closing quote, and the record goes on
     in the next lines, up to `MAX_RECORD_LENGTH` characters. When the field is not closed by then,
@@ -61,17 +64,23 @@ class CsvReader:
     lines after it are read as records of their own.
     """
 
-    def __init__(self, columns: Sequence[str], *, required: Sequence[str]) -> None:
-        self.header: tuple[str, ...] = ()
-        """The column names in the file's order; empty until the header was read."""
+    def __init__(self, columns: Sequence[Column], chosen: Sequence[str] | None = None) -> None:
+        self.layout: Layout | None = None
+        """The delimiter and the columns; None until the first lines were read."""
+        self.row: list[str] = []
+        """All fields of the latest record that could be read, in the file's order."""
+        self.given_delimiter = ""
+        """The delimiter if it is known: a line such as `sep=;` names it."""
         self._columns = columns
-        self._required = required
+        self._chosen = chosen
+        self._width = 0
+        """The number of the file's columns."""
+        self._sample: list[str] = []
+        """The first lines, until the layout is known."""
         self._line_ends = io.IncrementalNewlineDecoder(None, translate=True)
         """Replaces CRLF and CR by LF."""
         self._incomplete_line = ""
         self._line_number = 0
-        self._given_delimiter = ""
-        """The delimiter that a line such as `sep=;` named."""
         self._parser = _LineParser()
         self._open_lines: deque[str] = deque()
         """The line in which the open field began, and the lines after it, all inside the field.
@@ -83,17 +92,18 @@ class CsvReader:
         """Characters of `_open_lines`, with their line ends."""
 
     def feed(self, text: str) -> Iterator[Record]:
-        """Yield the records that `text` completes; raises `InvalidError` for a wrong header."""
+        """Yield the records that `text` completes; raises `InvalidError` for a wrong layout."""
         return self._read_text(self._line_ends.decode(text))
 
     def end(self) -> Iterator[Record]:
-        """Yield the remaining records; raises `InvalidError` for a wrong or missing header."""
+        """Yield the remaining records; raises `InvalidError` for a wrong layout."""
         yield from self._read_text(self._line_ends.decode("", final=True))
         yield from self._read_lines([self._incomplete_line] if self._incomplete_line else [])
+        yield from self._read_records(self._begin_records([]) if self._sample else [])
         while self._open_lines:
             yield from self._reject_first_open_line(self._line_number + 1)
-        if not self.header:
-            raise InvalidError([FieldError(name, "is required") for name in self._required])
+        if self.layout is None:
+            raise InvalidError([FieldError(self._columns[0].name, "is required")])
 
     def _read_text(self, text: str) -> Iterator[Record]:
         """Read the complete lines of `text`, and keep its last one, which is incomplete."""
@@ -103,11 +113,14 @@ class CsvReader:
         return self._read_lines(lines)
 
     def _read_lines(self, lines: Sequence[str]) -> Iterator[Record]:
+        if self.layout is None:
+            lines = self._collect_sample(lines)
+        return self._read_records(lines)
+
+    def _read_records(self, lines: Sequence[str]) -> Iterator[Record]:
         for line in lines:
             self._line_number += 1
-            if not self.header:
-                self._read_header(line)
-            elif self._open_lines and '"' not in line and self._fits(line):
+            if self._open_lines and '"' not in line and self._fits(line):
                 self._append_open_line(line)  # no quote: the line is wholly inside the field
             elif self._open_lines:
                 yield from self._continue_field(line)
@@ -146,12 +159,13 @@ class CsvReader:
         """
         if not any(row):
             return None
-        if len(row) > len(self.header) and not any(row[len(self.header) :]):
-            del row[len(self.header) :]  # empty fields beyond the header
-        if len(row) == len(self.header):
+        if len(row) > self._width and not any(row[self._width :]):
+            del row[self._width :]  # empty fields beyond the header
+        if len(row) == self._width:
             row.append("")  # at index -1: the value of every column that the file lacks
+            self.row = row
             return number, self._select_columns(row)
-        message = f"has {len(row)} fields, but the header has {len(self.header)}"
+        message = f"has {len(row)} fields, but the header has {self._width}"
         return number, UnreadableRecord(message, line)
 
     def _continue_field(self, line: str) -> Iterator[Record]:
@@ -221,66 +235,47 @@ class CsvReader:
             if record:
                 yield record
 
-    def _read_header(self, line: str) -> None:
-        """Set the header from `line`, unless the line is empty or only names the delimiter."""
-        if not strip_invisible(line[:MAX_RECORD_LENGTH]).strip():
-            return
-        if len(line) > MAX_RECORD_LENGTH:
-            raise _header_error(TOO_LONG)
-        if separator_line := SEPARATOR_LINE.fullmatch(line):
-            self._given_delimiter = separator_line[1]
-            return
-        delimiter = DELIMITERS.search(line)
-        self._parser = _LineParser(self._given_delimiter or (delimiter[0] if delimiter else ","))
-        self.header = self._parse_header(line)
-        indexes = {name: index for index, name in enumerate(self.header)}
+    def _collect_sample(self, lines: Sequence[str]) -> Sequence[str]:
+        """Add lines to the sample; return the lines to read now: none until the sample is full."""
+        for index, line in enumerate(lines, 1):
+            if not self._sample and self._is_before_first(line):
+                self._line_number += 1
+                continue
+            self._sample.append(line)
+            if len(self._sample) == SAMPLE_LINES:
+                return self._begin_records(lines[index:])
+        return []
+
+    def _is_before_first(self, line: str) -> bool:
+        """Return whether a line is empty, or only names the delimiter."""
+        if separator_line := SEPARATOR_LINE.fullmatch(line[:MAX_RECORD_LENGTH]):
+            self.given_delimiter = separator_line[1]
+            return True
+        return not strip_invisible(line[:MAX_RECORD_LENGTH]).strip()
+
+    def _begin_records(self, later_lines: Sequence[str]) -> Sequence[str]:
+        """Find the layout; return the lines to read now: those of the sample and the later ones.
+
+        Raises `InvalidError`. It is a `LayoutError` if `layout` is set nevertheless.
+        """
+        lines, self._sample = self._sample, []
+        if len(lines[0]) > MAX_RECORD_LENGTH:
+            raise header_error(TOO_LONG)
+        readable = [line for line in lines if len(line) <= MAX_RECORD_LENGTH]
+        self.layout = detect_layout(readable, self._columns, self.given_delimiter)
+        if self._chosen is not None:
+            self.layout = self.layout.with_fields(self._chosen, self._columns)
+        if errors := self.layout.errors(self._columns):
+            raise LayoutError(errors)
+        if self.layout.has_header:
+            self._line_number += 1
+            lines = lines[1:]
+        self._parser = _LineParser(self.layout.delimiter)
+        self._width = len(self.layout.fields)
+        indexes = {name: index for index, name in enumerate(self.layout.fields)}
         # index -1: the empty value that `_to_record` appends
-        self._select_columns = itemgetter(*(indexes.get(name, -1) for name in self._columns))
-
-    def _parse_header(self, line: str) -> tuple[str, ...]:
-        """Return the column names of a header; raises `InvalidError` naming every wrong one."""
-        try:
-            row = self._parser.parse(line)
-        except csv.Error as error:
-            raise _header_error(MALFORMED_CSV) from error
-        while row and not _column_name(row[-1]):
-            row.pop()
-        header = [_column_name(name) for name in row]
-        unknown_message = f"is not one of the columns {', '.join(self._columns)}"
-        errors = [
-            FieldError(_safe_column_name(number, written), unknown_message)
-            for number, (written, name) in enumerate(zip(row, header, strict=True), 1)
-            if name not in self._columns
-        ][:MAX_ERRORS]
-        errors += (
-            FieldError(name, "appears more than once")
-            for name in self._columns
-            if header.count(name) > 1
-        )
-        errors += (FieldError(name, "is required") for name in self._required if name not in header)
-        if errors:
-            raise InvalidError(errors)
-        return tuple(header)
-
-
-def _column_name(written: str) -> str:
-    """Return a column name in the form of the model's field names."""
-    return "_".join(strip_invisible(written).lower().split())
-
-
-def _safe_column_name(number: int, written: str) -> str:
-    """Return a column's name for an error message, or its number.
-
-    The message may be stored, so it must hold no phone: a name that may be a phone, or is empty, is
-    replaced with the number.
-    """
-    if not written.strip() or sum(map(str.isdigit, written)) >= MIN_PHONE_DIGITS:
-        return f"column {number}"
-    return written.encode(errors="replace").decode()
-
-
-def _header_error(message: str) -> InvalidError:
-    return InvalidError([FieldError("", f"the header {message}")])
+        self._select_columns = itemgetter(*(indexes.get(each.name, -1) for each in self._columns))
+        return [*lines, *later_lines]
 
 
 class _LineParser:

@@ -1,11 +1,12 @@
-"""Import of clients from a CSV file.
+"""Import of clients from a CSV file or an Excel workbook.
 
 Lines are validated one by one as they arrive, and staged: written to a temporary table. At the end
 of the file the staged lines are stored as clients, in one transaction.
 """
 
-from collections.abc import AsyncIterator, Iterator
-from typing import Any, AnyStr, ClassVar, Literal
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import asyncpg
 import msgspec
@@ -14,20 +15,16 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.access import audit, reauthorize
 from mailer.access.model import Actor
-from mailer.client.csv_reader import CsvReader
-from mailer.client.decoding import Encoding, TextDecoder
-from mailer.client.model import known_zones
-from mailer.client.rows import CSV_COLUMNS, RejectedField, RowValidator, without_value
+from mailer.client.decoding import Encoding
+from mailer.client.reading import ClientFile, usable_zones
+from mailer.client.rejected import RejectedLines
+from mailer.client.rows import RejectedField, RowValidator, without_value
 from mailer.db.engine import IMPORT_LOCK, affected_rows, asyncpg_connection
 from mailer.errors import ConflictError
 from mailer.idempotency.do_once import do_once
 from mailer.idempotency.model import IdempotencyClaim
 from mailer.time_slices import TimeSlices
 
-UNIT_SIZE = 256
-"""Bytes or characters that are processed before other tasks may run: at most half a millisecond."""
-STAGE_BATCH = 2_000
-"""Lines staged at once."""
 COPY_BATCH = 100
 """Rows passed to the database before other tasks may run: at most half a millisecond too."""
 MAX_STORE_ATTEMPTS = 5
@@ -43,8 +40,9 @@ ImportOutcome = Literal["all", "some", "nothing", "empty"]
 class ImportReport(msgspec.Struct, frozen=True):
     """Result of an import: counts of lines, without the header and empty lines.
 
-    `errors` lists every wrong field of the first 100 rejected lines. `encoding` is the detected
-    encoding of the file; it is absent for UTF-8.
+    `errors` lists every wrong field of the first 100 rejected lines. `ignored_columns` names the
+    columns that are no field of a client. `encoding` is the detected encoding of the file; it is
+    absent for UTF-8.
     """
 
     EXAMPLE: ClassVar[dict[str, Any]] = {
@@ -60,6 +58,7 @@ class ImportReport(msgspec.Struct, frozen=True):
                 "message": "must be three digits, such as 916",
             }
         ],
+        "ignored_columns": ["city"],
     }
 
     created: int
@@ -67,6 +66,7 @@ class ImportReport(msgspec.Struct, frozen=True):
     unchanged: int
     rejected: int
     errors: list[RejectedField]
+    ignored_columns: list[str]
     encoding: Encoding | UnsetType = UNSET
 
     @property
@@ -87,13 +87,26 @@ class PhonesTakenError(ConflictError):
     """Other requests keep creating clients with the same phones. Nothing was stored; try again."""
 
 
+class ImportOptions(NamedTuple):
+    """How a file is imported."""
+
+    columns: Sequence[str] | None = None
+    """The field of each column, "" for those to ignore; None: the fields are detected."""
+    rejected: RejectedLines | None = None
+    """Receives all rejected lines."""
+
+
+AS_DETECTED = ImportOptions()
+
+
 async def import_clients(
     engine: AsyncEngine,
     parts: AsyncIterator[bytes],
     actor: Actor,
     claim: IdempotencyClaim | None = None,
+    options: ImportOptions = AS_DETECTED,
 ) -> ImportReport:
-    """Import the clients of a CSV file that arrives in `parts` of any size.
+    """Import the clients of a CSV file or Excel workbook that arrives in `parts` of any size.
 
     A line updates the client that has its phone, or else creates one. An update leaves columns that
     the file lacks as they are, and does not empty the operator code or the time zone; an empty tag
@@ -102,7 +115,7 @@ async def import_clients(
     nothing and count as unchanged. Apostrophes that an export put before formulas are removed.
 
     All valid lines are stored in one transaction; invalid lines are reported. Nothing is stored
-    when `parts` raises, when the header is wrong (`InvalidError`), or when `actor` has lost the
+    when `parts` raises, when the file cannot be read (`InvalidError`), or when `actor` has lost the
     right to write by the end of the upload (`AccessRevokedError`).
 
     With a claim the report has no rejected values: the response to a request with an
@@ -116,13 +129,11 @@ async def import_clients(
         return msgspec.convert(claim.result, ImportReport)
     async with engine.connect() as connection:
         try:
-            return await _import(await asyncpg_connection(connection), parts, actor, claim)
+            return await _import(await asyncpg_connection(connection), parts, actor, claim, options)
         except BaseException:
             await connection.invalidate()  # closing the session drops the temporary table
             raise
 
-
-SELECT_POSTGRESQL_ZONES = "SELECT name FROM pg_timezone_names"
 
 # The temporary table exists until the end of the session, so that each batch can be written in a
 # transaction of its own. One transaction during the whole upload would keep vacuum from cleaning
@@ -137,51 +148,29 @@ async def _import(
     parts: AsyncIterator[bytes],
     actor: Actor,
     claim: IdempotencyClaim | None,
+    options: ImportOptions,
 ) -> ImportReport:
     """Read, validate and stage the lines as they arrive; then store them. See `import_clients`."""
-    postgresql_zones = {row["name"] for row in await database.fetch(SELECT_POSTGRESQL_ZONES)}
-    zones = known_zones() & postgresql_zones
-    decoder, slices = TextDecoder(), TimeSlices()
-    reader = CsvReader(CSV_COLUMNS, required=["phone"])
-    validator = RowValidator(zones, decoder)
-    staged_count = 0
+    file = ClientFile(parts, await usable_zones(database), options.columns, options.rejected)
     await database.execute(CREATE_STAGING_TABLE)
-    async for text in decode_parts(parts, decoder):
-        validator.validate(reader.feed(text))
-        await slices.pause()
-        if len(validator.valid_rows) >= STAGE_BATCH:
-            staged_count += await _stage(database, validator, slices)
-    validator.validate(reader.end())
-    staged_count += await _stage(database, validator, slices)
-    encoding = UNSET if decoder.encoding == "UTF-8" else decoder.encoding
-    errors = validator.errors
+    staged_count = 0
+    async with aclosing(file.batches()) as batches:
+        async for _ in batches:
+            staged_count += await _stage(database, file.validator, file.slices)
+    errors, layout = file.validator.errors, file.layout
     if claim is not None:
         errors = [without_value(error) for error in errors]
     report = ImportReport(
         created=0,
         updated=0,
         unchanged=0,
-        rejected=validator.rejected,
+        rejected=file.validator.rejected,
         errors=errors,
-        encoding=encoding,
+        ignored_columns=layout.ignored,
+        encoding=UNSET if file.decoder.encoding == "UTF-8" else file.decoder.encoding,
     )
-    staged = _StagedFile(line_count=staged_count, has_tags="tag" in reader.header, report=report)
+    staged = _StagedFile(line_count=staged_count, has_tags="tag" in layout.fields, report=report)
     return await _store(database, staged, actor, claim)
-
-
-async def decode_parts(parts: AsyncIterator[bytes], decoder: TextDecoder) -> AsyncIterator[str]:
-    """Yield the text of a file in units of at most `UNIT_SIZE` characters."""
-    async for part in parts:
-        for unit in _split(part):
-            for text in _split(decoder.feed(unit)):
-                yield text
-    for text in _split(decoder.end()):
-        yield text
-
-
-def _split(whole: AnyStr) -> Iterator[AnyStr]:
-    """Split bytes or a text into units of at most `UNIT_SIZE`."""
-    return (whole[start : start + UNIT_SIZE] for start in range(0, len(whole), UNIT_SIZE))
 
 
 async def _stage(database: asyncpg.Connection, validator: RowValidator, slices: TimeSlices) -> int:

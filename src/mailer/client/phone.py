@@ -27,6 +27,11 @@ Its groups: the plus, if there is one; the digits and separators after it.
 """
 _FLOAT = re.compile(r"([0-9]{10,11})[.,]0+")
 """A phone that a program wrote as a decimal fraction, such as 79161234567.0; no digit is lost."""
+_EXACT = re.compile(r"([0-9])[.,]([0-9]{9,10})e\+?0?(9|10)", re.IGNORECASE)
+"""A phone that a program wrote as a number with an exponent and with all digits: 7.9161234567E10.
+
+Its groups: the first digit, the other digits, and the exponent, which is their number.
+"""
 _ROUNDED = re.compile(r"[0-9]([.,][0-9]+)?e\+?[0-9]{1,2}", re.IGNORECASE)
 """A number that a spreadsheet rounded, such as 7,91612E+10."""
 ROUNDED_MESSAGE = (
@@ -50,6 +55,7 @@ def normalize_phone(text: str) -> str:
     plain = unicodedata.normalize("NFKC", strip_invisible(text)).strip()
     if number := _FLOAT.fullmatch(plain):
         plain = number[1]
+    plain = _without_exponent(plain)
     if written := _WRITTEN.fullmatch(plain):
         plus, digits = written[1], re.sub(r"[^0-9]", "", written[2])
         if len(digits) == NATIONAL_DIGITS and digits[0] in NATIONAL_FIRST_DIGITS and not plus:
@@ -59,9 +65,17 @@ def normalize_phone(text: str) -> str:
     return text.strip()
 
 
+def _without_exponent(text: str) -> str:
+    """Return the digits of a number with an exponent that has all of them; else the text."""
+    number = _EXACT.fullmatch(text)
+    has_all_digits = number is not None and len(number[2]) == int(number[3])
+    return number[1] + number[2] if number and has_all_digits else text
+
+
 def is_rounded(text: str) -> bool:
     """Return whether a text is a number rounded by a spreadsheet, such as 7,91612E+10.
 
     Digits of such a phone are lost.
     """
-    return _ROUNDED.fullmatch(text.strip()) is not None
+    number = text.strip()
+    return _ROUNDED.fullmatch(number) is not None and _without_exponent(number) == number

@@ -8,7 +8,8 @@ from typing import TypeAlias, get_args
 
 import msgspec
 
-from mailer.client.csv_reader import Record, UnreadableRecord
+from mailer.client.columns import CLIENT_COLUMNS
+from mailer.client.csv_reader import CsvReader, Record, UnreadableRecord
 from mailer.client.decoding import TextDecoder, is_decoded
 from mailer.client.exporting import unescape_formula
 from mailer.client.model import (
@@ -20,12 +21,13 @@ from mailer.client.model import (
     tag_columns,
 )
 from mailer.client.phone import ROUNDED_MESSAGE, is_rounded, normalize_phone
+from mailer.client.rejected import RejectedLines
 from mailer.clock import database_clock
 from mailer.errors import InvalidError
 from mailer.text import clean_label, strip_invisible
 from mailer.validation import check
 
-CSV_COLUMNS = ("phone", "operator_code", "tag", "time_zone")
+CSV_COLUMNS = tuple(column.name for column in CLIENT_COLUMNS)
 """The columns that a file may have."""
 StagedRow: TypeAlias = tuple[int, str, str | None, str | None, str | None, str | None]
 """A row of the staging table: line number, phone, operator code, tag, tag as written, time zone."""
@@ -58,16 +60,25 @@ def without_value(rejected: RejectedField) -> RejectedField:
 class RowValidator:
     """Validates records: valid ones become `valid_rows` to stage, others are reported in `errors`.
 
-    `zones` are the valid time zones. `decoder` has the file's encoding, which an error names.
+    `zones` are the valid time zones. `decoder` has the file's encoding, which an error names. All
+    rejected lines are added to `rejected_lines`, if it is given, with the fields in `reader`.
     """
 
-    def __init__(self, zones: frozenset[str], decoder: TextDecoder) -> None:
+    def __init__(
+        self,
+        zones: frozenset[str],
+        decoder: TextDecoder,
+        reader: CsvReader,
+        rejected_lines: RejectedLines | None = None,
+    ) -> None:
         self.valid_rows: list[StagedRow] = []
         self.rejected = 0
         """The number of rejected lines."""
         self.errors: list[RejectedField] = []
         self._zones = zones
         self._decoder = decoder
+        self._reader = reader
+        self._rejected_lines = rejected_lines
         self._is_phone = _compile_rule(Phone)
         self._is_code = functools.lru_cache(CACHED_VALUES)(_compile_rule(OperatorCode))
         self._is_tag = functools.lru_cache(CACHED_VALUES)(_compile_rule(Tag))
@@ -103,17 +114,23 @@ class RowValidator:
     def _reject(self, line: int, fields: Sequence[str] | UnreadableRecord) -> None:
         """Count a rejected line, and report its errors up to `MAX_REPORTED_LINES`."""
         self.rejected += 1
-        if self.rejected > MAX_REPORTED_LINES:
+        is_reported = self.rejected <= MAX_REPORTED_LINES
+        if not is_reported and self._rejected_lines is None:
             return
         if isinstance(fields, UnreadableRecord):
-            self.errors.append(RejectedField(line, "", excerpt(fields.line), fields.message))
-            return
-        messages = self._find_errors(fields)
-        self.errors += (
-            RejectedField(line, name, excerpt(value), messages[name])
-            for name, value in zip(CSV_COLUMNS, fields, strict=True)
-            if name in messages
-        )
+            unreadable, messages = fields, {"": fields.message}
+            values = {"": fields.line}
+        else:
+            unreadable, messages = None, self._find_errors(fields)
+            values = dict(zip(CSV_COLUMNS, fields, strict=True))
+        if is_reported:
+            self.errors += (
+                RejectedField(line, name, excerpt(value), messages[name])
+                for name, value in values.items()
+                if name in messages
+            )
+        if self._rejected_lines is not None:
+            self._rejected_lines.add(self._reader, unreadable, messages)
 
     def _find_errors(self, fields: Sequence[str]) -> dict[str, str]:
         """Return the error message of each wrong field: that of the model, or a more exact one."""

@@ -26,7 +26,7 @@ from mailer.message.outcomes import HOUR_SECONDS, count_by_hour
 from mailer.statistics.model import Bucket, GatewayCounts
 from mailer.statistics.service import counts_from_mailing
 from mailer.statistics.store import counts_from_row, sum_columns
-from mailer.statuses import OUTCOMES, MailingStatus, MessageCounts, OutcomeCounts
+from mailer.statuses import DRAFT, OUTCOMES, MailingStatus, MessageCounts, OutcomeCounts
 
 MAX_LISTED = 50
 """Mailings that a report lists; sums include all mailings.
@@ -136,9 +136,10 @@ def day_bounds(day: date, zone: ZoneInfo) -> tuple[datetime, datetime]:
 def was_active(start: datetime, end: datetime) -> ColumnElement[bool]:
     """Return the SQL condition that a mailing was active between two moments.
 
-    A mailing is active from its start until it is settled. That may be some time after its end,
-    because its unsent messages are cancelled then. `updated_at` of a settled mailing is the time
-    at which it was settled. It is before the start if the mailing was cancelled before.
+    A draft is not active. Any other mailing is active from its start until it is settled. That may
+    be some time after its end, because its unsent messages are cancelled then. `updated_at` of a
+    settled mailing is the time at which it was settled. It is before the start if the mailing was
+    cancelled before.
 
     The two cases are the conditions of two partial indexes, so that the cost depends on the
     mailings that were active, not on all.
@@ -149,7 +150,8 @@ def was_active(start: datetime, end: datetime) -> ColumnElement[bool]:
         literal_column(ACTIVE_PERIOD).op("&&")(func.tstzrange(start, end)),
         mailing.c.updated_at >= start,
     )
-    return or_(and_(UNSETTLED, mailing.c.datetime_start < end), was_settled_later)
+    is_unsettled = and_(UNSETTLED, mailing.c.status != DRAFT, mailing.c.datetime_start < end)
+    return or_(is_unsettled, was_settled_later)
 
 
 async def _get_total(connection: AsyncConnection, is_active: ColumnElement[bool]) -> Row[Any]:

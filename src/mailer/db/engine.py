@@ -160,25 +160,21 @@ async def asyncpg_connection(connection: AsyncConnection) -> asyncpg.Connection:
     return driver
 
 
-async def execute_driver_sql(
-    connection: AsyncConnection | asyncpg.Connection, sql: str, values: tuple[Any, ...]
-) -> int:
-    """Execute a statement with parameters $1, $2, ... and return the number of rows that it wrote.
+AnyConnection = AsyncConnection | asyncpg.Connection
+"""A connection of SQLAlchemy, or of asyncpg, which is faster."""
 
-    The connection may be one of SQLAlchemy or one of asyncpg.
-    """
+
+async def execute_driver_sql(connection: AnyConnection, sql: str, values: tuple[Any, ...]) -> int:
+    """Execute a statement with parameters $1, $2, ... and return the number of rows it wrote."""
     if isinstance(connection, AsyncConnection):
         return (await connection.exec_driver_sql(sql, values)).rowcount
     return affected_rows(await connection.execute(sql, *values))
 
 
 async def fetch_driver_sql(
-    connection: AsyncConnection | asyncpg.Connection, sql: str, values: tuple[Any, ...]
+    connection: AnyConnection, sql: str, values: tuple[Any, ...]
 ) -> list[tuple[Any, ...]]:
-    """Execute a statement with parameters $1, $2, ... and return its rows.
-
-    The connection may be one of SQLAlchemy or one of asyncpg.
-    """
+    """Execute a statement with parameters $1, $2, ... and return its rows."""
     if isinstance(connection, AsyncConnection):
         return [tuple(row) for row in await connection.exec_driver_sql(sql, values)]
     return [tuple(row) for row in await connection.fetch(sql, *values)]

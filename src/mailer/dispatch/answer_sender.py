@@ -13,6 +13,7 @@ from uuid import UUID, uuid4
 import structlog
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from mailer import metrics
 from mailer.clock import database_clock, elapsed
 from mailer.dispatch.attempt_refunds import AttemptRefunds
 from mailer.dispatch.loop_failures import DB_RETRY_DELAY, log_task_error
@@ -244,8 +245,7 @@ class AnswerSender:
             return await send_request(channel.configured, request, channel.limits.timeout)
         except Exception as error:  # a defect of a gateway must not end the worker
             log_task_error(error, at="send_answer")
-            reason = "internal_error"
-            return Unknown(reason) if request.is_written else TemporaryFailure(reason)
+            return request.outcome_of_error()
         finally:
             channel.in_flight -= 1
             self._requests.discard(request)
@@ -276,5 +276,7 @@ class AnswerSender:
                 if elapsed() + DB_RETRY_DELAY >= until:
                     return
                 await asyncio.sleep(DB_RETRY_DELAY)
+        if is_recorded:
+            metrics.answer_recorded(answer.gateway, result.status)
         event = "answer_recorded" if is_recorded else "answer_lease_lost"
         log.info(event, answer_id=answer.id, status=result.status, reason=result.reason)

@@ -61,6 +61,7 @@ class Send(msgspec.Struct, frozen=True):
     """The decision to send a message now, in a request that ends within `timeout` seconds."""
 
     mailing: RunningMailing
+    """The mailing, with the text to send."""
     phone: str
     timeout: float
     seconds_left: float
@@ -136,6 +137,10 @@ def decide_before_send(  # noqa: PLR0911  # one return for each reason not to se
     longest_request = timedelta(0, timeout)  # `seconds=` takes a microsecond more
     if claim.lease_expires_at - now < longest_request + LEASE_MARGIN:
         return release_untried(claim)  # the response could come after the end of the lease
+    if claim.text_version != mailing.text_version:
+        if claim.earlier_text is None:
+            return release_untried(claim)  # the text has changed since the claim
+        mailing = mailing.with_text(claim.text_version, claim.earlier_text)
     return Send(mailing, claim.phone, min(timeout, seconds_left), seconds_left)
 
 

@@ -253,8 +253,7 @@ class Sender:
             return await self.channel.gateway.send(request)
         except Exception as error:  # a defect of a gateway must not end the worker
             log_task_error(error, at="send")
-            reason = "internal_error"
-            return Unknown(reason) if request.is_written else TemporaryFailure(reason)
+            return request.outcome_of_error()
         finally:
             self._in_flight.remove(request)
             self.channel.in_flight -= 1

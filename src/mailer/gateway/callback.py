@@ -22,6 +22,10 @@ SignatureName = Literal[
 """How a provider signs its calls; each is named after it."""
 
 
+MAX_DOCUMENT_BYTES = 1024 * 1024
+"""Most bytes of a call, or of the answer to a poll, that are read."""
+
+
 class UnreadableCallbackError(ValueError):
     """A call that cannot be read. The reason is fixed text, and contains nothing of the call."""
 

@@ -6,15 +6,13 @@ from urllib.parse import unquote_to_bytes
 
 import msgspec
 
-from mailer.gateway.callback import Callback, UnreadableCallbackError
+from mailer.gateway.callback import MAX_DOCUMENT_BYTES, Callback, UnreadableCallbackError
 from mailer.gateway.callback_values import split_paths
 from mailer.gateway.json_path import JsonPath, shape_of
 from mailer.gateway.response import find_charset
 from mailer.gateway.signatures.fields import is_json
 from mailer.json_input import JsonError, read_json
 
-MAX_CALL_BYTES = 1024 * 1024
-"""Most bytes of a body; a provider sends at most some hundred receipts at once."""
 MAX_CALL_FIELDS = 5_000
 """Most fields of a form or query."""
 
@@ -102,7 +100,7 @@ class BodyReader:
             return in_query
         if in_query:
             raise UnreadableCallbackError("there are fields in the query and in the body")
-        if len(body) > MAX_CALL_BYTES:
+        if len(body) > MAX_DOCUMENT_BYTES:
             raise UnreadableCallbackError("the body is too long")
         content_type = callback.headers.get("content-type", "")
         charset = find_charset(content_type) if "charset" in content_type.lower() else None
@@ -117,7 +115,7 @@ class BodyReader:
         if charset is not None and charset.lower() not in {"utf-8", "utf8"}:
             body = body.decode(charset, errors="replace").encode(errors="replace")
         try:
-            return read_json(body, self._shape, limit=MAX_CALL_BYTES)
+            return read_json(body, self._shape, limit=MAX_DOCUMENT_BYTES)
         except JsonError:
             return read_any_json(body)
 
@@ -125,7 +123,7 @@ class BodyReader:
 def read_any_json(body: bytes) -> object:
     """Return a JSON document of any shape. Raises `UnreadableCallbackError`."""
     try:
-        return read_json(body, object, limit=MAX_CALL_BYTES, is_lenient=True)
+        return read_json(body, object, limit=MAX_DOCUMENT_BYTES, is_lenient=True)
     except (JsonError, msgspec.MsgspecError, RecursionError):
         raise UnreadableCallbackError("the body is not JSON, or has too many values") from None
 

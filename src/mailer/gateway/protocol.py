@@ -176,6 +176,11 @@ class Request:
             return Aborted()
         return TemporaryFailure("connection_failed")  # for example, connecting took too long
 
+    def outcome_of_error(self) -> Outcome:
+        """Return the outcome of a request that ended with an error of mailer itself."""
+        reason = "internal_error"
+        return Unknown(reason) if self.is_written else TemporaryFailure(reason)
+
 
 class Gateway(Protocol):
     """What the dispatcher needs of a gateway: an async context manager, entered before `send`.

@@ -3,10 +3,9 @@
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Generic, TypeVar
 
-import asyncpg
 import msgspec
-from sqlalchemy.ext.asyncio import AsyncConnection
 
+from mailer.db.engine import AnyConnection
 from mailer.idempotency.model import IdempotencyClaim
 from mailer.idempotency.store import complete
 
@@ -33,7 +32,7 @@ def _with_id(object_id: object) -> Mapping[str, Any]:
 
 
 async def do_once(
-    connection: AsyncConnection | asyncpg.Connection,
+    connection: AnyConnection,
     claim: IdempotencyClaim | None,
     work: Callable[[], Awaitable[T]],
     result_of: Callable[[T], Mapping[str, Any]] = _with_id,

@@ -9,13 +9,12 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
-import asyncpg
 import msgspec
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.access.model import Actor
-from mailer.db.engine import execute_driver_sql
+from mailer.db.engine import AnyConnection, execute_driver_sql
 from mailer.idempotency.model import (
     Acquired,
     ClaimLostError,
@@ -135,7 +134,7 @@ COMPLETE = """
 
 
 async def complete(
-    connection: AsyncConnection | asyncpg.Connection,
+    connection: AnyConnection,
     claim: IdempotencyClaim | None,
     result: Mapping[str, Any],
     *,

@@ -13,17 +13,24 @@ from mailer.errors import ConflictError
 from mailer.mailing.model import (
     ENDED,
     Mailing,
+    MailingDraftError,
     MailingEndedError,
+    MailingNotDraftError,
     MailingNotPausedError,
     MailingPausedError,
+    MailingRunsError,
     NothingToRetryError,
 )
-from mailer.statuses import MAILING_STATUSES, RETRYABLE, MailingStatus
+from mailer.statuses import DRAFT, MAILING_STATUSES, RETRYABLE, MailingStatus
 
-Action = Literal["change", "pause", "resume", "retry", "duplicate", "test", "cancel", "delete"]
+Action = Literal[
+    "launch", "start", "change", "pause", "resume", "retry", "duplicate", "test", "cancel", "delete"
+]
+"""`launch` makes a draft scheduled; `start` sets the start to now, and launches a draft."""
 
 ANY_STATUS: frozenset[MailingStatus] = frozenset(MAILING_STATUSES)
 NOT_ENDED = ANY_STATUS - ENDED
+LAUNCHED = NOT_ENDED - {DRAFT}
 
 
 class Rule(msgspec.Struct, frozen=True):
@@ -35,21 +42,29 @@ class Rule(msgspec.Struct, frozen=True):
 
 
 RULES: dict[Action, Rule] = {
+    "launch": Rule(frozenset({DRAFT}), is_allowed_after_end=True),
+    "start": Rule(frozenset({DRAFT, "scheduled"})),
     "change": Rule(NOT_ENDED),
-    "pause": Rule(NOT_ENDED - {"paused"}),
+    "pause": Rule(LAUNCHED - {"paused"}),
     "resume": Rule(frozenset({"paused"})),
-    "retry": Rule(ANY_STATUS - {"cancelled"}),
+    "retry": Rule(ANY_STATUS - {DRAFT, "cancelled"}),
     "duplicate": Rule(ANY_STATUS, is_allowed_after_end=True),
     "test": Rule(NOT_ENDED),
-    "cancel": Rule(NOT_ENDED),
+    "cancel": Rule(LAUNCHED),
     "delete": Rule(ANY_STATUS, is_allowed_after_end=True),
 }
-"""In the order in which pages show the actions. A retry also needs a message to retry."""
+"""In the order in which pages show the actions. A retry also needs a message to retry.
+
+The end of a draft does not count: it may have passed, and is checked when the draft is launched."""
 
 ERRORS_BY_STATUS: dict[tuple[Action, MailingStatus], type[ConflictError]] = {
     ("pause", "paused"): MailingPausedError,
     ("resume", "scheduled"): MailingNotPausedError,
     ("resume", "running"): MailingNotPausedError,
+    ("start", "running"): MailingRunsError,
+    ("start", "paused"): MailingRunsError,
+    **{("launch", status): MailingNotDraftError for status in MAILING_STATUSES if status != DRAFT},
+    **{(action, DRAFT): MailingDraftError for action in ("pause", "resume", "retry", "cancel")},
 }
 """The error of an action that a status does not allow; for a pair that is not listed here, it is
 `MailingEndedError`."""
@@ -69,7 +84,8 @@ def allowed_actions(mailing: Mailing, at: datetime) -> list[Action]:
 def _why_refused(action: Action, mailing: Mailing, at: datetime) -> type[ConflictError] | None:
     """Return the error of an action that is not allowed at the moment `at`; None when it is."""
     rule = RULES[action]
-    if mailing.datetime_end <= at and not rule.is_allowed_after_end:
+    has_passed = mailing.datetime_end <= at and not mailing.is_draft
+    if has_passed and not rule.is_allowed_after_end:
         return MailingEndedError
     if mailing.status not in rule.statuses:
         return ERRORS_BY_STATUS.get((action, mailing.status), MailingEndedError)

@@ -11,10 +11,11 @@ from msgspec import UNSET, Meta, UnsetType
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.access.model import Actor
+from mailer.db.engine import snapshot
 from mailer.db.paging import Cursor
 from mailer.gateway.channel import Channels
 from mailer.idempotency.model import IdempotencyClaim
-from mailer.mailing import service, store
+from mailer.mailing import launching, service, store, texts
 from mailer.mailing.activity import with_hold
 from mailer.mailing.model import (
     GatewayName,
@@ -22,12 +23,14 @@ from mailer.mailing.model import (
     MailingChange,
     MailingDetail,
     NewMailing,
+    TextVersion,
 )
 from mailer.message import counters
 from mailer.message import reading as messages
 from mailer.message.exporting import export_messages
 from mailer.message.model import Message
 from mailer.message.reading import to_message
+from mailer.settings import Settings
 from mailer.statuses import MailingStatus, MessageStatus
 from mailer.validation import MAX_ID, STORABLE
 from mailer.web.body import JsonBody, reject_body
@@ -95,16 +98,23 @@ class MailingController(Controller):
     return_dto = None
 
     @post(required_scope="write")
-    async def create_mailing(
+    async def create_mailing(  # noqa: PLR0913, PLR0917  # Litestar passes its dependencies so
         self,
         engine: NamedDependency[AsyncEngine],
         by: NamedDependency[Actor],
         claim: NamedDependency[IdempotencyClaim | None],
         channels: NamedDependency[Channels],
+        settings: NamedDependency[Settings],
         data: JSONBody[NewMailing],
     ) -> Mailing:
-        """Create a mailing. Sending starts at `datetime_start`, or at once when that has passed."""
-        return with_hold(await service.create(engine, data, by, claim), channels)
+        """Create a mailing. Sending starts at `datetime_start`, or at once when that has passed.
+
+        With `draft`, it is only saved: nothing is sent until it is launched.
+        """
+        created = await service.create(
+            engine, data, by, claim, approval_above=settings.approval_above
+        )
+        return with_hold(created, channels)
 
     @get(required_scope="read", **accepts_query(MailingQuery))
     async def list_mailings(
@@ -167,17 +177,46 @@ class MailingController(Controller):
             by.quota_key,
         )
 
+    @get("/{mailing_id:int}/versions", required_scope="read")
+    async def list_text_versions(
+        self, engine: NamedDependency[AsyncEngine], mailing_id: MailingId
+    ) -> list[TextVersion]:
+        """List the versions of the text of a mailing and their messages, the newest first."""
+        async with snapshot(engine) as connection:
+            await store.get(connection, mailing_id)
+            return await texts.list_versions(connection, mailing_id)
+
     @patch("/{mailing_id:int}", required_scope="write")
-    async def change_mailing(
+    async def change_mailing(  # noqa: PLR0913, PLR0917  # Litestar passes its dependencies so
         self,
         engine: NamedDependency[AsyncEngine],
         by: NamedDependency[Actor],
         channels: NamedDependency[Channels],
+        settings: NamedDependency[Settings],
         mailing_id: MailingId,
         data: JSONBody[MailingChange],
     ) -> Mailing:
         """Change a mailing. After its start, changes apply to messages that were not sent yet."""
-        return with_hold(await service.change(engine, mailing_id, data, by), channels)
+        changed = await service.change(
+            engine, mailing_id, data, by, approval_above=settings.approval_above
+        )
+        return with_hold(changed, channels)
+
+    @post("/{mailing_id:int}/launch", **ACTION_OPTIONS)
+    async def launch_mailing(  # noqa: PLR0913, PLR0917  # Litestar passes its dependencies so
+        self,
+        engine: NamedDependency[AsyncEngine],
+        by: NamedDependency[Actor],
+        claim: NamedDependency[IdempotencyClaim | None],
+        channels: NamedDependency[Channels],
+        settings: NamedDependency[Settings],
+        mailing_id: MailingId,
+    ) -> Mailing:
+        """Launch a draft. Sending starts at `datetime_start`, or at once when that has passed."""
+        launched = await launching.launch(
+            engine, mailing_id, by, claim, approval_above=settings.approval_above
+        )
+        return with_hold(launched, channels)
 
     @post("/{mailing_id:int}/pause", **ACTION_OPTIONS)
     async def pause_mailing(

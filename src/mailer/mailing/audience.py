@@ -52,6 +52,22 @@ async def count(
     return await segment_counts.count(connection, is_matching, opted_out=opted_out)
 
 
+async def count_both(
+    connection: AsyncConnection,
+    client_filter: ClientFilter,
+    other_filter: ClientFilter,
+    *,
+    opted_out: bool | None = None,
+) -> int:
+    """Return how many clients two filters match now, both of them; as `count`."""
+    return await segment_counts.count(
+        connection,
+        filter_condition(client_filter, ALL_SEGMENT_COUNTS),
+        filter_condition(other_filter, ALL_SEGMENT_COUNTS),
+        opted_out=opted_out,
+    )
+
+
 async def count_by_zone(
     connection: AsyncConnection, client_filter: ClientFilter, *, opted_out: bool | None = None
 ) -> dict[str, int]:

@@ -7,9 +7,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.access import audit
 from mailer.access.model import Actor
-from mailer.mailing.model import NewMailing
+from mailer.mailing.model import MailingChange
 
-AUDITED_FIELDS = frozenset({*NewMailing.__struct_fields__, "status"})
+AUDITED_FIELDS = frozenset({*MailingChange.__struct_fields__, "status"})
 """Fields of a mailing that the audit log records."""
 
 

@@ -4,7 +4,7 @@
 - A mailing is *closed* when nothing more will be sent: it has no open message (`OPEN`), and no work
   such as a retry is pending.
 - A closed mailing is *settled* when all its messages are final: nothing will change any more,
-  unless a user acts.
+  unless a user acts. A draft is closed but never settled: it has not ended.
 
 The caller owns the transaction. Several workers may run these statements at the same time: each
 skips the rows that another worker has locked.
@@ -80,6 +80,8 @@ ALL_ARE_FINAL = f"""(({add_up(NOT_FINAL)}) = sent AND (sent = 0 OR (
     ORDER BY message.sent_at LIMIT 1) IS NULL))"""  # noqa: S608  # no user input
 """Condition on a row of `mailing_counts`."""
 
+MAY_FINISH = f"{UNSETTLED_MAILING} AND status <> 'draft'"
+
 # Two common table expressions for a WITH clause.
 #
 # - `next_unsettled`: the next batch of unsettled mailings, those with ids above `:after`.
@@ -99,7 +101,7 @@ FINISHABLE_MAILINGS = f"""
                 SELECT {ALL_ARE_FINAL} AS are_final FROM mailing_counts
                 WHERE mailing_id = checked.id AND {HAS_NO_OPEN_MESSAGE} OFFSET 0) AS counts
             CROSS JOIN LATERAL (
-                SELECT id FROM mailing WHERE mailing.id = checked.id AND {UNSETTLED_MAILING}
+                SELECT id FROM mailing WHERE mailing.id = checked.id AND {MAY_FINISH}
                     AND CASE WHEN is_closed THEN are_final ELSE {NO_WORK_IS_PENDING} END
                 OFFSET 0) AS unsettled
         LIMIT {4 * mailing_batches.MAILINGS_PER_BATCH})"""  # noqa: S608  # no user input
@@ -112,7 +114,7 @@ FINISH = text(f"""
         SELECT mailing.id, is_closed AS was_closed, {ALL_ARE_FINAL} AS is_settled
         FROM finishable JOIN mailing ON mailing.id = finishable.id
             JOIN mailing_counts ON mailing_counts.mailing_id = mailing.id
-        WHERE {HAS_NO_OPEN_MESSAGE} AND {UNSETTLED_MAILING}
+        WHERE {HAS_NO_OPEN_MESSAGE} AND {MAY_FINISH}
             AND CASE WHEN is_closed THEN {ALL_ARE_FINAL} ELSE {NO_WORK_IS_PENDING} END
         ORDER BY mailing.id LIMIT {mailing_batches.MAILINGS_PER_BATCH}
         FOR NO KEY UPDATE OF mailing, mailing_counts SKIP LOCKED

@@ -12,17 +12,21 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from mailer.errors import ConflictError, FieldError, NotFoundError, UnavailableError
+from mailer.gateway.sms_parts import count_parts
 from mailer.mailing.client_filter import ClientFilter, is_empty
 from mailer.mailing.window import SendingWindow
 from mailer.message.model import Message
 from mailer.statuses import (
+    DRAFT,
     EXAMPLE_COUNTS,
+    EXAMPLE_OUTCOMES,
     MESSAGE_STATUSES,
     NOT_FINAL,
     NOT_SCHEDULED,
     OPEN,
     MailingStatus,
     MessageStatus,
+    OutcomeCounts,
 )
 from mailer.text import compose, is_blank
 from mailer.validation import STORABLE, Input
@@ -134,10 +138,11 @@ class MailingInput(Input, frozen=True, kw_only=True):
     """The rules that new and changed mailings share."""
 
     @classmethod
-    def broken_rules(cls, values: Mapping[str, Any], at: datetime) -> Iterable[FieldError]:
+    def broken_rules(cls, values: Mapping[str, Any], at: datetime) -> Iterable[FieldError]:  # noqa: ARG003  # `passed_end` is apart
         """Report fields that contradict each other, dates out of range, and a blank text or filter.
 
-        `values` are the fields that are present; `at` is the current time.
+        `values` are the fields that are present. Whether the end has passed is not among these
+        rules, because it does not matter for a draft; see `passed_end`.
         """
         start, end = values.get("datetime_start"), values.get("datetime_end")
         for name in ("datetime_start", "datetime_end"):
@@ -145,8 +150,6 @@ class MailingInput(Input, frozen=True, kw_only=True):
                 yield FieldError(name, "must lie between the years 1970 and 9000")
         if start and end and end <= start:
             yield FieldError("datetime_end", "must be after datetime_start")
-        elif end and end <= at:
-            yield FieldError("datetime_end", "must be in the future")
         if "text" in values and is_blank(values["text"]):
             yield FieldError("text", "must contain a visible character")
         opens = values.get("send_interval_time_start")
@@ -156,6 +159,16 @@ class MailingInput(Input, frozen=True, kw_only=True):
         client_filter = values.get("client_filter")
         if client_filter is not None and is_empty(client_filter):
             yield FieldError("client_filter", "must have an entry; null means everybody")
+
+
+def passed_end(values: Mapping[str, Any], at: datetime) -> Iterable[FieldError]:
+    """Report an end that has passed at the moment `at`: the mailing would reach nobody.
+
+    An end that is not after the start is reported by `MailingInput`, and not twice.
+    """
+    start, end = values.get("datetime_start"), values.get("datetime_end")
+    if end and end <= at and not (start and end <= start):
+        yield FieldError("datetime_end", "must be in the future")
 
 
 def missing_window_bound(values: Mapping[str, Any]) -> Iterable[FieldError]:
@@ -178,12 +191,14 @@ class NewMailing(MailingInput, frozen=True, kw_only=True):
         "send_interval_time_start": "09:00",
         "send_interval_time_end": "21:00",
         "text": "Your order is ready.",
-        "client_filter": {"operator_codes": ["912", "916"], "tags": ["vip"]},
+        "client_filter": {"operator_codes": ["000"], "tags": ["nobody"]},
         "on_unknown": "retry",
         "purpose": "marketing",
         "gateway": None,
         "sender": "Acme",
+        "draft": True,
     }
+    """A draft for nobody: sending the example to a real mailer harms nobody."""
 
     datetime_start: Moment
     datetime_end: EndMoment
@@ -197,18 +212,23 @@ class NewMailing(MailingInput, frozen=True, kw_only=True):
     """The gateway that takes all messages; null for the gateways of each client's operator code."""
     sender: SenderName | None = None
     """Name or number that clients see; null for the sender of the gateway."""
+    draft: bool = False
+    """Whether to save the mailing as a draft. Nothing of a draft is sent until it is launched, and
+    its start and end may have passed."""
 
     @classmethod
     def broken_rules(cls, values: Mapping[str, Any], at: datetime) -> Iterable[FieldError]:
-        """Report what `MailingInput` reports, and a sending window with only one time."""
+        """Report what `MailingInput` reports, a passed end, and a window with only one time."""
         yield from super().broken_rules(values, at)
+        if values.get("draft") is not True:
+            yield from passed_end(values, at)
         yield from missing_window_bound(values)
 
 
 class MailingChange(MailingInput, frozen=True, kw_only=True):
     """Changes to a mailing. Absent fields keep their values."""
 
-    EXAMPLE: ClassVar[dict[str, Any]] = {"text": "Your order waits for you.", "client_filter": None}
+    EXAMPLE: ClassVar[dict[str, Any]] = {"text": "Your order waits for you.", "sender": "Acme"}
 
     datetime_start: Moment | UnsetType = UNSET
     datetime_end: EndMoment | UnsetType = UNSET
@@ -246,11 +266,13 @@ class Mailing(msgspec.Struct, frozen=True, kw_only=True):
     """A mailing with its counts of messages by status."""
 
     EXAMPLE: ClassVar[dict[str, Any]] = {
-        **NewMailing.EXAMPLE,
+        **{name: value for name, value in NewMailing.EXAMPLE.items() if name != "draft"},
         "id": 1,
+        "client_filter": {"operator_codes": ["912", "916"], "tags": ["vip"]},
         "datetime_start": "2030-01-15T06:00:00Z",
         "datetime_end": "2030-01-15T18:00:00Z",
         "status": "running",
+        "text_version": 1,
         "clients_count": 1200,
         "created_messages": 1200,
         **{f"{status}_messages": count for status, count in EXAMPLE_COUNTS.items()},
@@ -273,6 +295,9 @@ class Mailing(msgspec.Struct, frozen=True, kw_only=True):
     sender: str | None
     """Name or number that clients see; null for the sender of the gateway."""
     status: MailingStatus
+    text_version: Annotated[
+        int, Meta(description="Number of the version of the text, from 1; each change adds one.")
+    ]
     clients_count: int
     """Size of the audience: as it was counted last, or the number of messages once all of it is
     enqueued."""
@@ -309,6 +334,11 @@ class Mailing(msgspec.Struct, frozen=True, kw_only=True):
         return max(0, self.clients_count - self.count_of(*NOT_SCHEDULED))
 
     @property
+    def is_draft(self) -> bool:
+        """Whether nothing of the mailing is sent until a user launches it."""
+        return self.status == DRAFT
+
+    @property
     def has_ended(self) -> bool:
         """Whether the mailing is finished or cancelled. Messages of a cancelled one may be open."""
         return self.status in ENDED
@@ -333,6 +363,33 @@ class Mailing(msgspec.Struct, frozen=True, kw_only=True):
         return self.is_closed and not self.count_of(*NOT_FINAL)
 
 
+MAX_TEXT_VERSIONS = 1_000
+"""Most versions of the text of a mailing."""
+
+
+class TextVersion(msgspec.Struct, frozen=True):
+    """A version of the text of a mailing, with the messages that were sent with it."""
+
+    EXAMPLE: ClassVar[dict[str, Any]] = {
+        "version": 1,
+        "text": "Your order is ready.",
+        "created_at": "2030-01-10T08:00:00Z",
+        "messages": EXAMPLE_OUTCOMES,
+    }
+
+    version: int
+    text: str
+    created_at: datetime
+    """When the text was written; of the first version, when the mailing was created."""
+    messages: Annotated[
+        OutcomeCounts,
+        Meta(
+            description="Messages that have an outcome and were tried with this text, by outcome."
+            " Messages from before texts had versions are not counted here."
+        ),
+    ]
+
+
 class MailingDetail(Mailing, frozen=True, kw_only=True):
     """A mailing with its newest messages."""
 
@@ -353,6 +410,7 @@ class RunningMailing(msgspec.Struct, frozen=True):
     """Name or number that clients see; None for that of the gateway."""
     respects_opt_outs: bool = True
     """Whether its messages are not sent to clients who have opted out."""
+    text_version: int = 1
     parts: int = 1
     """Number of SMS that the text takes."""
     may_send: bool = True
@@ -363,6 +421,11 @@ class RunningMailing(msgspec.Struct, frozen=True):
     def repeats_unknown(self) -> bool:
         """Whether a message with delivery unknown is sent again; if not, it ends as unknown."""
         return self.on_unknown == "retry"
+
+    def with_text(self, version: int, text: str) -> "RunningMailing":
+        """Return the mailing with another version of its text."""
+        parts = count_parts(text).parts
+        return msgspec.structs.replace(self, text=text, text_version=version, parts=parts)
 
     def time_left(self, now: datetime) -> float:
         """Return the seconds from `now` until all requests must have ended; negative after that."""
@@ -383,6 +446,26 @@ class MailingStartedError(ConflictError):
 
 class PurposeFixedError(ConflictError):
     """The purpose of a mailing that has started cannot be changed."""
+
+
+class TooManyTextsError(ConflictError):
+    """The text of this mailing was changed too often; create a new mailing."""
+
+
+class MailingDraftError(ConflictError):
+    """The mailing is a draft: launch it first, or delete it."""
+
+
+class MailingNotDraftError(ConflictError):
+    """Only a draft can be launched."""
+
+
+class ApprovalRequiredError(ConflictError):
+    """So many clients need two users: one saves a draft, and another one launches it."""
+
+
+class MailingRunsError(ConflictError):
+    """Only a draft or a scheduled mailing can be started now."""
 
 
 class MailingPausedError(ConflictError):

@@ -1,5 +1,7 @@
 """Use cases of mailings: create, change, pause, resume, cancel, retry, delete.
 
+`launching.py` has those that launch a draft or start a mailing now.
+
 Each one writes its audit log entry in the transaction that makes the change.
 
 A request with the header `Idempotency-Key` has a `claim`. When the caller repeats such a request,
@@ -24,8 +26,10 @@ from mailer.idempotency.do_once import do_once
 from mailer.idempotency.model import IdempotencyClaim
 from mailer.mailing import audience, enqueuing, replanning, rerouting, retrying, store
 from mailer.mailing.actions import Action, ensure_allowed
+from mailer.mailing.approval import APPROVED_FIELDS, ensure_small
 from mailer.mailing.auditing import write_audit_entry
 from mailer.mailing.model import (
+    MAX_TEXT_VERSIONS,
     Mailing,
     MailingChange,
     MailingEndedError,
@@ -34,10 +38,13 @@ from mailer.mailing.model import (
     MailingStartedError,
     NewMailing,
     PurposeFixedError,
+    TooManyTextsError,
     missing_window_bound,
+    passed_end,
 )
 from mailer.mailing.stopping import wait_until_stopped
 from mailer.mailing.store import notify_mailings_changed
+from mailer.statuses import DRAFT
 
 log = structlog.get_logger()
 
@@ -47,23 +54,46 @@ REPLAN_FIELDS = frozenset(
 """Fields of which a change replans the messages of a started mailing."""
 
 
+DRAFT_COLUMNS = {"status": DRAFT, "is_closed": True}
+"""Columns of a new draft. Being closed, it is no work of the dispatcher."""
+
+
 async def create(
-    engine: AsyncEngine, new: NewMailing, actor: Actor, claim: IdempotencyClaim | None = None
+    engine: AsyncEngine,
+    new: NewMailing,
+    actor: Actor,
+    claim: IdempotencyClaim | None = None,
+    *,
+    approval_above: int | None = None,
 ) -> Mailing:
-    """Create a mailing. Workers start it at once when it is already due."""
+    """Create a mailing. Unless it is a draft, workers start it at once when it is already due.
+
+    Raises `InvalidError`, and `ApprovalRequiredError` if it is no draft and reaches more than
+    `approval_above` clients.
+    """
     async with engine.begin() as connection:
-        done = await do_once(connection, claim, lambda: _create(connection, new, actor))
+        done = await do_once(
+            connection, claim, lambda: _create(connection, new, actor, approval_above)
+        )
         created = await store.get(connection, done.result["id"])
     if not done.is_repeat:
         log.info("mailing_created", mailing_id=created.id, clients=created.clients_count)
     return created
 
 
-async def _create(connection: AsyncConnection, new: NewMailing, actor: Actor) -> int:
+async def _create(
+    connection: AsyncConnection, new: NewMailing, actor: Actor, approval_above: int | None
+) -> int:
     """Create a mailing in the caller's transaction; return its id."""
     clients_count = await audience.count(connection, new.client_filter)
     values = msgspec.structs.asdict(new)
-    columns = values | await _route_columns(connection, values)
+    columns = values | await route_columns(connection, values)
+    if values.pop("draft"):
+        values["status"] = DRAFT
+        columns |= DRAFT_COLUMNS
+    else:
+        await ensure_small(connection, new.client_filter, new.purpose, approval_above)
+    del columns["draft"]
     mailing_id = await store.create(connection, columns, clients_count)
     await notify_mailings_changed(connection)
     await write_audit_entry(connection, actor, "mailing_created", mailing_id, after=values)
@@ -71,12 +101,18 @@ async def _create(connection: AsyncConnection, new: NewMailing, actor: Actor) ->
 
 
 async def change(
-    engine: AsyncEngine, mailing_id: int, changes: MailingChange, actor: Actor
+    engine: AsyncEngine,
+    mailing_id: int,
+    changes: MailingChange,
+    actor: Actor,
+    *,
+    approval_above: int | None = None,
 ) -> Mailing:
     """Change a mailing. After its start, changes apply to messages that were not sent yet.
 
     Raises `MailingNotFoundError`, `MailingEndedError`, `MailingStartedError`, `PurposeFixedError`,
-    and `InvalidError` when the change does not fit the rest of the mailing.
+    `TooManyTextsError`, and `InvalidError` when the change does not fit the rest of the mailing.
+    Raises `ApprovalRequiredError` when a second user has to approve the change: see `approval.py`.
     """
     async with engine.begin() as connection:
         mailing = await store.get(connection, mailing_id, lock=True)
@@ -87,7 +123,11 @@ async def change(
         }
         old_values = {name: getattr(mailing, name) for name in new_values}
         _ensure_changeable(mailing, new_values, is_started=is_started)
-        _ensure_consistent(mailing, new_values)
+        ensure_consistent(mailing, new_values, may_have_passed=mailing.is_draft)
+        if not mailing.is_draft and new_values.keys() & APPROVED_FIELDS:
+            client_filter = new_values.get("client_filter", mailing.client_filter)
+            purpose = new_values.get("purpose", mailing.purpose)
+            await ensure_small(connection, client_filter, purpose, approval_above)
         columns = new_values | await _derived_columns(
             connection, mailing, new_values, is_started=is_started
         )
@@ -121,7 +161,7 @@ async def _derived_columns(
     A new filter changes the number of clients, and a new gateway the route. Some changes of a
     started mailing also make workers replan its messages, or enqueue its audience again.
     """
-    columns = await _route_columns(connection, new_values)
+    columns = await route_columns(connection, new_values)
     has_new_filter = "client_filter" in new_values
     if has_new_filter:
         clients_count = await audience.count(connection, new_values["client_filter"])
@@ -134,7 +174,7 @@ async def _derived_columns(
     return columns
 
 
-async def _route_columns(connection: AsyncConnection, values: Mapping[str, Any]) -> dict[str, Any]:
+async def route_columns(connection: AsyncConnection, values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the column `route` if `values` has a gateway; raises `InvalidError` for a wrong one.
 
     A gateway is wrong if the newest configuration does not have it.
@@ -158,20 +198,29 @@ def _ensure_changeable(
     Messages to clients who have opted out were cancelled at the start, so the purpose is fixed too.
     """
     ensure_allowed("change", mailing, database_clock.now())
-    is_start_passed = is_started or mailing.datetime_start <= database_clock.now()
+    is_due = mailing.datetime_start <= database_clock.now() and not mailing.is_draft
+    is_start_passed = is_started or is_due
     if is_start_passed and "datetime_start" in new_values:
         raise MailingStartedError
     if is_start_passed and "purpose" in new_values:
         raise PurposeFixedError
+    if "text" in new_values and mailing.text_version >= MAX_TEXT_VERSIONS:
+        raise TooManyTextsError
 
 
-def _ensure_consistent(mailing: Mailing, new_values: dict[str, Any]) -> None:
-    """Raise `InvalidError` when changed and unchanged fields together break a rule."""
-    merged = {name: getattr(mailing, name) for name in NewMailing.__struct_fields__} | new_values
-    errors = [
-        *MailingChange.broken_rules(merged, database_clock.now()),
-        *missing_window_bound(merged),
-    ]
+def ensure_consistent(
+    mailing: Mailing, new_values: Mapping[str, Any], *, may_have_passed: bool = False
+) -> None:
+    """Raise `InvalidError` when changed and unchanged fields together break a rule.
+
+    `may_have_passed` is whether the end may have passed.
+    """
+    now = database_clock.now()
+    merged = {name: getattr(mailing, name) for name in MailingChange.__struct_fields__}
+    merged |= new_values
+    errors = [*MailingChange.broken_rules(merged, now), *missing_window_bound(merged)]
+    if not may_have_passed:
+        errors += passed_end(merged, now)
     if errors:
         raise InvalidError(errors)
 
@@ -184,7 +233,7 @@ async def delete(engine: AsyncEngine, mailing_id: int, actor: Actor) -> None:
     """
     try:
         async with engine.begin() as connection:
-            mailing = await _lock_for(connection, "delete", mailing_id)
+            mailing = await lock_for(connection, "delete", mailing_id)
             await store.mark_deleted(connection, mailing_id)
             await notify_mailings_changed(connection)
             old_values = msgspec.structs.asdict(mailing)
@@ -215,9 +264,9 @@ async def pause(
 
 async def _pause(connection: AsyncConnection, mailing_id: int, actor: Actor) -> int:
     """Pause a mailing in the caller's transaction; return its id."""
-    mailing = await _lock_for(connection, "pause", mailing_id)
+    mailing = await lock_for(connection, "pause", mailing_id)
     columns = {"status": "paused"}
-    return await _change_state(connection, mailing, actor, "mailing_paused", columns)
+    return await change_state(connection, mailing, actor, "mailing_paused", columns)
 
 
 async def resume(
@@ -237,10 +286,10 @@ async def resume(
 
 async def _resume(connection: AsyncConnection, mailing_id: int, actor: Actor) -> int:
     """Resume a mailing in the caller's transaction; return its id."""
-    mailing = await _lock_for(connection, "resume", mailing_id)
+    mailing = await lock_for(connection, "resume", mailing_id)
     is_started = await store.is_started(connection, mailing_id)
     columns = {"status": "running" if is_started else "scheduled"}
-    return await _change_state(connection, mailing, actor, "mailing_resumed", columns)
+    return await change_state(connection, mailing, actor, "mailing_resumed", columns)
 
 
 async def cancel(
@@ -260,7 +309,7 @@ async def cancel(
 
 async def _cancel(connection: AsyncConnection, mailing_id: int, actor: Actor) -> int:
     """Cancel a mailing in the caller's transaction; return its id."""
-    mailing = await _lock_for(connection, "cancel", mailing_id)
+    mailing = await lock_for(connection, "cancel", mailing_id)
     is_started = await store.is_started(connection, mailing_id)
     columns = {
         "status": "cancelled",
@@ -269,7 +318,7 @@ async def _cancel(connection: AsyncConnection, mailing_id: int, actor: Actor) ->
         "is_closed": not is_started,
         "is_settled": not is_started,
     }
-    return await _change_state(connection, mailing, actor, "mailing_cancelled", columns)
+    return await change_state(connection, mailing, actor, "mailing_cancelled", columns)
 
 
 async def retry(
@@ -290,14 +339,14 @@ async def retry(
 
 async def _retry(connection: AsyncConnection, mailing_id: int, actor: Actor) -> int:
     """Request a retry of a mailing in the caller's transaction; return its id."""
-    mailing = await _lock_for(connection, "retry", mailing_id)
+    mailing = await lock_for(connection, "retry", mailing_id)
     columns = retrying.request_columns()
     if mailing.status == "finished":
         columns["status"] = "running"
-    return await _change_state(connection, mailing, actor, "mailing_retried", columns)
+    return await change_state(connection, mailing, actor, "mailing_retried", columns)
 
 
-async def _change_state(
+async def change_state(
     connection: AsyncConnection,
     mailing: Mailing,
     actor: Actor,
@@ -316,7 +365,7 @@ async def _change_state(
     return mailing.id
 
 
-async def _lock_for(connection: AsyncConnection, action: Action, mailing_id: int) -> Mailing:
+async def lock_for(connection: AsyncConnection, action: Action, mailing_id: int) -> Mailing:
     """Lock and return a mailing that allows an action; raises the errors of `ensure_allowed`."""
     mailing = await store.get(connection, mailing_id, lock=True)
     ensure_allowed(action, mailing, database_clock.now())

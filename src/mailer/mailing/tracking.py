@@ -18,7 +18,8 @@ MAILINGS_PER_READ = 1_000
 
 # `is_active` is true of a mailing that may still have open messages and was not cancelled.
 TRACKED_COLUMNS = f"""
-    id, text, sender, datetime_end, on_unknown, send_interval_time_start, send_interval_time_end,
+    id, text, text_version, sender, datetime_end, on_unknown,
+    send_interval_time_start, send_interval_time_end,
     purpose = 'marketing' AS respects_opt_outs,
     status = 'running' AND NOT is_replanning AND datetime_end > clock_timestamp() AS may_send,
     status IN ('running', 'paused') AND {OPEN_MAILING} AS is_active"""
@@ -72,6 +73,7 @@ def _to_running_mailing(row: asyncpg.Record) -> RunningMailing:
     return RunningMailing(
         id=row["id"],
         text=row["text"],
+        text_version=row["text_version"],
         datetime_end=row["datetime_end"],
         window=None if opens is None else SendingWindow(opens, closes),
         on_unknown=row["on_unknown"],

@@ -57,8 +57,8 @@ class CountersOfMailing(msgspec.Struct, frozen=True):
     """The counters of a mailing that its statistics show."""
 
     by_value: dict[str, dict[str, Counters]]
-    """By dimension (`operator_code`, `time_zone`, `reason`, `attempts`, `gateway`) and value, in
-    the order of the values."""
+    """By dimension (`operator_code`, `time_zone`, `reason`, `attempts`, `gateway`, `text_version`)
+    and value, in the order of the values."""
     by_second: dict[datetime, Counters]
     """Outcomes by the second; old outcomes by the start of a longer bucket."""
 
@@ -82,6 +82,9 @@ SELECT_BY_REASON = text(f"""
     GROUP BY key HAVING sum(messages) > 0 ORDER BY sum(messages) DESC, key""")  # noqa: S608  # likewise
 
 
+SELECT_BY_TEXT_VERSION = text(f"""
+    SELECT key::int, {SUMS} FROM all_message_counts
+    WHERE mailing_id = :mailing_id AND dimension = 'text_version' GROUP BY key""")  # noqa: S608  # likewise
 SELECT_BY_GATEWAY = text(f"""
     SELECT key, {SUMS} FROM all_message_counts
     WHERE mailing_id = :mailing_id AND dimension = 'gateway'
@@ -125,6 +128,12 @@ async def get_by_gateway(connection: AsyncConnection, mailing_id: int) -> dict[s
     """Return the counters of a mailing's messages that have an outcome, by gateway."""
     rows = await connection.execute(SELECT_BY_GATEWAY, {"mailing_id": mailing_id})
     return {gateway: Counters.of_columns(*counts) for gateway, *counts in rows}
+
+
+async def get_by_text_version(connection: AsyncConnection, mailing_id: int) -> dict[int, Counters]:
+    """Return the counters of a mailing's messages that have an outcome, by version of the text."""
+    rows = await connection.execute(SELECT_BY_TEXT_VERSION, {"mailing_id": mailing_id})
+    return {version: Counters.of_columns(*counts) for version, *counts in rows}
 
 
 # Every change of merged counters holds this lock until its transaction ends, so that only one

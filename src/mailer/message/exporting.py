@@ -8,6 +8,7 @@ from mailer.access.model import Actor
 from mailer.access.reauthorize import stream_while_authorized
 from mailer.client.exporting import escape_formula_sql
 from mailer.db.csv_export import CsvPart, CsvSource, copy_in_chunks
+from mailer.message.reading import SHOWN_TEXT
 
 # an SQL expression in place of {}, formatted as in the API
 UTC_TIMESTAMP = """to_char({} AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"""
@@ -20,6 +21,8 @@ MESSAGE_EXPORT_COLUMNS = ", ".join(
         f"{UTC_TIMESTAMP.format('coalesce(sent_at, due_at)')} AS datetime_send",
         f"{UTC_TIMESTAMP.format('created_at')} AS created_at",
         f"{UTC_TIMESTAMP.format('updated_at')} AS updated_at",
+        "text_version",
+        f"{escape_formula_sql(SHOWN_TEXT)} AS text",
     )
 )
 # ordered by client, because an index holds a mailing's messages in this order

@@ -25,6 +25,7 @@ class Message(msgspec.Struct, frozen=True):
         "gateway": "main",
         "gateway_message_id": "SM0123456789",
         "parts": 1,
+        "text_version": 1,
         "datetime_send": "2030-01-15T06:00:00.120000Z",
         "created_at": "2030-01-15T06:00:00.040000Z",
         "updated_at": "2030-01-15T06:00:00.150000Z",
@@ -61,6 +62,13 @@ class Message(msgspec.Struct, frozen=True):
     """The id that the gateway gave to the message when it accepted it; None without one."""
     parts: int | None
     """Number of SMS that the text takes; None unless the gateway has accepted the message."""
+    text_version: Annotated[
+        int | None,
+        Meta(
+            description="Version of the mailing's text in the current attempt, or else in the last"
+            " one. Null if there was none."
+        ),
+    ]
     datetime_send: datetime
     """When the message was sent, or else when it is due."""
     created_at: datetime
@@ -94,8 +102,10 @@ class StoredReceipt(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class MessageHistory(Message, frozen=True):
-    """A message with its failed attempts, its times and the client's phone."""
+    """A message with its text, its failed attempts, its times and the client's phone."""
 
+    text: str
+    """As it was sent, or else as it will be sent if the mailing is not changed."""
     due_at: datetime
     retry_at: datetime | None
     """When the pause after the last attempt ends. `due_at` is that time, or later if the sending
@@ -169,6 +179,11 @@ class ClaimedMessage(msgspec.Struct, frozen=True, gc=False):
     """Name of the gateway for which the message is claimed."""
     is_opted_out: bool = False
     """Whether the client had opted out when the message was claimed."""
+    text_version: int = 1
+    """Version of the mailing's text that the message is sent with."""
+    earlier_text: str | None = None
+    """This text, if the mailing has a newer one: delivery by an earlier attempt is unknown, and a
+    repeat must have the same text. None: the text of the mailing."""
 
     @property
     def was_tried(self) -> bool:

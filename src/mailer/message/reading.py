@@ -3,7 +3,7 @@
 from typing import Any
 
 import msgspec
-from sqlalchemy import Row, case, func, select
+from sqlalchemy import Row, String, case, func, literal_column, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.db.paging import Cursor, RowPage, fetch_page
@@ -59,6 +59,16 @@ def to_message(row: Row[Any]) -> Message:
     return Message(**row._asdict())
 
 
+# A message is sent with the newest text. But if delivery by an earlier attempt is unknown, a repeat
+# has the same text. Messages from before texts had versions were sent with version 1 or earlier.
+SHOWN_TEXT = """(
+    SELECT mailing_text.text FROM mailing JOIN mailing_text ON mailing_id = mailing.id
+    WHERE mailing.id = message.mailing_id AND version = CASE
+        WHEN message.status = 'scheduled' AND message.unknown_reason IS NULL
+            THEN mailing.text_version
+        WHEN message.sent_at IS NOT NULL THEN coalesce(message.text_version, 1)
+        ELSE coalesce(message.text_version, mailing.text_version) END)"""
+"""SQL for the text of a message as it was sent, or else as it would be sent."""
 # While a message is being sent, its last change is its claim.
 CLAIMED_AT = case((message.c.status == "sending", message.c.updated_at), else_=message.c.claimed_at)
 HISTORY_COLUMNS = [
@@ -69,6 +79,7 @@ HISTORY_COLUMNS = [
     ),
     *(message.c[name] for name in ("operator_code", "time_zone")),
     CLAIMED_AT.label("claimed_at"),
+    literal_column(SHOWN_TEXT, String).label("text"),
     client.c.phone,  # null once the client is deleted
 ]
 """A column for each field of `MessageHistory`."""

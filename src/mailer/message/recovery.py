@@ -26,6 +26,7 @@ RELEASE_ORPHANED = f"""
         reason = CASE WHEN {EARLIER_RECEIPT_DECIDES} THEN receipt_reason ELSE last_failure END,
         unknown_reason = CASE WHEN {EARLIER_RECEIPT_DECIDES} THEN NULL ELSE unknown_reason END,
         sent_at = CASE WHEN {EARLIER_RECEIPT_DECIDES} THEN coalesce(claimed_at, {CLAIM_TIME}) END,
+        text_version = CASE WHEN unknown_reason IS NOT NULL THEN text_version END,
         receipt_status = NULL, receipt_reason = NULL,
         gateway = {LAST_GATEWAY}, lease_owner = NULL, lease_expires_at = NULL, updated_at = now()
     WHERE status = 'sending' AND lease_owner = $1 AND id <> ALL($2::bigint[])"""  # noqa: S608  # likewise

@@ -30,12 +30,14 @@ FIRST_CURSOR: ClaimCursor = (EARLIEST_DUE, 0)
 # The index holds scheduled messages only, and a claim starts after the mailing's cursor. So the
 # cost does not grow with the number of messages done, even while an old snapshot keeps claimed rows
 # in the index. Rows that another worker is claiming are skipped.
+# A message is sent with the newest text. But if delivery by an earlier attempt is unknown, the same
+# text is sent again: the client may have got it already.
 # The subselects call volatile functions once. Without one around clock_timestamp(), PostgreSQL
 # would not use it as an index condition and would scan the index to its end. A restored database
 # may not send: then nothing is claimed.
 CLAIM_DUE = """
     WITH due AS MATERIALIZED (
-        SELECT message.id, message.client_id
+        SELECT message.id, message.client_id, mailing.text_version
         FROM unnest($1::bigint[], $5::timestamptz[], $6::bigint[])
             AS last (mailing_id, due_at, id)
         JOIN mailing ON mailing.id = last.mailing_id
@@ -51,13 +53,18 @@ CLAIM_DUE = """
             AND mailing.datetime_end > clock_timestamp() AND (SELECT sending_is_allowed())
     )
     UPDATE message SET status = 'sending', reason = NULL, attempts = attempts + 1,
+        text_version = CASE WHEN message.unknown_reason IS NULL THEN due.text_version
+                            ELSE coalesce(message.text_version, due.text_version) END,
         gateway = $8, lease_owner = $3, lease_expires_at = clock_timestamp() + $4,
         updated_at = now()
     FROM due JOIN client ON client.id = due.client_id
     WHERE message.id = due.id
     RETURNING message.id, message.mailing_id, message.attempts, message.lease_expires_at,
         client.phone, client.time_zone, message.unknown_reason, message.due_at,
-        message.last_failure, message.route, message.gateway, client.opted_out_at IS NOT NULL"""
+        message.last_failure, message.route, message.gateway, client.opted_out_at IS NOT NULL,
+        message.text_version, CASE WHEN message.text_version <> due.text_version THEN (
+            SELECT text FROM mailing_text
+            WHERE mailing_id = message.mailing_id AND version = message.text_version) END"""
 
 
 class ClaimSource(NamedTuple):
@@ -166,6 +173,8 @@ RECORD_RESULTS = f"""
         failures = CASE WHEN result.failure IS NULL THEN failures
                         ELSE {add_failure("result.failure")} END,
         gateway = CASE WHEN {ATTEMPT_WAS_MADE} THEN message.gateway ELSE {LAST_GATEWAY} END,
+        text_version = CASE WHEN {ATTEMPT_WAS_MADE} OR message.unknown_reason IS NOT NULL
+                            THEN message.text_version END,
         route = CASE WHEN result.unknown_reason IS NOT NULL THEN {ONLY_THIS_GATEWAY}
                      WHEN result.excludes_gateway THEN {OTHER_GATEWAYS}
                      ELSE message.route END,

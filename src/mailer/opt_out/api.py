@@ -18,8 +18,9 @@ from msgspec import UNSET, UnsetType
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.access.model import Actor
-from mailer.client.api import uploaded_csv
+from mailer.client.api import uploaded_file, workbook_media
 from mailer.client.model import Phone
+from mailer.client.workbook import XLSX_TYPE
 from mailer.idempotency.model import IdempotencyClaim
 from mailer.opt_out import service, store
 from mailer.opt_out.exporting import export_opt_outs
@@ -58,7 +59,8 @@ class OptOutImportOperation(Operation):
         )
         example = "phone,opted_out_at\n79161234567,2025-01-15T09:30:00Z\n79031234567,\n"
         media = OpenAPIMediaType(schema=text, example=example)
-        self.request_body = RequestBody(content={"text/csv": media}, required=True)
+        content = {"text/csv": media, XLSX_TYPE: workbook_media()}
+        self.request_body = RequestBody(content=content, required=True)
 
 
 class OptOutController(Controller):
@@ -152,12 +154,12 @@ class OptOutController(Controller):
         claim: NamedDependency[IdempotencyClaim | None],
         request: Request[Any, Any, Any],
     ) -> OptOutImportReport:
-        """Opt out all phones of a CSV file.
+        """Opt out all phones of a CSV file or Excel workbook.
 
         All valid lines are stored in one transaction. Invalid lines are rejected and reported, the
         first 100 with every wrong field. Phones that are opted out already count as unchanged.
         """
-        async with uploaded_csv(request, by) as parts:
+        async with uploaded_file(request, by) as parts:
             return await import_opt_outs(engine, parts, by, claim)
 
     @delete("/{opt_out_id:int}", required_scope="write")

@@ -1,6 +1,7 @@
 """Import of opt-outs from a CSV file, in the same way as clients are imported."""
 
 from collections.abc import AsyncIterator, Iterable
+from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import Any, ClassVar
 
@@ -11,16 +12,14 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.access import audit, reauthorize
 from mailer.access.model import Actor
+from mailer.client.columns import PHONE, Column, column_key
 from mailer.client.csv_reader import CsvReader, Record, UnreadableRecord
 from mailer.client.decoding import Encoding, TextDecoder
-from mailer.client.importing import (
-    IMPORT_STATEMENT_TIMEOUT,
-    LOCK_IMPORT,
-    STAGE_BATCH,
-    decode_parts,
-)
+from mailer.client.importing import IMPORT_STATEMENT_TIMEOUT, LOCK_IMPORT
 from mailer.client.phone import ROUNDED_MESSAGE, STORED_FORM, is_rounded, normalize_phone
+from mailer.client.reading import BATCH_SIZE, decode_file
 from mailer.client.rows import MAX_REPORTED_LINES, RejectedField, excerpt, without_value
+from mailer.client.workbook import UploadedFile
 from mailer.clock import database_clock
 from mailer.db.engine import IMPORT_LOCK, asyncpg_connection
 from mailer.idempotency.do_once import do_once
@@ -28,8 +27,6 @@ from mailer.idempotency.model import IdempotencyClaim
 from mailer.opt_out.store import ADD_OPT_OUTS, DIGEST, NOTIFY_OPT_OUTS, stop_messages
 from mailer.time_slices import TimeSlices
 
-OPT_OUT_COLUMNS = ("phone", "opted_out_at")
-"""The columns that a file may have."""
 CANCEL_BATCH = 1_000
 """Clients whose messages one transaction cancels."""
 WRONG_PHONE = "must be 7 and ten more digits, such as 79161234567"
@@ -42,7 +39,7 @@ class OptOutImportReport(msgspec.Struct, frozen=True):
     """Result of an import of opt-outs: counts of lines, without the header and empty lines.
 
     `errors` lists every wrong field of the first 100 rejected lines. `encoding` is the detected
-    encoding of the file; it is absent for UTF-8.
+    encoding of the file; it is absent for UTF-8. `ignored_columns` names the other columns.
     """
 
     EXAMPLE: ClassVar[dict[str, Any]] = {
@@ -50,6 +47,7 @@ class OptOutImportReport(msgspec.Struct, frozen=True):
         "unchanged": 1,
         "rejected": 1,
         "errors": [{"line": 3, "field": "phone", "value": "916", "message": WRONG_PHONE}],
+        "ignored_columns": ["city"],
     }
 
     created: int
@@ -57,6 +55,7 @@ class OptOutImportReport(msgspec.Struct, frozen=True):
     """Lines whose phones were opted out already, or are in the file several times."""
     rejected: int
     errors: list[RejectedField]
+    ignored_columns: list[str]
     encoding: Encoding | UnsetType = UNSET
 
     @property
@@ -102,19 +101,21 @@ async def _import(
 ) -> OptOutImportReport:
     """Read, validate and stage the lines as they arrive; then store them. See `import_opt_outs`."""
     decoder, slices = TextDecoder(), TimeSlices()
-    reader, lines = CsvReader(OPT_OUT_COLUMNS, required=["phone"]), _Lines(database_clock.now())
+    reader, lines = CsvReader(OPT_OUT_COLUMNS), _Lines(database_clock.now())
     await database.execute(CREATE_STAGING_TABLES)
-    async for text in decode_parts(parts, decoder):
-        lines.validate(reader.feed(text))
-        await slices.pause()
-        if len(lines.valid_rows) >= STAGE_BATCH:
-            await _stage(database, lines)
+    async with aclosing(decode_file(UploadedFile(parts), decoder, reader)) as texts:
+        async for text in texts:
+            lines.validate(reader.feed(text))
+            await slices.pause()
+            if len(lines.valid_rows) >= BATCH_SIZE:
+                await _stage(database, lines)
     lines.validate(reader.end())
     await _stage(database, lines)
     # the stored response to a request with an Idempotency-Key must have no personal data
     errors = lines.errors if claim is None else [without_value(error) for error in lines.errors]
     encoding = UNSET if decoder.encoding == "UTF-8" else decoder.encoding
-    report = OptOutImportReport(0, lines.staged, lines.rejected, errors, encoding)
+    ignored = reader.layout.ignored if reader.layout else []
+    report = OptOutImportReport(0, lines.staged, lines.rejected, errors, ignored, encoding)
     async with database.transaction():
         done = await do_once(
             database, claim, lambda: _store(database, report, actor), msgspec.to_builtins
@@ -159,6 +160,17 @@ class _Lines:
         self.rejected += 1
         if self.rejected <= MAX_REPORTED_LINES:
             self.errors += errors
+
+
+OPT_OUT_COLUMNS = (
+    PHONE,
+    Column(
+        "opted_out_at",
+        frozenset(map(column_key, ("opt-out date", "дата отписки", "время отписки", "отписался"))),
+        lambda text: isinstance(_read_time(text, database_clock.now()), datetime),
+    ),
+)
+"""The columns that a file may have."""
 
 
 def _read_time(text: str, now: datetime) -> datetime | str | None:

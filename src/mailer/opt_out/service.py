@@ -11,11 +11,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.access import audit
 from mailer.access.model import Actor
+from mailer.db.engine import AnyConnection
 from mailer.idempotency.do_once import do_once
 from mailer.idempotency.model import IdempotencyClaim
 from mailer.opt_out import store
 from mailer.opt_out.model import OptOut, OptOutNotFoundError, OptOutSource
-from mailer.opt_out.store import Connection
 
 
 class OptOutResult(msgspec.Struct, frozen=True):
@@ -26,7 +26,7 @@ class OptOutResult(msgspec.Struct, frozen=True):
 
 
 async def opt_out_phones(
-    connection: Connection,
+    connection: AnyConnection,
     phones: Sequence[str],
     source: OptOutSource,
     gateway: str | None = None,
@@ -42,7 +42,7 @@ async def opt_out_phones(
     return added
 
 
-async def stop_messages(connection: Connection, opt_outs: Iterable[OptOut]) -> None:
+async def stop_messages(connection: AnyConnection, opt_outs: Iterable[OptOut]) -> None:
     """Stop the marketing messages of the clients of new opt-outs; see `store.stop_messages`."""
     client_ids = [new.client_id for new in opt_outs if new.client_id is not None]
     await store.stop_messages(connection, client_ids)

@@ -6,19 +6,16 @@ before that of its opt-out, so that two of them do not wait for each other in a 
 
 from collections.abc import Collection, Sequence
 
-import asyncpg
 from msgspec.structs import replace
 from sqlalchemy import func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from mailer.db.engine import execute_driver_sql, fetch_driver_sql
+from mailer.db.engine import AnyConnection, execute_driver_sql, fetch_driver_sql
 from mailer.db.paging import Cursor, RowPage, fetch_page
 from mailer.db.tables.client import client
 from mailer.db.tables.opt_out import opt_out, opt_out_count, opt_out_key
 from mailer.mailing.ending import end_set_clause
 from mailer.opt_out.model import OptOut, OptOutNotFoundError, OptOutSource
-
-Connection = AsyncConnection | asyncpg.Connection
 
 CLIENTS_OPTED_OUT = "clients_opted_out"
 """Name of the PostgreSQL notification that clients have opted out. The database function
@@ -64,7 +61,7 @@ OPT_OUT_PHONES = ADD_OPT_OUTS.format(
 
 
 async def add(
-    connection: Connection, phones: Sequence[str], source: OptOutSource, gateway: str | None
+    connection: AnyConnection, phones: Sequence[str], source: OptOutSource, gateway: str | None
 ) -> list[OptOut]:
     """Store the opt-outs of phones, and return the new ones.
 
@@ -88,7 +85,7 @@ CANCEL_MESSAGES = f"""
 NOTIFY_OPT_OUTS = f"SELECT pg_notify('{CLIENTS_OPTED_OUT}', '')"
 
 
-async def stop_messages(connection: Connection, client_ids: Sequence[int]) -> None:
+async def stop_messages(connection: AnyConnection, client_ids: Sequence[int]) -> None:
     """Cancel the scheduled marketing messages of clients who have opted out.
 
     Workers are notified after the commit: they stop messages that they have claimed and not written
@@ -110,7 +107,7 @@ FIND_OPTED_OUT = """
     WHERE client.opted_out_at IS NOT NULL AND mailing.purpose = 'marketing'"""
 
 
-async def find_opted_out(connection: Connection, message_ids: Collection[int]) -> frozenset[int]:
+async def find_opted_out(connection: AnyConnection, message_ids: Collection[int]) -> frozenset[int]:
     """Return the marketing messages of `message_ids` whose clients have opted out."""
     if not message_ids:
         return frozenset()
@@ -139,19 +136,19 @@ OPT_CLIENT_IN = """
     WHERE id = $1 AND deleted_at IS NULL RETURNING phone"""
 
 
-async def remove(connection: Connection, phone: str) -> OptOut | None:
+async def remove(connection: AnyConnection, phone: str) -> OptOut | None:
     """Delete the opt-out of a phone and return it; None if there is none."""
     rows = await fetch_driver_sql(connection, REMOVE_OF_PHONE, (phone,))
     return await _opt_client_in(connection, OptOut(*rows[0])) if rows else None
 
 
-async def remove_by_id(connection: Connection, opt_out_id: int) -> OptOut | None:
+async def remove_by_id(connection: AnyConnection, opt_out_id: int) -> OptOut | None:
     """Delete an opt-out and return it; None if there is none."""
     rows = await fetch_driver_sql(connection, REMOVE_BY_ID, (opt_out_id,))
     return await _opt_client_in(connection, OptOut(*rows[0])) if rows else None
 
 
-async def _opt_client_in(connection: Connection, removed: OptOut) -> OptOut:
+async def _opt_client_in(connection: AnyConnection, removed: OptOut) -> OptOut:
     """Opt the client of a deleted opt-out in; return the opt-out with the client's phone."""
     if removed.client_id is None:
         return removed

@@ -152,6 +152,7 @@ class Inbox:
         for gateway, replies in _replies_by_gateway(batch).items():
             async with self._reply_lock, self._engine.begin() as connection:
                 await add_replies(connection, gateway, replies, batch[-1].at, self._rules)
+            metrics.replies_stored(gateway, len(replies))
 
 
 def _replies_by_gateway(batch: Sequence[_Item]) -> dict[str, list[Reply]]:

@@ -7,12 +7,11 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
-import asyncpg
 import msgspec
 from sqlalchemy import Interval, bindparam, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from mailer.db.engine import execute_driver_sql, fetch_driver_sql
+from mailer.db.engine import AnyConnection, execute_driver_sql, fetch_driver_sql
 from mailer.gateway.callback import Receipt
 from mailer.message.model import StoredReceipt
 from mailer.receipt.decision import (
@@ -47,9 +46,6 @@ class AppliedReceipts(msgspec.Struct):
 
 
 _decode = msgspec.json.Decoder(tuple[StoredReceipt, ...]).decode
-
-Connection = AsyncConnection | asyncpg.Connection
-"""The inbox uses a connection of the driver, which is faster; the periodic jobs one of the pool."""
 
 FIND_BY_GATEWAY_ID = """
     SELECT asked.gateway, asked.gateway_message_id, message.id
@@ -95,7 +91,7 @@ ADD_EARLY = """
 
 
 async def apply_receipts(
-    connection: Connection, received: Sequence[ReceivedReceipt]
+    connection: AnyConnection, received: Sequence[ReceivedReceipt]
 ) -> AppliedReceipts:
     """Apply receipts to their messages, in order; keep those that come too early."""
     ids = await _find_message_ids(connection, received)
@@ -123,7 +119,7 @@ async def apply_receipts(
 
 
 async def _find_message_ids(
-    connection: Connection, received: Sequence[ReceivedReceipt]
+    connection: AnyConnection, received: Sequence[ReceivedReceipt]
 ) -> list[int | None]:
     """Return mailer's id of the message of each receipt; None if it is not known yet."""
     wanted = {
@@ -142,7 +138,7 @@ async def _find_message_ids(
     ]
 
 
-async def _lock_messages(connection: Connection, ids: Iterable[int]) -> dict[int, MessageState]:
+async def _lock_messages(connection: AnyConnection, ids: Iterable[int]) -> dict[int, MessageState]:
     rows = await fetch_driver_sql(connection, LOCK_MESSAGES, (sorted(ids),))
     return {row[0]: _to_state(row) for row in rows}
 
@@ -153,7 +149,7 @@ def _to_state(row: tuple[Any, ...]) -> MessageState:
 
 
 async def _write(
-    connection: Connection, messages: Iterable[tuple[MessageState, MessageState]]
+    connection: AnyConnection, messages: Iterable[tuple[MessageState, MessageState]]
 ) -> None:
     """Write messages, each given as its state before and after, if they have changed."""
     changed = [(old, new) for old, new in messages if new != old]
@@ -177,7 +173,7 @@ async def _write(
     await execute_driver_sql(connection, UPDATE_MESSAGES, values)
 
 
-async def _add_early(connection: Connection, received: Sequence[ReceivedReceipt]) -> None:
+async def _add_early(connection: AnyConnection, received: Sequence[ReceivedReceipt]) -> None:
     values = (
         [each.gateway for each in received],
         [each.receipt.gateway_message_id for each in received],

@@ -21,6 +21,7 @@ from mailer.statuses import (
 class MailingCounts(Counts, frozen=True, kw_only=True):
     """Mailings by status."""
 
+    draft: Total
     scheduled: Total
     running: Total
     paused: Total
@@ -32,7 +33,14 @@ class GeneralStatistics(msgspec.Struct, frozen=True):
     """All mailings by status, and all their messages by status."""
 
     EXAMPLE: ClassVar[dict[str, Any]] = {
-        "mailings": {"scheduled": 1, "running": 1, "paused": 0, "finished": 7, "cancelled": 0},
+        "mailings": {
+            "draft": 2,
+            "scheduled": 1,
+            "running": 1,
+            "paused": 0,
+            "finished": 7,
+            "cancelled": 0,
+        },
         "messages": EXAMPLE_COUNTS,
     }
 
@@ -81,6 +89,13 @@ class GatewayCounts(msgspec.Struct, frozen=True):
     parts: Annotated[Total, Meta(description="Number of SMS of the messages that it accepted.")]
 
 
+class TextVersionCounts(msgspec.Struct, frozen=True):
+    """Messages that were tried with one version of the text, by outcome."""
+
+    text_version: Annotated[int, Meta(ge=1, description="Version of the text in the last attempt.")]
+    messages: OutcomeCounts
+
+
 class Bucket(msgspec.Struct, frozen=True):
     """Outcomes of messages from `start` until the start of the next bucket."""
 
@@ -99,8 +114,8 @@ class MailingStatistics(msgspec.Struct, frozen=True, kw_only=True):
     """Detailed statistics of one mailing.
 
     Once the mailing has started, reasons, operator codes and time zones each add up to `messages`.
-    Attempts and buckets each add up to the messages that have an outcome. Gateways add up to those
-    of them that were tried.
+    Attempts and buckets each add up to the messages that have an outcome. Gateways, and versions of
+    the text, add up to those of them that were tried.
     """
 
     EXAMPLE: ClassVar[dict[str, Any]] = {
@@ -119,6 +134,7 @@ class MailingStatistics(msgspec.Struct, frozen=True, kw_only=True):
         "time_zones": [{"time_zone": "Europe/Moscow", "messages": EXAMPLE_COUNTS}],
         "attempts": [{"attempts": 1, "messages": EXAMPLE_OUTCOMES}],
         "gateways": [{"gateway": "main", "messages": EXAMPLE_OUTCOMES, "parts": 480}],
+        "text_versions": [{"text_version": 1, "messages": EXAMPLE_OUTCOMES}],
         "over_time": {
             "bucket": 60,
             "buckets": [{"start": "2030-01-15T06:00:00Z", "messages": EXAMPLE_OUTCOMES}],
@@ -139,6 +155,10 @@ class MailingStatistics(msgspec.Struct, frozen=True, kw_only=True):
     attempts: Annotated[list[AttemptsCounts], Meta(description="Of messages that have an outcome.")]
     gateways: Annotated[
         list[GatewayCounts], Meta(description="Of messages that have an outcome and were tried.")
+    ]
+    text_versions: Annotated[
+        list[TextVersionCounts],
+        Meta(description="Of messages that have an outcome and were tried."),
     ]
     over_time: Series
     rate: Annotated[

@@ -31,12 +31,13 @@ from mailer.statistics.model import (
     MailingStatistics,
     OperatorCodeCounts,
     ReasonCount,
+    TextVersionCounts,
     TimeZoneCounts,
 )
 from mailer.statistics.over_time import MAX_BUCKETS, outcomes_over_time
 from mailer.statistics.progress import MailingProgress
 from mailer.statistics.store import SendingCount
-from mailer.statuses import MESSAGE_STATUSES, MessageCounts, OutcomeCounts
+from mailer.statuses import DRAFT, MESSAGE_STATUSES, MessageCounts, OutcomeCounts
 
 
 async def general(engine: AsyncEngine) -> GeneralStatistics:
@@ -44,6 +45,7 @@ async def general(engine: AsyncEngine) -> GeneralStatistics:
 
     Settled mailings are counted in one row of totals, so that only the counts of unsettled mailings
     are read. When a mailing is deleted, its outcomes still count, and its unsent messages do not.
+    A draft counts as a mailing; its clients are no messages, because nothing of it is scheduled.
     """
     # in a snapshot, so that a mailing that settles meanwhile is counted once
     async with snapshot(engine) as connection:
@@ -55,6 +57,8 @@ async def general(engine: AsyncEngine) -> GeneralStatistics:
     mailings_by_status.update(finished=settled.finished, cancelled=settled.cancelled)
     messages_by_status = Counter[str](msgspec.structs.asdict(settled.outcomes))
     for totals in unsettled:
+        if totals.status == DRAFT:
+            continue
         messages_by_status.update(msgspec.structs.asdict(totals.messages))
     messages_by_status.update(deleted)
     return GeneralStatistics(
@@ -123,6 +127,13 @@ async def count_in_detail(
         gateways=[
             GatewayCounts(gateway, gateway_counts.outcomes, gateway_counts.parts)
             for gateway, gateway_counts in by_value["gateway"].items()
+        ],
+        text_versions=[
+            TextVersionCounts(version, version_counts.outcomes)
+            for version, version_counts in sorted(
+                (int(key), version_counts)
+                for key, version_counts in by_value["text_version"].items()
+            )
         ],
         over_time=outcomes_over_time(counts.by_second, bucket, max_buckets),
         rate=mailing_progress.rate,

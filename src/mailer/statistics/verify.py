@@ -111,7 +111,8 @@ COMPARE_COUNTERS = text(f"""
         SELECT id FROM mailing WHERE id > :after AND id <= :upper
             AND deleted_at IS NULL AND purge_started_at IS NULL
     ), counted_message AS (
-        SELECT mailing_id, operator_code, time_zone, reason, attempts, gateway, parts, status,
+        SELECT mailing_id, operator_code, time_zone, reason, attempts, gateway, text_version, parts,
+            status,
             CASE WHEN NOT {one_of("status", OPEN)}
                 THEN floor(extract(epoch FROM coalesce(sent_at, updated_at)))::bigint END AS second
         FROM message JOIN compared ON compared.id = mailing_id
@@ -123,6 +124,7 @@ COMPARE_COUNTERS = text(f"""
             ('operator_code', operator_code), ('time_zone', time_zone), ('reason', reason),
             ('attempts', CASE WHEN second IS NOT NULL THEN attempts::text END),
             ('gateway', CASE WHEN second IS NOT NULL THEN gateway END),
+            ('text_version', CASE WHEN second IS NOT NULL THEN text_version::text END),
             ('second', CASE WHEN second IS NOT NULL THEN 'any' END)) AS keys (dimension, key)
         WHERE key IS NOT NULL
         GROUP BY mailing_id, dimension, key

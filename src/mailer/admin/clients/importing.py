@@ -1,4 +1,4 @@
-"""Import of clients from a CSV file: the page, and the results that `import.js` shows there."""
+"""Import of clients from a file: the page, and the results that `import.js` shows there."""
 
 from typing import Any
 
@@ -8,8 +8,12 @@ from litestar.status_codes import HTTP_200_OK
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.access.model import Actor
+from mailer.admin.language import translate_message, use_language
 from mailer.admin.render import PageContext, create_page_context
-from mailer.client.api import MAX_IMPORT_BYTES, import_upload
+from mailer.client.api import MAX_IMPORT_BYTES, import_upload, rejected_answer, uploaded_file
+from mailer.client.importing import ImportOptions
+from mailer.client.previewing import preview_clients
+from mailer.client.rejected import RejectedLines
 from mailer.client.rows import CSV_COLUMNS
 from mailer.web.problems import problem_of
 
@@ -21,8 +25,20 @@ def render_refusal(request: Request[Any, Any, Any], error: Exception) -> Respons
     return context.render_problem("clients/import_refused.html", response)
 
 
+def read_options(
+    request: Request[Any, Any, Any], rejected: RejectedLines | None = None
+) -> ImportOptions:
+    """Return the options in the query: `columns` has the field of each column, with commas."""
+    columns = request.query_params.get("columns")
+    return ImportOptions(None if columns is None else columns.split(","), rejected)
+
+
 class ClientImport(Controller):
-    """The import page."""
+    """The import page.
+
+    The script sends the file again with each request: for the preview, the import and the rejected
+    lines. So no worker has to store it in between.
+    """
 
     path = "/clients/import"
 
@@ -47,5 +63,51 @@ class ClientImport(Controller):
         request: Request[Any, Any, Any],
     ) -> Response[str]:
         """Import a file as the API does, and return the section of the page with the result."""
-        report = await import_upload(engine, request, by)
+        report = await import_upload(engine, request, by, options=read_options(request))
         return await context.render_page("clients/import_report.html", report=report)
+
+    @post(
+        "/preview",
+        required_scope="write",
+        status_code=HTTP_200_OK,
+        request_max_body_size=MAX_IMPORT_BYTES,
+        exception_handlers={Exception: render_refusal},
+    )
+    async def preview_file(
+        self,
+        engine: NamedDependency[AsyncEngine],
+        by: NamedDependency[Actor],
+        context: NamedDependency[PageContext],
+        request: Request[Any, Any, Any],
+    ) -> Response[str]:
+        """Read a file and store nothing; return the section of the page with the preview."""
+        async with uploaded_file(request, by) as parts:
+            preview = await preview_clients(engine, parts, read_options(request))
+        return await context.render_page(
+            "clients/import_preview.html", preview=preview, fields=CSV_COLUMNS
+        )
+
+    @post(
+        "/rejected",
+        required_scope="write",
+        status_code=HTTP_200_OK,
+        request_max_body_size=MAX_IMPORT_BYTES,
+        exception_handlers={Exception: render_refusal},
+    )
+    async def download_rejected(
+        self,
+        engine: NamedDependency[AsyncEngine],
+        by: NamedDependency[Actor],
+        context: NamedDependency[PageContext],
+        request: Request[Any, Any, Any],
+    ) -> Response[Any]:
+        """Read a file and store nothing; return its rejected lines as a file."""
+
+        def translate(message: str) -> str:
+            with use_language(context.viewer.language):
+                return translate_message(message)
+
+        with RejectedLines(translate) as rejected:
+            async with uploaded_file(request, by) as parts:
+                await preview_clients(engine, parts, read_options(request, rejected))
+            return await rejected_answer(rejected, by)

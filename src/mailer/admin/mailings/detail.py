@@ -17,6 +17,7 @@ from mailer.access.model import Actor
 from mailer.admin.form import Form
 from mailer.admin.language import gettext_noop
 from mailer.admin.live import LiveUpdates, Sections
+from mailer.admin.mailings.intent import launch_intent
 from mailer.admin.render import PageContext, redirect_with_flash
 from mailer.clock import database_clock
 from mailer.db.engine import snapshot
@@ -28,7 +29,7 @@ from mailer.forecast.cost_estimate import estimate_cost
 from mailer.forecast.throughput import usable_gateways
 from mailer.gateway.channel import Channels
 from mailer.gateway.sms_parts import count_parts
-from mailer.mailing import activity, service, store
+from mailer.mailing import activity, service, store, texts
 from mailer.mailing.actions import allowed_actions
 from mailer.mailing.activity import with_hold
 from mailer.mailing.api import MailingId
@@ -57,7 +58,9 @@ ACTIONS: Mapping[str, MailingAction] = {
     "cancel": MailingAction(service.cancel, "mailing-cancelled"),
     "delete": MailingAction(service.delete, "mailing-deleted"),
 }
-"""The actions by their verb in the URL. Each has a template with its effects, `{verb}.html`."""
+"""The actions by their verb in the URL. Each has a template with its effects, `{verb}.html`.
+
+`launching.py` has those that send: to launch a draft and to start a mailing now."""
 MAX_CHART_BARS, MAX_TABLE_ROWS = 100, 20
 """Maximum bars of a chart and rows of a table: live updates send them repeatedly."""
 SECTIONS = (
@@ -112,6 +115,7 @@ async def read_mailing_page(
         )
         is_upcoming = not background_work.is_started and not mailing.has_ended
         expected_cost = await _expected_cost(connection, mailing, channels) if is_upcoming else None
+        text_versions = await texts.list_versions(connection, mailing_id)
         recent_replies = await list_recent(connection, MAX_MAILING_REPLIES, mailing_id=mailing_id)
     now = database_clock.now()
     return {
@@ -121,11 +125,14 @@ async def read_mailing_page(
         "wait": mailing_progress.wait,
         "background_work": background_work,
         "counts": counts,
+        "text_versions": text_versions,
         "awaited_receipts": find_awaited_receipts(counts, receipt_wait),
         "expected_cost": expected_cost,
         "recent_replies": recent_replies,
         "replies_url": f"/replies?mailing_id={mailing_id}",
         "actions": allowed_actions(mailing, now),
+        "intent": launch_intent(mailing, now),
+        "now": now,
         "is_over": mailing.datetime_end <= now,
         "time_zones": top_n(
             ((row.time_zone, row.messages) for row in counts.time_zones), MAX_TABLE_ROWS
@@ -227,7 +234,7 @@ class MailingPage(Controller):
             background_work = await activity.get_background_work(connection, mailing_id)
         if verb not in allowed_actions(mailing, database_clock.now()):
             error = gettext_noop("The mailing's current status does not allow this.")
-            return await _render_refusal(
+            return await render_refusal(
                 context, HTTP_409_CONFLICT, error, f"/mailings/{mailing_id}"
             )
         return await context.render_page(
@@ -259,10 +266,10 @@ class MailingPage(Controller):
             status, message = HTTP_503_SERVICE_UNAVAILABLE, str(error)
         else:
             return redirect_with_flash(action.flash, return_path)
-        return await _render_refusal(context, status, message, return_path)
+        return await render_refusal(context, status, message, return_path)
 
 
-async def _render_refusal(
+async def render_refusal(
     context: PageContext, status: int, error: str, return_path: str
 ) -> Response[str]:
     """Return the page that says why an action is refused (409) or is not finished yet (503)."""

@@ -21,7 +21,7 @@ from mailer.admin.language import gettext_noop
 from mailer.client.model import known_zones
 from mailer.errors import FieldError, InvalidError
 from mailer.mailing.client_filter import ClientFilter
-from mailer.mailing.model import Mailing, MailingChange, NewMailing
+from mailer.mailing.model import Mailing, MailingChange, NewMailing, passed_end
 from mailer.validation import check
 
 FILTER_LISTS = ("operator_codes", "tags", "time_zones")
@@ -58,6 +58,7 @@ LOCAL_TIME_PATTERN = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d)?", re.ASCII)
 """A local date and time as `<input type="datetime-local">` sends it."""
 NOT_A_MOMENT = gettext_noop("must be a date and a time")
 NO_SUCH_TIME = gettext_noop("does not exist on that day: the clocks go forward and skip this time")
+NO_AUDIENCE = gettext_noop("must be chosen: all clients, or some of them")
 EMPTY_FILTER = gettext_noop("must have an entry; null means everybody")
 
 FormValues = Mapping[str, str]
@@ -68,7 +69,7 @@ FormValues = Mapping[str, str]
 
 
 def blank_values(now: datetime, zone: str) -> dict[str, str]:
-    """Return the fields of a new mailing: for one day, in the daytime, to all clients."""
+    """Return the fields of a new mailing: for one day, in the daytime, without an audience."""
     start = _next_start(now)
     return {
         **dict.fromkeys(MAILING_FIELDS, ""),
@@ -77,7 +78,6 @@ def blank_values(now: datetime, zone: str) -> dict[str, str]:
         "end": _local_time(start + DEFAULT_DURATION, zone),
         "opens": DEFAULT_OPENS,
         "closes": DEFAULT_CLOSES,
-        "audience": "everybody",
         "on_unknown": "retry",
         "purpose": "marketing",
     }
@@ -161,18 +161,21 @@ def _one_line(text: str) -> str:
 # ---- from the form to the API ----------------------------------------------------------------
 
 
-def read_new(values: FormValues, now: datetime) -> NewMailing:
+def read_new(values: FormValues, now: datetime, *, is_draft: bool) -> NewMailing:
     """Return the mailing that a form describes; raises `InvalidError` with every wrong field."""
-    return _validate(values, unchanged={}, now=now)
+    return _validate(values, unchanged={}, now=now, is_draft=is_draft)
 
 
-def read_change(values: FormValues, mailing: Mailing, now: datetime) -> MailingChange:
+def read_change(
+    values: FormValues, mailing: Mailing, now: datetime, *, is_draft: bool
+) -> MailingChange:
     """Return the changes that a form makes to a mailing: only fields that the user has changed.
 
-    Raises `InvalidError` with every field that would be wrong in the changed mailing.
+    `is_draft` is whether it is a draft after the change, too. Raises `InvalidError` with every
+    field that would be wrong in the changed mailing.
     """
     unchanged = _unchanged_values(values, mailing)
-    changed_mailing = _validate(values, unchanged, now)
+    changed_mailing = _validate(values, unchanged, now, is_draft=is_draft)
     changed_names = [name for name in FORM_FIELDS_BY_NAME if name not in unchanged]
     return MailingChange(**{name: getattr(changed_mailing, name) for name in changed_names})
 
@@ -188,7 +191,8 @@ def read_draft(
     unchanged = {} if mailing is None else _unchanged_values(values, mailing)
     api_values, errors = _read_values(values, unchanged)
     try:
-        check(MailingChange, api_values, now)
+        valid = check(MailingChange, api_values, now)
+        errors += passed_end(valid.provided_values(), now)
     except InvalidError as error:
         errors += error.errors
     wrong_names = {_top_level_name(error) for error in errors}
@@ -220,14 +224,16 @@ def _unchanged_values(values: FormValues, mailing: Mailing) -> dict[str, Any]:
     }
 
 
-def _validate(values: FormValues, unchanged: Mapping[str, Any], now: datetime) -> NewMailing:
+def _validate(
+    values: FormValues, unchanged: Mapping[str, Any], now: datetime, *, is_draft: bool
+) -> NewMailing:
     """Return the mailing that a form describes, with the `unchanged` values of the API.
 
     Raises `InvalidError` with every wrong field, in the order of the form.
     """
     api_values, errors = _read_values(values, unchanged)
     try:
-        new = check(NewMailing, api_values, now)
+        new = check(NewMailing, {**api_values, "draft": is_draft}, now)
     except InvalidError as error:
         # a value that could not be read is absent here, and reported once
         reported = {unreadable.field for unreadable in errors}
@@ -307,7 +313,7 @@ def _read_filter(values: FormValues) -> str | dict[str, list[str]] | None:
                 return filled_in
             raise InvalidError([FieldError("client_filter.operator_codes", EMPTY_FILTER)])
         case _:
-            raise InvalidError([FieldError("client_filter.audience", "is required")])
+            raise InvalidError([FieldError("client_filter.audience", NO_AUDIENCE)])
 
 
 def _split(text: str) -> list[str]:

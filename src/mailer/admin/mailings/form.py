@@ -1,8 +1,6 @@
 """The form that creates, copies or changes a mailing, with a preview beside it."""
 
-from datetime import datetime
 from typing import Annotated, Any
-from zoneinfo import ZoneInfo
 
 import msgspec
 from litestar import Controller, Request, Response, get, post
@@ -16,27 +14,37 @@ from mailer.access.model import Actor
 from mailer.admin.form import MAX_LONG_FORM_BYTES, Form, read_form
 from mailer.admin.language import gettext_noop
 from mailer.admin.mailings import fields
-from mailer.admin.mailings.preview import build_preview, utc_offset
+from mailer.admin.mailings.form_page import FINGERPRINT_FIELD, MailingFormPage
+from mailer.admin.mailings.intent import INTENT_FIELDS, read_intent
 from mailer.admin.render import PageContext, redirect_with_flash
 from mailer.clock import database_clock
 from mailer.errors import FieldError, InvalidError
-from mailer.gateway import routes
 from mailer.gateway.channel import Channels
 from mailer.idempotency.model import IdempotencyClaim
-from mailer.mailing import service, store
+from mailer.mailing import launching, service, store
 from mailer.mailing.actions import ensure_allowed
 from mailer.mailing.api import MailingId
-from mailer.mailing.model import Mailing, MailingStartedError, PurposeFixedError
+from mailer.mailing.model import (
+    ApprovalRequiredError,
+    Mailing,
+    MailingChange,
+    MailingStartedError,
+    NewMailing,
+    PurposeFixedError,
+)
+from mailer.settings import Settings
 from mailer.validation import MAX_ID
 
-FINGERPRINT_FIELD = "seen"
-"""Hidden field with the fingerprint of the mailing that the form was rendered for.
-
-If the mailing has another fingerprint when the form is sent, another user has changed it since.
-"""
+BUTTON_FIELD = "then"
+"""Name of the buttons. Their values: `draft` saves a draft, `edit` shows the form again, any other
+does what the button says: the intent."""
+FORM_FIELDS = (*fields.MAILING_FIELDS, FINGERPRINT_FIELD, BUTTON_FIELD, *INTENT_FIELDS)
 CHANGED_MEANWHILE = gettext_noop(
     "Another user changed this mailing in the meantime. Your input is still here: save again to"
     " replace their changes."
+)
+LAUNCHED_MEANWHILE = gettext_noop(
+    "The mailing is not a draft any more: another user has launched it in the meantime."
 )
 STARTED_MEANWHILE = gettext_noop("The mailing has started in the meantime.")
 HAS_STARTED = gettext_noop("cannot be changed: the mailing has started")
@@ -47,66 +55,20 @@ ChangedId = Annotated[int | None, QueryParameter(name="mailing", ge=1, le=MAX_ID
 """Id of the mailing that a form changes, as in `/mailings/preview?mailing=1`."""
 
 
-class MailingFormPage(msgspec.Struct, frozen=True, kw_only=True):
-    """The page of the mailing form, with what it needs to be rendered."""
-
-    engine: AsyncEngine
-    channels: Channels
-    """The gateways that forecasts and costs rest on."""
-    context: PageContext
-    copy_of: int | None = None
-    """Id of the mailing that the form copies; None if it copies none."""
-    mailing: Mailing | None = None
-    """The mailing that the form changes; None if it creates one."""
-
-    async def render(self, form: Form, status: int = HTTP_200_OK) -> Response[str]:
-        """Return a response with the whole page."""
-        variables = await self._variables(form.values)
-        return await self.context.render_page("mailings/form.html", status, form=form, **variables)
-
-    async def render_preview(self, values: dict[str, str]) -> Response[str]:
-        """Return a response with the preview only."""
-        return await self.context.render_page(
-            "mailings/preview.html", **await self._variables(values)
-        )
-
-    async def _variables(self, values: fields.FormValues) -> dict[str, Any]:
-        """Return the variables of the templates of the form and of the preview."""
-        now, zone = database_clock.now(), fields.zone_of(values)
-        draft, draft_errors = fields.read_draft(values, self.mailing, now)
-        built_preview = await build_preview(
-            self.engine, draft, values["text"], zone, self.channels, self.mailing
-        )
-        async with self.engine.connect() as connection:
-            gateway_names = await routes.gateway_names(connection)
-        has_started = self.mailing is not None and self.mailing.datetime_start <= now
-        return {
-            "preview": built_preview,
-            "draft_errors": draft_errors,
-            "forecast": built_preview.forecast,
-            "capacity": built_preview.capacity,
-            # the form is in its own time zone, even if the viewer chooses another one
-            "form_viewer": msgspec.structs.replace(self.context.viewer, time_zone=zone),
-            "offset": utc_offset(_offset_at(built_preview.day.mailing_start, zone)),
-            "mailing": self.mailing,
-            "has_started": has_started,
-            "copy_of": self.copy_of,
-            "gateway_names": gateway_names,
-        }
-
-
-def _offset_at(moment: datetime, zone: str) -> Any:  # noqa: ANN401  # a timedelta, never None
-    """Return the offset of a time zone from UTC at a moment."""
-    return moment.astimezone(ZoneInfo(zone)).utcoffset()
-
-
 def provide_form_page(
     engine: NamedDependency[AsyncEngine],
     channels: NamedDependency[Channels],
     context: NamedDependency[PageContext],
+    settings: NamedDependency[Settings],
 ) -> MailingFormPage:
     """Return the page of the form for a new mailing."""
-    return MailingFormPage(engine=engine, channels=channels, context=context)
+    return MailingFormPage(
+        engine=engine,
+        channels=channels,
+        context=context,
+        confirm_above=settings.confirm_above,
+        approval_above=settings.approval_above,
+    )
 
 
 def redirect_to_created(mailing_id: int) -> Redirect:
@@ -144,16 +106,25 @@ class MailingForm(Controller):
         claim: NamedDependency[IdempotencyClaim | None],
         copied_id: CopiedId = None,
     ) -> Response[str] | Redirect:
-        """Create a mailing, or show the form again with its errors."""
-        form = Form(await read_form(request, *fields.MAILING_FIELDS, FINGERPRINT_FIELD))
+        """Create a mailing or a draft, ask for confirmation, or show the form with its errors."""
+        form_page = msgspec.structs.replace(form_page, copy_of=copied_id)
+        values = await read_form(request, *FORM_FIELDS)
+        form, is_draft = Form(values), values[BUTTON_FIELD] == "draft"
+        if values[BUTTON_FIELD] == "edit":
+            return await form_page.render(form)
         try:
-            new = fields.read_new(form.values, database_clock.now())
-            mailing = await service.create(form_page.engine, new, by, claim)
+            new = fields.read_new(values, database_clock.now(), is_draft=is_draft)
+            if not is_draft and (question := await _ask(form_page, form, new)):
+                return question
+            mailing = await service.create(
+                form_page.engine, new, by, claim, approval_above=form_page.approval_above
+            )
         except InvalidError as error:
-            form_page = msgspec.structs.replace(form_page, copy_of=copied_id)
             return await form_page.render(
                 form.with_errors(error, fields.MAIN_FIELD_BY_NAME), HTTP_400_BAD_REQUEST
             )
+        except ApprovalRequiredError as error:
+            return await _render_conflict(form_page, form, str(error))
         return redirect_to_created(mailing.id)
 
     @get("/{mailing_id:int}/edit", required_scope="write")
@@ -176,36 +147,25 @@ class MailingForm(Controller):
         by: NamedDependency[Actor],
         mailing_id: MailingId,
     ) -> Response[str] | Redirect:
-        """Save the changes in the form, unless another user has changed the mailing meanwhile."""
+        """Save the changes in the form, unless another user has changed the mailing meanwhile.
+
+        A draft is launched, too, unless the button saves a draft.
+        """
         mailing = await _get_changeable(form_page.engine, mailing_id)
         form_page = msgspec.structs.replace(form_page, mailing=mailing)
-        values = await read_form(request, *fields.MAILING_FIELDS, FINGERPRINT_FIELD)
+        values = await read_form(request, *FORM_FIELDS)
         current_fingerprint = fields.fingerprint(mailing)
         is_outdated = values[FINGERPRINT_FIELD] != current_fingerprint
         values[FINGERPRINT_FIELD] = current_fingerprint  # the form is saved if it is sent again
-        form = Form(values)
-        if is_outdated and _is_saved(values, mailing):  # the form was sent twice
+        form, is_draft = Form(values), values[BUTTON_FIELD] == "draft"
+        if values[BUTTON_FIELD] == "edit":
+            return await form_page.render(form)
+        if is_outdated and _is_saved(values, mailing, is_draft=is_draft):  # sent twice
             return redirect_with_flash("mailing-changed", f"/mailings/{mailing_id}")
-        if is_outdated:
-            refusal = InvalidError([FieldError("", CHANGED_MEANWHILE)])
-            return await form_page.render(form.with_errors(refusal), HTTP_409_CONFLICT)
-        try:
-            changes = fields.read_change(values, mailing, database_clock.now())
-            await service.change(form_page.engine, mailing_id, changes, by)
-        except InvalidError as error:
-            return await form_page.render(
-                form.with_errors(error, fields.MAIN_FIELD_BY_NAME), HTTP_400_BAD_REQUEST
-            )
-        except (MailingStartedError, PurposeFixedError) as error:
-            # show the values that cannot be changed any more
-            fixed_values = fields.values_of(mailing, fields.zone_of(values))
-            values |= {name: fixed_values[name] for name in ("start", "purpose")}
-            wrong_field = "start" if isinstance(error, MailingStartedError) else "purpose"
-            refusal = InvalidError(
-                [FieldError("", STARTED_MEANWHILE), FieldError(wrong_field, HAS_STARTED)]
-            )
-            return await form_page.render(form.with_errors(refusal), HTTP_409_CONFLICT)
-        return redirect_with_flash("mailing-changed", f"/mailings/{mailing_id}")
+        if is_outdated or (is_draft and not mailing.is_draft):
+            conflict = CHANGED_MEANWHILE if is_outdated else LAUNCHED_MEANWHILE
+            return await _render_conflict(form_page, form, conflict)
+        return await _save_or_refuse(form_page, mailing, form, by, is_draft=is_draft)
 
     @post("/preview", status_code=HTTP_200_OK, required_scope="write")
     async def show_preview(
@@ -221,10 +181,89 @@ class MailingForm(Controller):
         return await form_page.render_preview(await read_form(request, *fields.MAILING_FIELDS))
 
 
-def _is_saved(values: fields.FormValues, mailing: Mailing) -> bool:
+async def _ask(form_page: MailingFormPage, form: Form, new: NewMailing) -> Response[str] | None:
+    """Return the page that asks for confirmation; None if the user has agreed already.
+
+    `new` is the mailing as it would be. Raises `InvalidError` for a wrong gateway, so that nobody
+    is asked in vain.
+    """
+    mailing = form_page.mailing
+    async with form_page.engine.connect() as connection:
+        if mailing is None or new.gateway != mailing.gateway:
+            await service.route_columns(connection, {"gateway": new.gateway})
+        intent = await read_intent(
+            connection,
+            mailing,
+            new.client_filter,
+            new.purpose,
+            new.datetime_start,
+            database_clock.now(),
+        )
+    try:
+        if intent.is_agreed(form.values, form_page.confirm_above):
+            return None
+    except InvalidError as error:
+        form = form.with_errors(error)
+        return await form_page.render_confirmation(form, new, intent, HTTP_400_BAD_REQUEST)
+    return await form_page.render_confirmation(form, new, intent)
+
+
+async def _save_or_refuse(
+    form_page: MailingFormPage, mailing: Mailing, form: Form, by: Actor, *, is_draft: bool
+) -> Response[str] | Redirect:
+    """Do what `_save` does, or show the form again with its errors."""
+    try:
+        return await _save(form_page, mailing, form, by, is_draft=is_draft)
+    except InvalidError as error:
+        return await form_page.render(
+            form.with_errors(error, fields.MAIN_FIELD_BY_NAME), HTTP_400_BAD_REQUEST
+        )
+    except (MailingStartedError, PurposeFixedError) as error:
+        # show the values that cannot be changed any more
+        fixed_values = fields.values_of(mailing, fields.zone_of(form.values))
+        fixed = {name: fixed_values[name] for name in ("start", "purpose")}
+        wrong_field = "start" if isinstance(error, MailingStartedError) else "purpose"
+        refusal = InvalidError(
+            [FieldError("", STARTED_MEANWHILE), FieldError(wrong_field, HAS_STARTED)]
+        )
+        form = Form({**form.values, **fixed}).with_errors(refusal)
+        return await form_page.render(form, HTTP_409_CONFLICT)
+    except ApprovalRequiredError as error:
+        return await _render_conflict(form_page, form, str(error))
+
+
+async def _save(
+    form_page: MailingFormPage, mailing: Mailing, form: Form, by: Actor, *, is_draft: bool
+) -> Response[str] | Redirect:
+    """Save the changes in the form; unless `is_draft`, also launch a draft. Or ask before."""
+    changes = fields.read_change(form.values, mailing, database_clock.now(), is_draft=is_draft)
+    if not is_draft:
+        changed = {
+            name: getattr(mailing, name) for name in MailingChange.__struct_fields__
+        } | changes.provided_values()
+        if question := await _ask(form_page, form, NewMailing(**changed)):
+            return question
+    await service.change(
+        form_page.engine, mailing.id, changes, by, approval_above=form_page.approval_above
+    )
+    if mailing.is_draft and not is_draft:
+        await launching.launch(
+            form_page.engine, mailing.id, by, approval_above=form_page.approval_above
+        )
+        return redirect_with_flash("mailing-launched", f"/mailings/{mailing.id}")
+    return redirect_with_flash("mailing-changed", f"/mailings/{mailing.id}")
+
+
+async def _render_conflict(form_page: MailingFormPage, form: Form, message: str) -> Response[str]:
+    """Return the form with an error of the whole form."""
+    refusal = InvalidError([FieldError("", message)])
+    return await form_page.render(form.with_errors(refusal), HTTP_409_CONFLICT)
+
+
+def _is_saved(values: fields.FormValues, mailing: Mailing, *, is_draft: bool) -> bool:
     """Return whether the mailing already has all values of the form."""
     try:
-        changes = fields.read_change(values, mailing, database_clock.now())
+        changes = fields.read_change(values, mailing, database_clock.now(), is_draft=is_draft)
     except InvalidError:
         return False
     return all(getattr(mailing, name) == value for name, value in changes.provided_values().items())

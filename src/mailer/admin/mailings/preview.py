@@ -13,6 +13,7 @@ import msgspec
 from msgspec import UNSET
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from mailer.admin.mailings.intent import Intent, read_intent
 from mailer.client.model import Client
 from mailer.clock import database_clock
 from mailer.forecast import service as forecasts
@@ -150,8 +151,8 @@ class Preview(msgspec.Struct, frozen=True, kw_only=True):
     cost: Cost | None
     """The cost if each client of the audience who has not opted out gets it; None if no gateway has
     a price."""
-    is_start_past: bool
-    """Whether the start has passed, so that the mailing starts as soon as the form is saved."""
+    intent: Intent
+    """What the button of the form does."""
 
 
 async def build_preview(  # noqa: PLR0913, PLR0917  # the form, and what its forecast depends on
@@ -181,7 +182,8 @@ async def build_preview(  # noqa: PLR0913, PLR0917  # the form, and what its for
                 opted_out = await audience.count(connection, client_filter, opted_out=True)
         capacity = await forecasts.read_capacity(connection, gateways, mailing)
         expected_cost = await _expected_cost(connection, draft, mailing, text_preview, channels)
-    start, end = _known_moment(draft.datetime_start), _known_moment(draft.datetime_end)
+        start, end = _known_moment(draft.datetime_start), _known_moment(draft.datetime_end)
+        intent = await read_intent(connection, mailing, client_filter, purpose, start, now)
     day = _preview_day(start, end, now, zone)
     window = window_between(draft.send_interval_time_start, draft.send_interval_time_end)
     zones_by_size = sorted(clients_by_zone.items(), key=lambda item: (-item[1], item[0]))
@@ -203,7 +205,7 @@ async def build_preview(  # noqa: PLR0913, PLR0917  # the form, and what its for
         forecast=await _forecast(engine, draft, gateways, capacity.workers, mailing),
         capacity=capacity,
         cost=expected_cost,
-        is_start_past=start is not None and start <= now,
+        intent=intent,
     )
 
 

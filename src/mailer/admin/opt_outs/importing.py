@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.access.model import Actor
 from mailer.admin.render import PageContext, create_page_context
-from mailer.client.api import uploaded_csv
+from mailer.client.api import uploaded_file
 from mailer.opt_out.api import MAX_OPT_OUT_IMPORT_BYTES
 from mailer.opt_out.importing import import_opt_outs
 from mailer.web.problems import problem_of
@@ -46,6 +46,6 @@ class OptOutImport(Controller):
         request: Request[Any, Any, Any],
     ) -> Response[str]:
         """Import a file as the API does, and return the section of the page with the result."""
-        async with uploaded_csv(request, by) as parts:
+        async with uploaded_file(request, by) as parts:
             report = await import_opt_outs(engine, parts, by)
         return await context.render_page("opt_outs/import_report.html", report=report)

@@ -1,7 +1,8 @@
 """Tables of mailings: the mailings, the counts of their messages, and totals of settled ones.
 
-An *open* mailing may still send something. A *closed* one has ended and has no open message. A
-*settled* one is closed and all its messages are final, so that its counts do not change any more.
+An *open* mailing may still send something. A *closed* one has ended and has no open message, or is
+a draft: nothing of it is sent until a user launches it. A *settled* one has ended and all its
+messages are final, so that its counts do not change any more.
 """
 
 from sqlalchemy import (
@@ -70,6 +71,8 @@ mailing = Table(
     Column("send_interval_time_start", Time),
     Column("send_interval_time_end", Time),
     Column("text", String, nullable=False),
+    # Number of this text. Triggers count each change, and keep all texts in `mailing_text`.
+    Column("text_version", Integer, nullable=False, server_default="1"),
     # null: all clients
     Column("client_filter", JSONB(none_as_null=True)),
     # what happens to a message whose delivery is unknown: `retry` sends it again, `hold` does not
@@ -131,7 +134,12 @@ mailing = Table(
     ),
     CheckConstraint("clients_count >= 0", name="clients_count"),
     CheckConstraint(
-        "NOT is_closed OR status IN ('finished', 'cancelled')", name="closed_has_ended"
+        "NOT is_closed OR status IN ('draft', 'finished', 'cancelled')", name="closed_has_ended"
+    ),
+    # as a closed mailing, a draft is in no index of the dispatcher's work
+    CheckConstraint(
+        "status <> 'draft' OR is_closed AND NOT is_settled AND audience_until IS NULL",
+        name="draft_is_closed",
     ),
     CheckConstraint("NOT is_settled OR is_closed", name="settled_is_closed"),
     CheckConstraint("audience_cursor <= coalesce(audience_until, 0)", name="audience"),
@@ -195,6 +203,22 @@ mailing = Table(
         postgresql_using="gin",
         postgresql_with={"fastupdate": "off"},
     ),
+)
+
+# Each text that a mailing has had, by version, also the present one. Triggers write it.
+mailing_text = Table(
+    "mailing_text",
+    metadata,
+    Column(
+        "mailing_id",
+        BigInteger,
+        ForeignKey("mailing.id", ondelete="CASCADE"),
+        primary_key=True,
+        autoincrement=False,
+    ),
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    Column("text", String, nullable=False),
+    timestamp_now("created_at"),
 )
 
 # Counts of a mailing's messages by status: one row per mailing, updated by triggers on `message` in

@@ -72,6 +72,9 @@ message = Table(
     Column("route", Integer, nullable=False, server_default="1"),
     # gateway of the current attempt, or else of the last one; null when there was none
     Column("gateway", String),
+    # version of the text in the current attempt, or else in the last one; null when there was none,
+    # and for messages of earlier versions of mailer
+    Column("text_version", Integer),
     # id that the gateway gave to the message when it accepted it
     Column("gateway_message_id", String),
     # number of SMS that the text takes; null until the message is accepted

@@ -8,13 +8,11 @@ from urllib.parse import parse_qsl, urlencode
 
 from msgspec.structs import replace
 
-from mailer.gateway.callback import Callback
+from mailer.gateway.callback import MAX_DOCUMENT_BYTES, Callback
 from mailer.json_input import read_json
 
 Field = tuple[bytes, bytes]
 """Name and value."""
-
-MAX_JSON_BYTES = 1_048_576
 
 
 def encode(text: str) -> bytes:
@@ -84,7 +82,7 @@ def _split(text: bytes) -> list[Field]:
 
 
 def _json_fields(body: bytes) -> list[Field]:
-    document = read_json(body, dict[str, Any], limit=MAX_JSON_BYTES)
+    document = read_json(body, dict[str, Any], limit=MAX_DOCUMENT_BYTES)
     fields = []
     for name, value in document.items():
         if isinstance(value, bool) or not isinstance(value, str | int | float):

@@ -17,10 +17,9 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from mailer.gateway.callback import Callback
+from mailer.gateway.callback import MAX_DOCUMENT_BYTES, Callback
 from mailer.gateway.signatures.checks import MAX_SIGNATURE_AGE, fits, is_recent, seconds
 from mailer.gateway.signatures.fields import (
-    MAX_JSON_BYTES,
     Field,
     add_fields,
     body_fields,
@@ -89,5 +88,5 @@ def _escape(value: bytes) -> bytes:
 def _add(callback: Callback, fields: dict[str, str]) -> Callback:
     if not is_json(callback.body):
         return add_fields(callback, fields)
-    document = read_json(callback.body, dict[str, Any], limit=MAX_JSON_BYTES)
+    document = read_json(callback.body, dict[str, Any], limit=MAX_DOCUMENT_BYTES)
     return replace(callback, body=msgspec.json.encode(document | fields))

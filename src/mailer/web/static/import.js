@@ -1,6 +1,9 @@
-// Uploads a file of clients from the import page, and shows the progress and the result. The texts are
-// in data attributes of the form. Parts of the page: the form, the upload (name, progress bar, button to
-// cancel), a line of status, and the report, whose HTML is the server's response.
+// Uploads a file from an import page, and shows the progress and the result. The texts are in data
+// attributes of the form. Parts of the page: the form, the upload (name, progress bar, button to cancel),
+// a line of status, and the report, whose HTML is the server's response.
+//
+// If the form has a text for it, the file is checked first: the report is a preview then. Its buttons
+// send the same file again, with the chosen columns, for one of these actions.
 "use strict";
 
 (() => {
@@ -14,6 +17,16 @@
   const status = find("import-status");
   const report = find("report");
   const texts = form.dataset;
+  const path = location.pathname.replace(/\/$/, "");
+  const ACTIONS = {
+    preview: { path: `${path}/preview`, uploaded: texts.checking, done: texts.checked },
+    import: { path, uploaded: texts.storing, done: texts.done },
+    rejected: { path: `${path}/rejected`, uploaded: texts.checking, done: texts.downloaded },
+  };
+  const XLSX_TYPE = "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet";
+  let currentFile = null; // the file of the report
+  let currentQuery = ""; // the columns that were chosen for it
+
   const UNITS = ["byte", "kilobyte", "megabyte", "gigabyte"];
 
   // Returns a number of bytes in the largest unit in which it is at least 1, such as 1.6 MB.
@@ -31,12 +44,12 @@
   const confirmLeaving = (event) => event.preventDefault();
 
   function showProgress(file) {
-    report.replaceChildren();
     status.classList.remove("visually-hidden");
     status.textContent = texts.sending;
     find("upload-name").textContent = file.name;
     showAmount(0, file.size);
     form.hidden = true;
+    report.hidden = true;
     uploadSection.hidden = false;
     cancel.hidden = false;
     cancel.focus();
@@ -47,6 +60,7 @@
   function showResult(text) {
     removeEventListener("beforeunload", confirmLeaving);
     form.hidden = false;
+    report.hidden = false;
     uploadSection.hidden = true;
     status.textContent = text;
     const reportTitle = find("report-title");
@@ -55,44 +69,83 @@
     (reportTitle || fileField).focus();
   }
 
-  function upload(file) {
+  function download(blob) {
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(blob);
+    link.download = "rejected.csv";
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 60000); // milliseconds: the download has begun
+  }
+
+  // Shows the response to an action: the report, or the file of rejected lines.
+  async function showResponse(name, response, isOk) {
+    if (name === "rejected" && isOk) download(response);
+    else {
+      report.innerHTML = await response.text();
+      // the file must be chosen again: browsers do not send one that was corrected since
+      if (name === "import" || !isOk) form.reset();
+    }
+    showResult(ACTIONS[name].done);
+  }
+
+  function send(name, file, query) {
+    const action = ACTIONS[name];
     const request = new XMLHttpRequest();
-    request.open("POST", location.pathname);
-    request.setRequestHeader("Content-Type", "text/csv");
+    request.open("POST", action.path + query);
+    request.responseType = "blob";
+    request.setRequestHeader("Content-Type", file.name.toLowerCase().endsWith(".xlsx") ? XLSX_TYPE : "text/csv");
     request.setRequestHeader("Accept", "text/html");
     request.upload.onprogress = (event) => showAmount(event.loaded, event.total);
     request.upload.onload = () => {
-      cancel.hidden = true; // too late: the server stores the file, even if the page is closed
-      progress.removeAttribute("value"); // storing takes an unknown time
+      if (name === "import") cancel.hidden = true; // too late: the server stores the file, even if the page is closed
+      progress.removeAttribute("value"); // the rest takes an unknown time
       amount.textContent = formatBytes(file.size);
-      status.textContent = texts.storing;
+      status.textContent = action.uploaded;
     };
     request.onload = () => {
       if (request.status === 401) {
         removeEventListener("beforeunload", confirmLeaving);
         return location.reload(); // redirects to the sign-in page
       }
-      report.innerHTML = request.response;
-      form.reset(); // the file must be chosen again: browsers do not send one that was corrected since
-      showResult(texts.done);
+      showResponse(name, request.response, request.status === 200);
     };
     request.onerror = () => {
+      report.replaceChildren();
       const firstByte = file.slice(0, 1).arrayBuffer(); // fails if the file has changed
       firstByte.then(() => showResult(texts.lost), () => showResult(texts.changed));
     };
-    request.onabort = () => showResult(texts.cancelled);
+    request.onabort = () => {
+      if (name === "rejected") return showResult(""); // the report is still right
+      report.replaceChildren();
+      showResult(texts.cancelled);
+    };
     cancel.onclick = () => request.abort();
+    [currentFile, currentQuery] = [file, query];
     showProgress(file);
     request.send(file);
+  }
+
+  // Returns the query with the columns that are chosen in the preview, or those of the report.
+  function readColumns() {
+    const columns = [...report.querySelectorAll("select[name=column]")].map((field) => field.value);
+    return columns.length ? `?columns=${columns.join(",")}` : currentQuery;
   }
 
   form.addEventListener("submit", (event) => {
     event.preventDefault();
     const [file] = fileField.files;
-    if (file.size > Number(texts.limit)) {
-      report.replaceChildren();
-      showResult(texts.large);
-    } else upload(file);
+    report.replaceChildren();
+    if (file.size > Number(texts.limit)) showResult(texts.large);
+    else send(texts.checking ? "preview" : "import", file, "");
+  });
+  report.addEventListener("click", (event) => {
+    const button = event.target.closest("button[data-action]");
+    if (button) send(button.dataset.action, currentFile, readColumns());
+  });
+  // what the preview says does not hold for other columns, so they must be checked first
+  report.addEventListener("change", (event) => {
+    if (event.target.name !== "column") return;
+    for (const button of report.querySelectorAll("[data-action=import], [data-action=rejected]")) button.disabled = true;
   });
   find("needs-script").hidden = true;
   form.hidden = false;

@@ -118,18 +118,20 @@ const isChangedByUser = (field) => {
 const { userId } = document.body.dataset;
 let isSigningOut = false;
 
-// Stores the input of the first form whose input may be unsaved.
+// Stores the input of the first form whose input may be unsaved. A page that asks for confirmation has the
+// form in hidden fields, and the attribute `data-keep-input`.
 function saveInput() {
   if (!userId || isSigningOut) return;
   const isRefused = document.querySelector("main .error-summary");
-  const hasUnsavedInput = (form) => fields(form).some((field) =>
+  const hasUnsavedInput = (form) => "keepInput" in form.dataset || fields(form).some((field) =>
     field.type !== "hidden" && (sentAt.has(form) || isRefused || isChangedByUser(field)));
   const formIndex = forms().findIndex(hasUnsavedInput);
   if (formIndex < 0) return;
   const form = forms()[formIndex];
   const values = fields(form).map((field) => [field.name, isCheckable(field) ? field.checked : field.value]);
+  const isHidden = "keepInput" in form.dataset;
   const wasSentTo = sentAt.has(form) ? form.getAttribute("action") : null;
-  const input = { userId, path: location.pathname, formIndex, values, wasSentTo, savedAt: Date.now() };
+  const input = { userId, path: location.pathname, formIndex, values, isHidden, wasSentTo, savedAt: Date.now() };
   sessionStorage.setItem(INPUT_KEY, JSON.stringify(input));
 }
 
@@ -155,11 +157,18 @@ function restoreInput() {
   if (!form) return;
   const restorable = fields(form);
   const isSameForm = restorable.map((field) => field.name).join() === input.values.map(([name]) => name).join();
-  if (!isSameForm) return;
-  input.values.forEach(([, value], index) => {
-    if (isCheckable(restorable[index])) restorable[index].checked = value;
-    else restorable[index].value = value;
-  });
+  if (isSameForm) {
+    input.values.forEach(([, value], index) => {
+      if (isCheckable(restorable[index])) restorable[index].checked = value;
+      else restorable[index].value = value;
+    });
+  } else if (input.isHidden) { // the form itself instead of the page that asks for confirmation
+    const byName = new Map(input.values);
+    for (const field of restorable.filter((field) => byName.has(field.name))) {
+      if (isCheckable(field)) field.checked = field.value === byName.get(field.name);
+      else field.value = byName.get(field.name);
+    }
+  } else return;
   if (input.wasSentTo) form.setAttribute("action", input.wasSentTo);
   document.getElementById("restored-input").hidden = false;
   form.dispatchEvent(new Event("input", { bubbles: true })); // updates the preview

@@ -1,0 +1,112 @@
+"""The page of the mailing form with its preview, and the page that asks for confirmation."""
+
+from datetime import datetime
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import msgspec
+from litestar import Response
+from litestar.status_codes import HTTP_200_OK
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from mailer.admin.form import Form
+from mailer.admin.mailings import fields
+from mailer.admin.mailings.intent import Intent
+from mailer.admin.mailings.preview import build_preview, utc_offset
+from mailer.admin.render import PageContext
+from mailer.clock import database_clock
+from mailer.gateway import routes
+from mailer.gateway.channel import Channels
+from mailer.mailing.model import Mailing, NewMailing
+
+FINGERPRINT_FIELD = "seen"
+"""Hidden field with the fingerprint of the mailing that the form was rendered for.
+
+If the mailing has another fingerprint when the form is sent, another user has changed it since.
+"""
+
+
+class MailingFormPage(msgspec.Struct, frozen=True, kw_only=True):
+    """The page of the mailing form, with what it needs to be rendered."""
+
+    engine: AsyncEngine
+    channels: Channels
+    """The gateways that forecasts and costs rest on."""
+    context: PageContext
+    confirm_above: int
+    """Number of clients above which the user must type their number."""
+    approval_above: int | None
+    """Number of clients above which a second user must launch a mailing; None: never."""
+    copy_of: int | None = None
+    """Id of the mailing that the form copies; None if it copies none."""
+    mailing: Mailing | None = None
+    """The mailing that the form changes; None if it creates one."""
+
+    async def render(self, form: Form, status: int = HTTP_200_OK) -> Response[str]:
+        """Return a response with the whole page."""
+        variables = await self._variables(form.values)
+        return await self.context.render_page("mailings/form.html", status, form=form, **variables)
+
+    async def render_confirmation(
+        self, form: Form, new: NewMailing, intent: Intent, status: int = HTTP_200_OK
+    ) -> Response[str]:
+        """Return the page that asks whether to do what the form would do.
+
+        It contains the form in hidden fields. `new` is the mailing as it would be.
+        """
+        return await self.context.render_page(
+            "mailings/confirm.html",
+            status,
+            form=form,
+            new=new,
+            intent=intent,
+            must_type=intent.must_type(self.confirm_above),
+            mailing=self.mailing,
+            zone=fields.zone_of(form.values),
+            now=database_clock.now(),
+            kept_fields=(*fields.MAILING_FIELDS, FINGERPRINT_FIELD),
+        )
+
+    async def render_preview(self, values: dict[str, str]) -> Response[str]:
+        """Return a response with the preview only."""
+        return await self.context.render_page(
+            "mailings/preview.html", **await self._variables(values)
+        )
+
+    def has_started(self, now: datetime) -> bool:
+        """Return whether the start of the mailing has passed, so that it is fixed."""
+        mailing = self.mailing
+        return mailing is not None and not mailing.is_draft and mailing.datetime_start <= now
+
+    async def _variables(self, values: fields.FormValues) -> dict[str, Any]:
+        """Return the variables of the templates of the form and of the preview."""
+        now, zone = database_clock.now(), fields.zone_of(values)
+        draft, draft_errors = fields.read_draft(values, self.mailing, now)
+        built_preview = await build_preview(
+            self.engine, draft, values["text"], zone, self.channels, self.mailing
+        )
+        async with self.engine.connect() as connection:
+            gateway_names = await routes.gateway_names(connection)
+        intent = built_preview.intent
+        needs_approval = intent.kind != "save" and self.approval_above is not None
+        return {
+            "preview": built_preview,
+            "intent": intent,
+            "now": now,
+            "needs_approval": needs_approval and intent.must_type(self.approval_above or 0),
+            "draft_errors": draft_errors,
+            "forecast": built_preview.forecast,
+            "capacity": built_preview.capacity,
+            # the form is in its own time zone, even if the viewer chooses another one
+            "form_viewer": msgspec.structs.replace(self.context.viewer, time_zone=zone),
+            "offset": utc_offset(_offset_at(built_preview.day.mailing_start, zone)),
+            "mailing": self.mailing,
+            "has_started": self.has_started(now),
+            "copy_of": self.copy_of,
+            "gateway_names": gateway_names,
+        }
+
+
+def _offset_at(moment: datetime, zone: str) -> Any:  # noqa: ANN401  # a timedelta, never None
+    """Return the offset of a time zone from UTC at a moment."""
+    return moment.astimezone(ZoneInfo(zone)).utcoffset()

@@ -1,0 +1,91 @@
+"""Preview of an import: how a file is understood, before anything is stored."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
+
+import msgspec
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from mailer.client.decoding import Encoding
+from mailer.client.importing import AS_DETECTED, ImportOptions
+from mailer.client.layout import Layout, LayoutError
+from mailer.client.reading import ClientFile, usable_zones
+from mailer.client.rows import RejectedField, StagedRow
+from mailer.db.engine import asyncpg_connection
+from mailer.errors import FieldError
+
+PREVIEW_ROWS = 5
+"""Valid rows that a preview shows."""
+
+
+class PreviewRow(msgspec.Struct, frozen=True):
+    """A client as the import would create it."""
+
+    phone: str
+    operator_code: str
+    tag: str | None
+    time_zone: str
+
+
+class ImportPreview(msgspec.Struct, frozen=True):
+    """How a file is understood, and what an import would store."""
+
+    layout: Layout
+    layout_errors: Sequence[FieldError]
+    """Why the file cannot be imported with these columns; no line was read then."""
+    is_workbook: bool
+    """Whether the file is an Excel workbook."""
+    encoding: Encoding
+    rows: list[PreviewRow]
+    """The first valid lines."""
+    valid: int
+    """The number of valid lines."""
+    rejected: int
+    errors: list[RejectedField]
+    """Every wrong field of the first 100 rejected lines."""
+
+    @property
+    def unlisted(self) -> int:
+        """The number of rejected lines that `errors` does not list."""
+        return self.rejected - len({error.line for error in self.errors})
+
+
+async def preview_clients(
+    engine: AsyncEngine, parts: AsyncIterator[bytes], options: ImportOptions = AS_DETECTED
+) -> ImportPreview:
+    """Read a file as an import does, and store nothing.
+
+    Raises `InvalidError` when no columns can be found in the file. No connection to the database is
+    in use while the file arrives.
+    """
+    async with engine.connect() as connection:
+        zones = await usable_zones(await asyncpg_connection(connection))
+    file = ClientFile(parts, zones, options.columns, options.rejected)
+    valid, first_rows = 0, list[StagedRow]()
+    errors: Sequence[FieldError] = ()
+    try:
+        async with aclosing(file.batches()) as batches:
+            async for _ in batches:
+                rows = file.validator.valid_rows
+                first_rows += rows[: PREVIEW_ROWS - len(first_rows)]
+                valid += len(rows)
+                rows.clear()
+    except LayoutError as error:
+        errors = error.errors
+        async for _ in parts:  # the rest of the upload, so that the response can be sent
+            pass
+    return ImportPreview(
+        layout=file.layout,
+        layout_errors=errors,
+        is_workbook=file.uploaded.is_workbook,
+        encoding=file.decoder.encoding,
+        rows=[_preview_row(row) for row in first_rows],
+        valid=valid,
+        rejected=file.validator.rejected,
+        errors=file.validator.errors,
+    )
+
+
+def _preview_row(row: StagedRow) -> PreviewRow:
+    _, phone, code, tag, written_tag, zone = row
+    return PreviewRow(phone, code or phone[1:4], written_tag or tag, zone or "UTC")

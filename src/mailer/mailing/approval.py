@@ -1,0 +1,50 @@
+"""Approval of large mailings by a second user, if `MAILER_REQUIRE_APPROVAL` is set.
+
+A mailing for more clients than a limit is then saved as a draft by one user, or API key, and
+launched by another one. After that, its text and its audience are fixed. The audit log tells who
+has created or changed the draft last.
+
+`approval_above` is the limit, a number of clients; None if no approval is required.
+"""
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from mailer.access.model import Actor
+from mailer.mailing.client_filter import ClientFilter
+from mailer.mailing.model import ApprovalRequiredError, Mailing, Purpose
+from mailer.mailing.reach import count_reached
+
+APPROVED_FIELDS = frozenset({"text", "client_filter", "purpose"})
+"""Fields that are fixed once a large mailing is launched: what is sent, and to whom."""
+
+LAST_AUTHOR = text("""
+    SELECT actor_kind, actor_id FROM audit
+    WHERE target_kind = 'mailing' AND target_id = :mailing_id
+        AND action IN ('mailing_created', 'mailing_changed')
+    ORDER BY id DESC LIMIT 1""")
+
+
+async def ensure_small(
+    connection: AsyncConnection,
+    client_filter: ClientFilter,
+    purpose: Purpose,
+    approval_above: int | None,
+) -> None:
+    """Raise `ApprovalRequiredError` if an audience is so large that a second user must launch."""
+    if approval_above is None:
+        return
+    if await count_reached(connection, client_filter, purpose) > approval_above:
+        raise ApprovalRequiredError
+
+
+async def ensure_approved(
+    connection: AsyncConnection, draft: Mailing, actor: Actor, approval_above: int | None
+) -> None:
+    """Raise `ApprovalRequiredError` if `actor` wrote a large draft last, and so may not launch it.
+
+    The draft must be locked, so that nobody changes it meanwhile.
+    """
+    author = (await connection.execute(LAST_AUTHOR, {"mailing_id": draft.id})).one_or_none()
+    if author is None or (author.actor_kind, author.actor_id) == (actor.kind, actor.id):
+        await ensure_small(connection, draft.client_filter, draft.purpose, approval_above)

@@ -1,0 +1,110 @@
+"""Use cases that launch a draft, or start a mailing now instead of at its start.
+
+Both write their audit log entry in the transaction that makes the change.
+"""
+
+from typing import Any
+
+import structlog
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from mailer.access.model import Actor
+from mailer.clock import database_clock
+from mailer.idempotency.do_once import do_once
+from mailer.idempotency.model import IdempotencyClaim
+from mailer.mailing import audience, store
+from mailer.mailing.approval import ensure_approved
+from mailer.mailing.auditing import write_audit_entry
+from mailer.mailing.model import Mailing
+from mailer.mailing.service import ensure_consistent, lock_for, route_columns
+
+log = structlog.get_logger()
+
+
+async def launch(
+    engine: AsyncEngine,
+    mailing_id: int,
+    actor: Actor,
+    claim: IdempotencyClaim | None = None,
+    *,
+    approval_above: int | None = None,
+) -> Mailing:
+    """Launch a draft: it is scheduled. Workers start it at once when it is already due.
+
+    Raises `MailingNotFoundError`, `MailingNotDraftError`, `ApprovalRequiredError`, and
+    `InvalidError` when the end of the draft has passed or its gateway is not configured any more.
+    """
+    async with engine.begin() as connection:
+        done = await do_once(
+            connection, claim, lambda: _launch(connection, mailing_id, actor, approval_above)
+        )
+        launched = await store.get(connection, mailing_id)
+    if not done.is_repeat:
+        log.info("mailing_launched", mailing_id=mailing_id, clients=launched.clients_count)
+    return launched
+
+
+async def start_now(
+    engine: AsyncEngine, mailing_id: int, actor: Actor, *, approval_above: int | None = None
+) -> Mailing:
+    """Set the start of a scheduled mailing or a draft to now, and launch the draft.
+
+    Raises what `launch` raises, `MailingEndedError`, and `MailingRunsError` for other mailings.
+    """
+    async with engine.begin() as connection:
+        mailing = await lock_for(connection, "start", mailing_id)
+        start = {"datetime_start": database_clock.now()}
+        if mailing.is_draft:
+            await _launch_locked(connection, mailing, actor, approval_above, start)
+        else:
+            ensure_consistent(mailing, start)
+            await _save(connection, mailing, actor, "mailing_changed", start)
+        started = await store.get(connection, mailing_id)
+    log.info("mailing_started_now", mailing_id=mailing_id, clients=started.clients_count)
+    return started
+
+
+async def _launch(
+    connection: AsyncConnection, mailing_id: int, actor: Actor, approval_above: int | None
+) -> int:
+    """Launch a draft in the caller's transaction; return its id."""
+    draft = await lock_for(connection, "launch", mailing_id)
+    return await _launch_locked(connection, draft, actor, approval_above, {})
+
+
+async def _launch_locked(
+    connection: AsyncConnection,
+    draft: Mailing,
+    actor: Actor,
+    approval_above: int | None,
+    changes: dict[str, Any],
+) -> int:
+    """Launch a locked draft with `changes`; return its id."""
+    ensure_consistent(draft, changes)
+    await ensure_approved(connection, draft, actor, approval_above)
+    columns = {
+        **changes,
+        **await route_columns(connection, {"gateway": draft.gateway}),
+        "status": "scheduled",
+        "is_closed": False,
+        "clients_count": await audience.count(connection, draft.client_filter),
+    }
+    return await _save(connection, draft, actor, "mailing_launched", columns)
+
+
+async def _save(
+    connection: AsyncConnection,
+    mailing: Mailing,
+    actor: Actor,
+    action: str,
+    columns: dict[str, Any],
+) -> int:
+    """Change columns of a locked mailing, write the audit log, and return the mailing's id."""
+    await store.change(connection, mailing.id, columns)
+    await store.notify_mailings_changed(connection)
+    before = {"status": mailing.status, "datetime_start": mailing.datetime_start}
+    changed_before = {name: value for name, value in before.items() if name in columns}
+    await write_audit_entry(
+        connection, actor, action, mailing.id, before=changed_before, after=columns
+    )
+    return mailing.id

@@ -1,0 +1,21 @@
+"""Read the versions of the text of a mailing, with the messages that were sent with each."""
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from mailer.db.tables.mailing import mailing_text
+from mailer.mailing.model import TextVersion
+from mailer.message import counters
+from mailer.message.counters import Counters
+
+
+async def list_versions(connection: AsyncConnection, mailing_id: int) -> list[TextVersion]:
+    """Return all versions of the text of a mailing, the newest first.
+
+    Their counts agree if the transaction is a snapshot.
+    """
+    columns = (mailing_text.c.version, mailing_text.c.text, mailing_text.c.created_at)
+    statement = select(*columns).where(mailing_text.c.mailing_id == mailing_id)
+    rows = await connection.execute(statement.order_by(mailing_text.c.version.desc()))
+    counts = await counters.get_by_text_version(connection, mailing_id)
+    return [TextVersion(*row, counts.get(row.version, Counters()).outcomes) for row in rows]
