@@ -1556,6 +1556,8 @@ CREATE INDEX idempotency_created_at_idx ON idempotency USING btree (created_at);
 
 CREATE INDEX idempotency_refusal_idx ON idempotency USING btree (owner) WHERE (status >= 400);
 
+CREATE INDEX mailing_active_idx ON mailing USING gist (tstzrange(datetime_start, GREATEST(datetime_start, updated_at), '[]'::text)) WHERE (is_settled AND (deleted_at IS NULL));
+
 CREATE INDEX mailing_changed_idx ON mailing USING btree (changed_by);
 
 CREATE INDEX mailing_deleted_idx ON mailing USING btree (id) WHERE (deleted_at IS NOT NULL);

@@ -16,7 +16,12 @@ from mailer.admin.router import HANDLERS, site_router
 from mailer.client.api import ClientController
 from mailer.erasure import ErasureController
 from mailer.gateway.channel import Channels
-from mailer.gateway_control.api import GatewayController
+from mailer.gateway_control.api import (
+    TEST_BURST,
+    TEST_RATE,
+    GatewayController,
+    MailingTestController,
+)
 from mailer.idempotency.middleware import Idempotency, claim_of
 from mailer.limits import RateLimiter
 from mailer.mailing.api import MailingController
@@ -79,6 +84,7 @@ def create_app(  # noqa: PLR0913  # the dependencies of the handlers
         "settings": settings,
         "provider": provider,
         "oidc_rate": RateLimiter(OIDC_RATE),
+        "test_rate": RateLimiter(TEST_RATE, burst=TEST_BURST),
         "startup": startup,
         "why_not_ready": why_not_ready,
         "webhook_addresses": webhook_addresses,
@@ -93,6 +99,7 @@ def create_app(  # noqa: PLR0913  # the dependencies of the handlers
             MessageController,
             StatisticsController,
             GatewayController,
+            MailingTestController,
             WebhookController,
             ReplyController,
             AuditController,

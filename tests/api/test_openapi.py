@@ -12,6 +12,7 @@ from tests.asgi_client import inside
 
 from mailer.app import create_app
 from mailer.client.model import ClientChange, NewClient
+from mailer.gateway_control.testing_model import MailingTest
 from mailer.mailing.model import MailingChange, NewMailing
 from mailer.opt_out.model import OptOutPhone
 from mailer.statuses import MAILING_STATUSES
@@ -44,6 +45,7 @@ CALLS: dict[Call, str] = {
     ("get", "/api/v1/mailings/{mailing_id}/statistics"): "200",
     ("get", "/api/v1/mailings/{mailing_id}/versions"): "200",
     **{("post", f"/api/v1/mailings/{{mailing_id}}/{call}"): "200" for call in ACTIONS},
+    ("post", "/api/v1/mailings/{mailing_id}/test"): "200",
     ("post", "/api/v1/clients/import"): "200",
     ("get", "/api/v1/opt-outs"): "200",
     ("post", "/api/v1/opt-outs"): "201 200",
@@ -98,6 +100,7 @@ BODIES: dict[Call, type[Input]] = {
     ("post", "/api/v1/opt-outs/delete"): OptOutPhone,
     ("post", "/api/v1/mailings"): NewMailing,
     ("patch", "/api/v1/mailings/{mailing_id}"): MailingChange,
+    ("post", "/api/v1/mailings/{mailing_id}/test"): MailingTest,
     ("post", "/api/v1/webhooks"): NewWebhook,
     ("patch", "/api/v1/webhooks/{webhook_id}"): WebhookChange,
     ("post", "/api/v1/webhooks/{webhook_id}/redeliver"): Redelivery,

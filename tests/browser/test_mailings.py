@@ -294,6 +294,29 @@ async def test_pause_and_undo_work_without_scripts(browser: Browser, mailer: Mai
     await context.close()
 
 
+@every_page_state
+async def test_a_mailing_is_sent_as_a_test(
+    page: Page, page_errors: PageErrors, page_state: PageState, mailer: MailerProcess
+) -> None:
+    page_errors.expect("status", "400 POST at .*/test")
+    mailing_id = await add_mailing(mailer)
+    await page.goto(f"/mailings/{mailing_id}")
+    await expect(page.locator("html")).to_have_attribute("lang", page_state.locale[:2])
+    section = page.locator("#test")
+    phones = section.get_by_role("textbox")
+
+    await phones.fill("12")
+    await section.get_by_role("button").click()
+    await expect(phones).to_have_attribute("aria-invalid", "true")
+    await check_accessibility(page)
+    await phones.fill("+7 (916) 123-45-67, 8 903 123-45-68")
+    await section.get_by_role("button").click()
+    results = page.get_by_role("status").get_by_role("listitem")
+    await expect(results).to_have_count(2)
+    await check_accessibility(page)
+    assert await overflows(page) == []
+
+
 async def test_failed_messages_are_retried(page: Page, mailer: MailerProcess) -> None:
     mailing_id = await add_finished_with_failure(mailer, "retried", 2)
     await page.goto(f"/mailings/{mailing_id}")

@@ -78,6 +78,8 @@ PAGES = (
     "/gateways/default",
     "/gateways/default/pause",
     "/gateways/default/release-unknown",
+    "/reports",
+    "/reports?date=2020-01-15",
     "/webhooks",
     "/webhooks/new",
     "/audit",
@@ -90,6 +92,7 @@ NOT_IN_OTHER_FILES = (
     "/",
     "/mailings/{coming}/cancel",
     "/gateways/default/release-unknown",
+    "/reports",
     "/system",
     "/nothing",
 )

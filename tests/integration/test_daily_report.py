@@ -7,15 +7,32 @@ from zoneinfo import ZoneInfo
 
 import msgspec
 import pytest
-from sqlalchemy import text
+from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncEngine
-from tests.factories import HOUR, NOON, add_clients, add_mailing, add_messages, do, execute
+from tests.factories import (
+    HOUR,
+    NOON,
+    add_clients,
+    add_mailing,
+    add_mailings,
+    add_messages,
+    do,
+    execute,
+)
 
 from mailer.daily_report.outcomes import FailureCount
 from mailer.daily_report.render import render_html, render_text
-from mailer.daily_report.report import MAX_LISTED, DailyReport, daily_report, day_bounds
+from mailer.daily_report.report import (
+    MAX_LISTED,
+    DailyReport,
+    daily_report,
+    day_bounds,
+    was_active,
+)
+from mailer.db.tables.mailing import mailing as mailing_table
 from mailer.errors import InvalidError
 from mailer.message import counters
+from mailer.sample_data import SampleMailing
 from mailer.statistics.model import GatewayCounts
 from mailer.statuses import (
     MESSAGE_STATUSES,
@@ -204,6 +221,32 @@ async def test_a_mailing_is_listed_until_the_day_on_which_it_is_settled(
     report = await daily_report(engine, DAY, "UTC")
 
     assert [mailing.id for mailing in report.mailings] == [not_settled, settled]
+
+
+async def test_a_mailing_that_was_cancelled_before_its_start_was_never_active(
+    engine: AsyncEngine,
+) -> None:
+    await add_mailing(engine, status="cancelled")
+    await execute(engine, "UPDATE mailing SET updated_at = datetime_start - interval '1 day'")
+
+    for day in (DAY - timedelta(days=1), DAY):
+        assert (await daily_report(engine, day, "UTC")).mailings == []
+
+
+async def test_old_days_do_not_read_all_mailings_since_then(engine: AsyncEngine) -> None:
+    await add_mailings(
+        engine,
+        *(SampleMailing(start=NOON + n * 24 * HOUR, status="finished") for n in range(1_000)),
+    )
+    await execute(engine, "ANALYZE mailing")
+    day = DAY + timedelta(days=500)
+    active = select(mailing_table.c.id).where(was_active(*day_bounds(day, ZoneInfo("UTC"))))
+
+    assert (await daily_report(engine, day, "UTC")).mailings_count == 1
+    query = active.compile(engine.sync_engine, compile_kwargs={"literal_binds": True})
+    async with engine.connect() as connection:
+        plan = (await connection.exec_driver_sql(f"EXPLAIN {query}")).scalars().all()
+    assert not [line for line in plan if "Seq Scan" in line]
 
 
 async def test_later_and_deleted_mailings_are_not_listed(engine: AsyncEngine) -> None:

@@ -81,6 +81,14 @@ EXPECTED: dict[Action, dict[MailingStatus, type[ConflictError] | None]] = {
         "finished": None,
         "cancelled": None,
     },
+    "test": {
+        "draft": None,
+        "scheduled": None,
+        "running": None,
+        "paused": None,
+        "finished": MailingEndedError,
+        "cancelled": MailingEndedError,
+    },
     "cancel": {
         "draft": MailingDraftError,
         "scheduled": None,

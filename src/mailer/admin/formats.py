@@ -1,12 +1,12 @@
 """Filters of the templates: values as text in the language of the current `use_language` block."""
 
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
 from typing import Any, Protocol
 from zoneinfo import ZoneInfo
 
-from babel.dates import format_datetime, format_timedelta
+from babel.dates import format_date, format_datetime, format_timedelta
 from babel.numbers import format_decimal, format_percent
 from markupsafe import Markup
 
@@ -93,6 +93,12 @@ def format_local_time(moment: datetime, zone: str, pattern: str = DATETIME_FORMA
     )
 
 
+def format_day(day: date) -> str:
+    """Return a day with its weekday, such as `Monday, 30 November 2026`."""
+    text = str(format_date(day, "EEEE, d MMMM y", locale(current_language())))
+    return text[0].upper() + text[1:]
+
+
 def format_moment(moment: datetime, viewer: Viewer, pattern: str = DATETIME_FORMAT) -> Markup:
     """Return a moment in the viewer's time zone, as a `<time>` element with UTC in its title."""
     return _format_moment(moment, viewer.time_zone, pattern, current_language())
@@ -157,6 +163,7 @@ FILTERS: Mapping[str, Callable[..., Any]] = {
     "money": format_money,
     "percent": format_share,
     "clock": format_local_time,
+    "day": format_day,
     "moment": format_moment,
     "is_past": is_past,
     "duration": format_duration,

@@ -23,12 +23,14 @@ from mailer.admin.mailings.form import MailingForm
 from mailer.admin.mailings.index import MailingList
 from mailer.admin.mailings.launching import MailingLaunch
 from mailer.admin.mailings.messages import MessageList
+from mailer.admin.mailings.testing import MailingTestForm
 from mailer.admin.opt_outs.importing import OptOutImport
 from mailer.admin.opt_outs.index import OptOuts
 from mailer.admin.redirects import own_path, redirect_back_url
 from mailer.admin.render import create_page_context, provide_page_context
 from mailer.admin.replies.detail import ReplyPage
 from mailer.admin.replies.index import ReplyList
+from mailer.admin.reports.daily import ReportPage
 from mailer.admin.system.audit import Audit
 from mailer.admin.system.index import System
 from mailer.admin.system.overview import Overview
@@ -112,6 +114,7 @@ def site_router() -> Router:
             MailingForm,
             MailingLaunch,
             MailingPage,
+            MailingTestForm,
             MessageList,
             Clients,
             ClientImport,
@@ -119,6 +122,7 @@ def site_router() -> Router:
             OptOutImport,
             ReplyList,
             ReplyPage,
+            ReportPage,
             Audit,
             System,
             GatewayList,

@@ -24,14 +24,7 @@ def render_html(report: DailyReport) -> str:
 
     It has no images: its bars are table cells, which every common mail program shows at once.
     """
-    return (
-        _templates()
-        .get_template("daily.html")
-        .render(
-            report=report,
-            max_per_hour=max((hour.messages.total for hour in report.hours), default=0),
-        )
-    )
+    return _templates().get_template("daily.html").render(report=report)
 
 
 def bar_widths(counts: OutcomeCounts | MessageCounts, whole: int) -> Iterator[tuple[str, float]]:

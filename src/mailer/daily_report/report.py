@@ -8,7 +8,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import msgspec
-from sqlalchemy import ColumnElement, Row, and_, func, not_, or_, select
+from sqlalchemy import ColumnElement, Row, and_, func, literal_column, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.daily_report.outcomes import (
@@ -18,10 +18,10 @@ from mailer.daily_report.outcomes import (
     count_failures,
 )
 from mailer.db.engine import snapshot
-from mailer.db.tables.mailing import mailing
+from mailer.db.tables.mailing import ACTIVE_PERIOD, mailing
 from mailer.errors import FieldError, InvalidError
 from mailer.mailing.model import FIRST_MOMENT, LAST_MOMENT
-from mailer.mailing.store import NOT_DELETED, select_mailings, to_mailing
+from mailer.mailing.store import NOT_DELETED, UNSETTLED, select_mailings, to_mailing
 from mailer.message.outcomes import HOUR_SECONDS, count_by_hour
 from mailer.statistics.model import Bucket, GatewayCounts
 from mailer.statistics.service import counts_from_mailing
@@ -80,6 +80,11 @@ class DailyReport(msgspec.Struct, frozen=True, kw_only=True):
         return [hour for hour in self.hours if any(msgspec.structs.astuple(hour.messages))]
 
     @property
+    def max_per_hour(self) -> int:
+        """Return the outcomes of the hour with most of them: its bar has the full width."""
+        return max((hour.messages.total for hour in self.hours), default=0)
+
+    @property
     def outcomes(self) -> OutcomeCounts:
         """Return the outcomes of the whole day."""
         hours = [hour.messages for hour in self.hours]
@@ -95,7 +100,7 @@ async def daily_report(engine: AsyncEngine, day: date, time_zone: str) -> DailyR
     """
     zone = ZoneInfo(time_zone)
     start, end = day_bounds(day, zone)
-    is_active = _was_active(start, end)
+    is_active = was_active(start, end)
     async with snapshot(engine) as connection:
         total = await _get_total(connection, is_active)
         gateways = await count_by_gateway(connection, start, end)
@@ -129,19 +134,25 @@ def day_bounds(day: date, zone: ZoneInfo) -> tuple[datetime, datetime]:
     return start, end
 
 
-def _was_active(start: datetime, end: datetime) -> ColumnElement[bool]:
+def was_active(start: datetime, end: datetime) -> ColumnElement[bool]:
     """Return the SQL condition that a mailing was active between two moments.
 
     A draft is not active. Any other mailing is active from its start until it is settled. That may
     be some time after its end, because its unsent messages are cancelled then. `updated_at` of a
-    settled mailing is the time at which it was settled.
+    settled mailing is the time at which it was settled. It is before the start if the mailing was
+    cancelled before.
+
+    The two cases are the conditions of two partial indexes, so that the cost depends on the
+    mailings that were active, not on all.
     """
-    return and_(
+    was_settled_later = and_(
+        mailing.c.is_settled,
         NOT_DELETED,
-        mailing.c.status != DRAFT,
-        mailing.c.datetime_start < end,
-        or_(not_(mailing.c.is_settled), mailing.c.updated_at >= start),
+        literal_column(ACTIVE_PERIOD).op("&&")(func.tstzrange(start, end)),
+        mailing.c.updated_at >= start,
     )
+    is_unsettled = and_(UNSETTLED, mailing.c.status != DRAFT, mailing.c.datetime_start < end)
+    return or_(is_unsettled, was_settled_later)
 
 
 async def _get_total(connection: AsyncConnection, is_active: ColumnElement[bool]) -> Row[Any]:
@@ -160,7 +171,14 @@ async def _list_mailings(
     connection: AsyncConnection, is_active: ColumnElement[bool], zone: ZoneInfo
 ) -> list[ReportedMailing]:
     """Return the newest active mailings, at most `MAX_LISTED`."""
-    statement = select_mailings().where(is_active).order_by(mailing.c.id.desc()).limit(MAX_LISTED)
+    # MATERIALIZED, or PostgreSQL might read all newer mailings, in the order of their ids
+    active = select(mailing.c.id).where(is_active).cte("active").prefix_with("MATERIALIZED")
+    statement = (
+        select_mailings()
+        .where(mailing.c.id.in_(select(active.c.id)))
+        .order_by(mailing.c.id.desc())
+        .limit(MAX_LISTED)
+    )
     return [
         ReportedMailing(
             listed.id,

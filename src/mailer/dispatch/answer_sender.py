@@ -20,17 +20,15 @@ from mailer.dispatch.loop_failures import DB_RETRY_DELAY, log_task_error
 from mailer.dispatch.send_policy import TOO_MANY_PARTS, RetryPolicy
 from mailer.gateway.channel import Channel, Channels
 from mailer.gateway.protocol import (
-    DEFAULT_VALIDITY,
     Aborted,
     Accepted,
     Outcome,
-    OutgoingMessage,
     Rejected,
     Request,
     TemporaryFailure,
     Unknown,
 )
-from mailer.gateway.single_message import send_request
+from mailer.gateway.single_message import send_request, single_message
 from mailer.gateway.sms_parts import count_parts
 from mailer.reply import outbox
 from mailer.reply.outbox import AnswerResult, ClaimedAnswer
@@ -226,13 +224,12 @@ class AnswerSender:
         self, channel: Channel, answer: ClaimedAnswer, generation: int, started_at: float
     ) -> Request:
         default_sender = channel.config.sender or ""
-        message = OutgoingMessage(
-            id=answer.id,
-            phone=answer.phone,
-            text=answer.text,
+        message = single_message(
+            channel.configured,
+            answer.phone,
+            answer.text,
+            message_id=answer.id,
             sender=sender_of_answer(answer.recipient, answer.mailing_sender, default_sender),
-            validity=channel.limits.validity.limit(DEFAULT_VALIDITY),
-            valid_from=database_clock.at(started_at),
         )
 
         def may_write(_: float) -> bool:

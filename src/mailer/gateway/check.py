@@ -23,7 +23,7 @@ from mailer.gateway.protocol import (
     TemporaryFailure,
     Unknown,
 )
-from mailer.gateway.single_message import send_single
+from mailer.gateway.single_message import send_single, single_message
 
 CHECK_TIMEOUT = 15.0
 """Seconds for each step of the check."""
@@ -87,7 +87,8 @@ async def _read_balance(gateway: ConfiguredGateway, _phone: str | None) -> str |
     if gateway.profile.balance is None:
         return None
     reader = balance_gateway(gateway, gateway.profile.balance)
-    outcome = await send_single(reader, "79000000000", TEST_TEXT, CHECK_TIMEOUT)
+    request = single_message(reader, "79000000000", TEST_TEXT)
+    outcome = await send_single(reader, request, CHECK_TIMEOUT)
     if isinstance(outcome, Accepted):
         return f"balance: {outcome.gateway_message_id}"
     raise ValueError(f"the balance cannot be read: {describe_outcome(outcome)}")
@@ -97,7 +98,8 @@ async def _send_test(gateway: ConfiguredGateway, phone: str | None) -> str | Non
     """Send a test message to `phone`, if given. Raises `ValueError` if it is not accepted."""
     if phone is None:
         return None
-    outcome = await send_single(gateway, phone, TEST_TEXT, CHECK_TIMEOUT)
+    message = single_message(gateway, phone, TEST_TEXT)
+    outcome = await send_single(gateway, message, CHECK_TIMEOUT)
     result = f"the test message is {describe_outcome(outcome)}"
     match outcome:
         case Accepted():

@@ -10,17 +10,36 @@ from mailer.gateway.protocol import DEFAULT_VALIDITY, Outcome, OutgoingMessage, 
 from mailer.validation import MAX_ID
 
 
-async def send_single(gateway: ConfiguredGateway, phone: str, text: str, seconds: float) -> Outcome:
-    """Send a message now, whatever the limits of the gateway are; wait at most `seconds`."""
-    message = OutgoingMessage(
+def single_message(
+    gateway: ConfiguredGateway,
+    phone: str,
+    text: str,
+    *,
+    message_id: int | None = None,
+    sender: str | None = None,
+) -> OutgoingMessage:
+    """Return a message for a gateway, valid from now on.
+
+    Default: an id that no message of a mailing has, the same for a second, and the sender of the
+    gateway.
+    """
+    if message_id is None:
         # ids of messages are never so large, so the provider has not seen this one
-        id=MAX_ID - int(time.time()),  # noqa: TID251  # any number that is new
+        message_id = MAX_ID - int(time.time())  # noqa: TID251  # any number that is new
+    return OutgoingMessage(
+        id=message_id,
         phone=phone,
         text=text,
-        sender=gateway.config.sender or "",
+        sender=sender or gateway.config.sender or "",
         validity=gateway.profile.limits.validity.limit(DEFAULT_VALIDITY),
         valid_from=database_clock.now(),
     )
+
+
+async def send_single(
+    gateway: ConfiguredGateway, message: OutgoingMessage, seconds: float
+) -> Outcome:
+    """Send a message now, whatever the limits of the gateway are; wait at most `seconds`."""
     return await send_request(gateway, Request(message, elapsed() + seconds), seconds)
 
 

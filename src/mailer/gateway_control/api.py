@@ -1,20 +1,43 @@
-"""API routes of gateways."""
+"""API routes of gateways, and of the test of a mailing."""
 
 from typing import Annotated
 
 from litestar import Controller, get, post
 from litestar.di import NamedDependency
-from litestar.params import Parameter
+from litestar.exceptions import TooManyRequestsException
+from litestar.params import JSONBody, Parameter
+from litestar.status_codes import HTTP_200_OK
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.access.model import Actor
+from mailer.clock import elapsed
 from mailer.gateway.channel import Channels
 from mailer.gateway_control import service
 from mailer.gateway_control.model import GatewayDetail, ReleasedMessages
+from mailer.gateway_control.testing import send_mailing_test
+from mailer.gateway_control.testing_model import (
+    MailingTest,
+    MailingTestRepeatedError,
+    MailingTestResults,
+)
 from mailer.idempotency.model import IdempotencyClaim
-from mailer.mailing.api import ACTION_OPTIONS
+from mailer.limits import RateLimiter
+from mailer.mailing.api import ACTION_OPTIONS, MailingId
+from mailer.web.body import JsonBody
 
 GatewayPathName = Annotated[str, Parameter(description="The gateway's name in the configuration.")]
+
+TEST_RATE, TEST_BURST = 0.1, 60.0
+"""Tests of mailings a second that a user or a key may send on average, and the seconds whose tests
+may come at once: six, and then one in ten seconds."""
+
+
+def check_test_rate(limiter: RateLimiter, actor: Actor) -> None:
+    """Raise `TooManyRequestsException` if an actor has sent too many tests of mailings."""
+    if seconds := limiter.retry_after(actor.quota_key or actor.kind, elapsed()):
+        raise TooManyRequestsException(
+            "Too many test messages.", headers={"Retry-After": str(seconds)}
+        )
 
 
 class GatewayController(Controller):
@@ -91,3 +114,36 @@ class GatewayController(Controller):
         get them twice. The gateway need not be configured any more.
         """
         return ReleasedMessages(await service.release_unknown(engine, channels, name, by, claim))
+
+
+class MailingTestController(Controller):
+    """Send a mailing to given phones as a test."""
+
+    path = "/mailings"
+    tags = ("mailings",)
+    dto = JsonBody
+    return_dto = None
+
+    @post("/{mailing_id:int}/test", required_scope="write", status_code=HTTP_200_OK)
+    async def test_mailing(  # noqa: PLR0913, PLR0917  # the parts of a change that is made once
+        self,
+        engine: NamedDependency[AsyncEngine],
+        by: NamedDependency[Actor],
+        claim: NamedDependency[IdempotencyClaim | None],
+        channels: NamedDependency[Channels],
+        test_rate: NamedDependency[RateLimiter],
+        mailing_id: MailingId,
+        data: JSONBody[MailingTest],
+    ) -> MailingTestResults:
+        """Send the text of a mailing to up to five phones now, before the mailing ends.
+
+        `TEST: ` stands before the text. The messages go through the gateway and with the sender of
+        the mailing. They are no messages of the mailing, and no counts and statistics include them.
+        A phone that has opted out gets no marketing mailing. The answer comes when each gateway has
+        answered; nothing is sent again. 429 after six tests at once, then one in ten seconds.
+        """
+        check_test_rate(test_rate, by)
+        results = await send_mailing_test(engine, channels, mailing_id, data.phones, by, claim)
+        if results is None:
+            raise MailingTestRepeatedError
+        return MailingTestResults(results)

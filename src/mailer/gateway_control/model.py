@@ -5,13 +5,9 @@ from typing import Annotated, Any, ClassVar, Self
 import msgspec
 from msgspec import Meta
 
-from mailer.client.model import Phone
-from mailer.client.phone import normalize_phone
 from mailer.errors import NotFoundError
 from mailer.gateway.status import GatewayStatus
 from mailer.gateway_control.delivery import DeliveryCounts, DeliveryDrop, find_drop
-from mailer.mailing.model import Text
-from mailer.validation import Input
 
 
 class GatewayNotFoundError(NotFoundError):
@@ -156,10 +152,3 @@ class ReleasedMessages(msgspec.Struct, frozen=True):
     EXAMPLE: ClassVar[dict[str, Any]] = {"messages": 12}
 
     messages: int
-
-
-class SingleMessage(Input, frozen=True, kw_only=True):
-    """A test message, which belongs to no mailing."""
-
-    phone: Annotated[Phone, Meta(extra={"normalize": normalize_phone})]
-    text: Text

@@ -13,15 +13,15 @@ from mailer.access.model import Actor
 from mailer.gateway import routes
 from mailer.gateway.channel import Channel, Channels
 from mailer.gateway.protocol import Outcome
-from mailer.gateway.single_message import send_single
+from mailer.gateway.single_message import send_single, single_message
 from mailer.gateway.status import status_of
 from mailer.gateway_control import store
 from mailer.gateway_control.model import (
     GatewayDetail,
     GatewayNotFoundError,
     GatewayOutcomes,
-    SingleMessage,
 )
+from mailer.gateway_control.testing_model import SingleMessage
 from mailer.idempotency.do_once import do_once
 from mailer.idempotency.model import IdempotencyClaim
 from mailer.mailing.store import notify_mailings_changed
@@ -230,7 +230,9 @@ async def send_test(
     if done.is_repeat:
         return None
     outcome = await send_single(
-        channel.configured, message.phone, message.text, channel.limits.timeout
+        channel.configured,
+        single_message(channel.configured, message.phone, message.text),
+        channel.limits.timeout,
     )
     log.info("gateway_tested", gateway=channel.name, outcome=type(outcome).__name__)
     return outcome

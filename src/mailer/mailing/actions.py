@@ -24,7 +24,7 @@ from mailer.mailing.model import (
 from mailer.statuses import DRAFT, MAILING_STATUSES, RETRYABLE, MailingStatus
 
 Action = Literal[
-    "launch", "start", "change", "pause", "resume", "retry", "duplicate", "cancel", "delete"
+    "launch", "start", "change", "pause", "resume", "retry", "duplicate", "test", "cancel", "delete"
 ]
 """`launch` makes a draft scheduled; `start` sets the start to now, and launches a draft."""
 
@@ -49,6 +49,7 @@ RULES: dict[Action, Rule] = {
     "resume": Rule(frozenset({"paused"})),
     "retry": Rule(ANY_STATUS - {DRAFT, "cancelled"}),
     "duplicate": Rule(ANY_STATUS, is_allowed_after_end=True),
+    "test": Rule(NOT_ENDED),
     "cancel": Rule(LAUNCHED),
     "delete": Rule(ANY_STATUS, is_allowed_after_end=True),
 }

@@ -1,9 +1,8 @@
 """The form on the page of a gateway that sends a test message."""
 
-from typing import Any, Literal, assert_never
+from typing import Any
 from uuid import uuid4
 
-import msgspec
 from litestar import Controller, Request, Response, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath
@@ -19,42 +18,9 @@ from mailer.clock import database_clock
 from mailer.errors import InvalidError
 from mailer.gateway.channel import Channels
 from mailer.gateway.check import TEST_TEXT
-from mailer.gateway.protocol import (
-    Aborted,
-    Accepted,
-    Outcome,
-    Rejected,
-    TemporaryFailure,
-    Unknown,
-)
 from mailer.gateway_control import service
-from mailer.gateway_control.model import SingleMessage
+from mailer.gateway_control.testing_model import SingleMessage, SingleResult
 from mailer.idempotency.model import IdempotencyClaim
-
-
-class SingleResult(msgspec.Struct, frozen=True):
-    """What the gateway answered to a test message."""
-
-    outcome: Literal["accepted", "rejected", "failed", "unknown"]
-    reason: str = ""
-    gateway_message_id: str | None = None
-
-
-def result_of(outcome: Outcome) -> SingleResult:
-    """Return an outcome as the page shows it."""
-    match outcome:
-        case Accepted(gateway_message_id=gateway_message_id):
-            return SingleResult("accepted", gateway_message_id=gateway_message_id)
-        case Rejected(reason=reason):
-            return SingleResult("rejected", reason)
-        case TemporaryFailure(reason=reason):
-            return SingleResult("failed", reason)
-        case Aborted():
-            return SingleResult("failed", "timeout")
-        case Unknown(reason=reason):
-            return SingleResult("unknown", reason)
-        case _:
-            assert_never(outcome)
 
 
 def new_test_variables(name: str) -> dict[str, Any]:
@@ -117,7 +83,7 @@ class GatewayTest(Controller):
         if outcome is None:
             return redirect_to_gateway(name)
         variables = await read_gateway(engine, channels, name) | new_test_variables(name)
-        variables |= {"form": form, "result": result_of(outcome)}
+        variables |= {"form": form, "result": SingleResult.of(outcome)}
         response = await context.render_page("gateways/gateway.html", HTTP_201_CREATED, **variables)
         response.headers["Location"] = f"/gateways/{name}"
         return response

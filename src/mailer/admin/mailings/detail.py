@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 from litestar import Controller, Request, Response, get, post
 from litestar.di import NamedDependency
@@ -13,6 +14,7 @@ from litestar.status_codes import HTTP_409_CONFLICT, HTTP_503_SERVICE_UNAVAILABL
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.access.model import Actor
+from mailer.admin.form import Form
 from mailer.admin.language import gettext_noop
 from mailer.admin.live import LiveUpdates, Sections
 from mailer.admin.mailings.intent import launch_intent
@@ -162,6 +164,18 @@ async def _expected_cost(
     )
 
 
+def new_test_variables(mailing_id: int) -> dict[str, Any]:
+    """Return the template variables of a form for a new test.
+
+    Sending it twice sends the messages once, because its URL has a random number.
+    """
+    return {
+        "form": Form({"phones": ""}),
+        "test_url": f"/mailings/{mailing_id}/test?once={uuid4().hex}",
+        "test_results": [],
+    }
+
+
 class MailingPage(Controller):
     """The page of a mailing, and the confirmation pages of its actions."""
 
@@ -178,7 +192,9 @@ class MailingPage(Controller):
     ) -> Response[str]:
         """Show a mailing."""
         variables = await read_mailing_page(engine, channels, mailing_id, settings.receipt_wait)
-        return await context.render_page("mailings/mailing.html", **variables)
+        return await context.render_page(
+            "mailings/mailing.html", **variables, **new_test_variables(mailing_id)
+        )
 
     @get("/live/mailings/{mailing_id:int}", required_scope="read", is_polled=True)
     async def watch_mailing(  # noqa: PLR0913, PLR0917  # Litestar passes its dependencies so

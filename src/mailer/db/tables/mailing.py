@@ -36,8 +36,8 @@ FINISHED_IN_WINDOW = (
 )
 """Condition in an index: a finished mailing (perhaps before its end) that had a sending window."""
 
-# The two expressions below are spelled exactly as PostgreSQL prints them, line breaks included, so
-# that `alembic check` recognizes their indexes.
+# The three expressions below are spelled exactly as PostgreSQL prints them, line breaks included,
+# so that `alembic check` recognizes their indexes.
 ENDED_AT = """LEAST(datetime_end,
 CASE
     WHEN status::text = 'cancelled'::text THEN '-infinity'::timestamp with time zone
@@ -53,6 +53,9 @@ END)"""
 """Expression in an index: when the retention period of a settled mailing starts. That is its last
 change of counts, or its end when that is later. For a cancelled mailing it is always the last
 change of counts."""
+ACTIVE_PERIOD = "tstzrange(datetime_start, GREATEST(datetime_start, updated_at), '[]'::text)"
+"""Expression in an index: from the start of a settled mailing to its last change of counts. Only
+the start for a mailing that was cancelled before."""
 
 NO_LABELS = text("'{}'::character varying[]")
 """Default of the columns with labels."""
@@ -192,6 +195,13 @@ mailing = Table(
         "mailing_retention_idx",
         text(RETENTION_START),
         postgresql_where=text("is_settled AND NOT is_purged AND deleted_at IS NULL"),
+    ),
+    # for the report of a day: settled mailings that were active on it
+    Index(
+        "mailing_active_idx",
+        text(ACTIVE_PERIOD),
+        postgresql_using="gist",
+        postgresql_where=text("is_settled AND deleted_at IS NULL"),
     ),
     # for finished mailings whose end has not come
     Index("mailing_finished_idx", "datetime_end", postgresql_where=text(FINISHED_IN_WINDOW)),

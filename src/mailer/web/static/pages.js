@@ -20,6 +20,12 @@ document.addEventListener("focusin", (event) => {
   }
 });
 
+// A button that prints the page is hidden without scripts.
+document.addEventListener("DOMContentLoaded", () => document.querySelectorAll("[data-print]").forEach((button) => {
+  button.hidden = false;
+  button.addEventListener("click", () => print());
+}));
+
 // A confirmation that htmx has fetched opens as a dialog; without scripts it is a separate page.
 document.addEventListener("htmx:afterSettle", (event) => {
   const dialog = document.getElementById("dialog");

@@ -1,0 +1,1 @@
+DROP INDEX mailing_active_idx;

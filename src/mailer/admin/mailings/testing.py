@@ -1,0 +1,92 @@
+"""The form on the page of a mailing that sends it to a few phones as a test."""
+
+import re
+from typing import Any
+
+from litestar import Controller, Request, Response, get, post
+from litestar.di import NamedDependency
+from litestar.response import Redirect
+from litestar.status_codes import HTTP_201_CREATED, HTTP_303_SEE_OTHER, HTTP_400_BAD_REQUEST
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from mailer.access.model import Actor
+from mailer.admin.form import MAX_SMALL_FORM_BYTES, Form, read_form, validate
+from mailer.admin.mailings.detail import new_test_variables, read_mailing_page
+from mailer.admin.render import PageContext
+from mailer.client.phone import normalize_phone
+from mailer.clock import database_clock
+from mailer.errors import InvalidError
+from mailer.gateway.channel import Channels
+from mailer.gateway_control.api import check_test_rate
+from mailer.gateway_control.testing import send_mailing_test
+from mailer.gateway_control.testing_model import MailingTest
+from mailer.idempotency.model import IdempotencyClaim
+from mailer.limits import RateLimiter
+from mailer.mailing.api import MailingId
+from mailer.settings import Settings
+
+SEPARATORS = re.compile(r"[,;\n]")
+"""What stands between two phones; blanks and dashes may be parts of a phone."""
+
+
+def split_phones(text: str) -> list[str]:
+    """Return the phones in a text, in the stored form as far as they are phones."""
+    return [normalize_phone(part) for part in SEPARATORS.split(text) if part.strip()]
+
+
+def redirect_to_mailing(mailing_id: int) -> Redirect:
+    """Return the redirect for a form that was sent before."""
+    return Redirect(f"/mailings/{mailing_id}", status_code=HTTP_303_SEE_OTHER)
+
+
+class MailingTestForm(Controller):
+    """Sends a mailing to a few phones as a test."""
+
+    path = "/mailings/{mailing_id:int}/test"
+
+    @get(required_scope="write")
+    async def show_again(self, mailing_id: MailingId) -> Redirect:
+        """Redirect to the mailing, for example after the language was changed on a result."""
+        return redirect_to_mailing(mailing_id)
+
+    @post(
+        required_scope="write",
+        request_max_body_size=MAX_SMALL_FORM_BYTES,
+        creates=redirect_to_mailing,
+    )
+    async def send_test(  # noqa: PLR0913, PLR0917  # the form, and what the page shows
+        self,
+        request: Request[Any, Any, Any],
+        engine: NamedDependency[AsyncEngine],
+        channels: NamedDependency[Channels],
+        settings: NamedDependency[Settings],
+        context: NamedDependency[PageContext],
+        by: NamedDependency[Actor],
+        claim: NamedDependency[IdempotencyClaim | None],
+        test_rate: NamedDependency[RateLimiter],
+        mailing_id: MailingId,
+    ) -> Response[Any]:
+        """Send the messages and show the results, or show the form again with its errors."""
+        form = Form(await read_form(request, "phones"))
+        shown = {"form": form, "test_url": context.path, "test_results": []}
+        status = HTTP_400_BAD_REQUEST
+        try:
+            phones = split_phones(form["phones"])
+            test = validate(MailingTest, {"phones": phones}, [], database_clock.now())
+        except InvalidError as error:
+            shown["form"] = form.with_errors(error)
+        else:
+            check_test_rate(test_rate, by)
+            results = await send_mailing_test(engine, channels, mailing_id, phones, by, claim)
+            if results is None:
+                return redirect_to_mailing(mailing_id)
+            status = HTTP_201_CREATED
+            shown = new_test_variables(mailing_id) | {
+                "form": form,
+                "test_results": list(zip(test.phones, results, strict=True)),
+            }
+        page = await read_mailing_page(engine, channels, mailing_id, settings.receipt_wait)
+        response = await context.render_page("mailings/mailing.html", status, **page, **shown)
+        if status == HTTP_201_CREATED:
+            response.headers["Location"] = f"/mailings/{mailing_id}"
+        return response
