@@ -22,6 +22,7 @@ from tests.factories import (
 from mailer.app import create_app
 from mailer.db.csv_export import CHUNK_ROWS
 from mailer.gateway.channel import Channels
+from mailer.sample_data import TEXT
 from mailer.settings import Settings
 
 CLIENTS = [
@@ -71,20 +72,20 @@ async def test_the_file_has_words_local_times_and_costs(browser: httpx.AsyncClie
     assert list(csv.reader(io.StringIO(text))) == [
         [
             *("\ufeffPhone", "Tag", "Time zone", "Sent at, local time", "Status", "Reason"),
-            *("Gateway", "Parts", "Cost"),
+            *("Gateway", "Parts", "Cost", "Text"),
         ],
         [
             *("79160000001", "VIP;'=1+1", "Asia/Omsk", "2030-01-16 02:30:05", "delivered", ""),
-            *("main", "2", "0.07"),
+            *("main", "2", "0.07", TEXT),
         ],
         [
             *("79160000002", "", "UTC", "2030-01-15 20:30:00", "undelivered"),
             "not delivered, with the code 30003 in the receipt",
-            *("free", "1", ""),
+            *("free", "1", "", TEXT),
         ],
         [
             *("79160000003", "", "Europe/Moscow", "", "cancelled"),
-            *("the mailing ended before it was sent", "", "", ""),
+            *("the mailing ended before it was sent", "", "", "", TEXT),
         ],
     ]
 
@@ -96,9 +97,9 @@ async def test_the_file_is_in_the_language_of_the_page_and_separated_as_its_spre
     header, first, *_ = csv.reader(io.StringIO(text), delimiter=";")
     assert header[0] == "\ufeffТелефон"  # noqa: RUF001
     assert "Отправлено, местное время" in header
-    assert first[4:] == ["доставлено", "", "main", "2", "0,07"]
+    assert first[4:] == ["доставлено", "", "main", "2", "0,07", TEXT]
     [_, first, *_] = csv.reader(io.StringIO(await download(browser, "separator=comma", "ru")))
-    assert first[4:] == ["доставлено", "", "main", "2", "0.07"]
+    assert first[4:] == ["доставлено", "", "main", "2", "0.07", TEXT]
 
 
 async def test_the_separator_is_chosen_on_the_page(browser: httpx.AsyncClient) -> None:

@@ -25,6 +25,7 @@ from mailer.db.csv_export import (
     constant_parameter,
     copy_in_chunks,
 )
+from mailer.message.reading import SHOWN_TEXT
 
 Separator = Literal["comma", "semicolon"]
 DELIMITER_CHARACTERS: Mapping[Separator, str] = {"comma": ",", "semicolon": ";"}
@@ -35,7 +36,7 @@ COST_DECIMALS = 6
 """Decimals of a cost; prices of a part may have several."""
 
 Column = Literal[
-    "phone", "tag", "time_zone", "sent_at", "status", "reason", "gateway", "parts", "cost"
+    "phone", "tag", "time_zone", "sent_at", "status", "reason", "gateway", "parts", "cost", "text"
 ]
 
 
@@ -51,13 +52,13 @@ class SpreadsheetWords(msgspec.Struct, frozen=True):
 
 
 # OFFSET 0 keeps the planner from reading the whole directory for each chunk of messages.
-MESSAGES_WITH_CLIENTS = """(
-    SELECT mailing_id, client_id, status, reason, gateway, parts, sent_at,
+MESSAGES_WITH_CLIENTS = f"""(
+    SELECT mailing_id, client_id, status, reason, gateway, parts, sent_at, {SHOWN_TEXT} AS text,
         client.phone, client.tag, client.time_zone AS local_zone
     FROM message LEFT JOIN LATERAL (
         SELECT phone, coalesce(tag_written, tag) AS tag, time_zone
         FROM client WHERE client.id = client_id OFFSET 0
-    ) AS client ON true) AS message"""
+    ) AS client ON true) AS message"""  # noqa: S608  # inserts an expression of our own
 # SQL expressions by column; {words} is the JSON of `SpreadsheetWords`
 SPREADSHEET_COLUMNS: Mapping[Column, str] = {
     "phone": "phone",
@@ -70,6 +71,7 @@ SPREADSHEET_COLUMNS: Mapping[Column, str] = {
     "parts": "parts",
     "cost": "replace(trim_scale(round(parts * ({words} -> 'prices' ->> gateway)::numeric,"
     f" {COST_DECIMALS}))::text, '.', {{decimal_mark}})",
+    "text": escape_formula_sql("text"),
 }
 
 

@@ -49,6 +49,7 @@ COLUMN_LABELS: Mapping[Column, str] = {
     "gateway": gettext_noop("Gateway"),
     "parts": gettext_noop("Parts"),
     "cost": gettext_noop("Cost"),
+    "text": gettext_noop("Text"),
 }
 """Header of a download."""
 MESSAGE_FILTER_FIELDS = ("status", "reason", "gateway", "phone", "limit")
