@@ -66,8 +66,10 @@ async def test_actions_on_a_mailing_are_recorded_with_the_changed_fields(
     assert (await api.delete(path)).status_code == 204
 
     entry_list = await entries(api, target_kind="mailing")
-    all_fields = {
+    all_fields: dict[str, Any] = {
         **new,
+        "name": None,
+        "labels": [],
         "send_interval_time_start": None,
         "send_interval_time_end": None,
         "on_unknown": "retry",

@@ -13,7 +13,7 @@ from tests.factories import DAY, HOUR, NOON, add_mailings, do, execute
 
 from mailer.db.paging import Cursor, RowPage, sort_key
 from mailer.mailing import listing
-from mailer.mailing.listing import SORT_COLUMNS, Order
+from mailer.mailing.listing import SORT_COLUMNS, ListOrder
 from mailer.mailing.search import MailingFilter
 from mailer.sample_data import SampleMailing
 
@@ -34,7 +34,7 @@ INSERT_MAILINGS = """
 async def read_page(
     engine: AsyncEngine,
     conditions: MailingFilter,
-    order: Order | None = None,
+    order: ListOrder | None = None,
     cursor: Cursor | None = None,
 ) -> RowPage:
     """Return a page; by default the first 100 mailings."""
@@ -43,7 +43,7 @@ async def read_page(
 
 
 async def ids_of(
-    engine: AsyncEngine, conditions: MailingFilter, order: Order | None = None
+    engine: AsyncEngine, conditions: MailingFilter, order: ListOrder | None = None
 ) -> list[int]:
     """Return the ids of the first page, and check their count."""
     page = await read_page(engine, conditions, order)
@@ -66,7 +66,7 @@ def at(hours: float) -> datetime:
     ],
 )
 async def test_the_list_has_the_order_that_is_asked_for(
-    engine: AsyncEngine, order: Order, positions: list[int]
+    engine: AsyncEngine, order: ListOrder, positions: list[int]
 ) -> None:
     ids = await add_mailings(
         engine,
@@ -81,7 +81,7 @@ async def test_the_list_has_the_order_that_is_asked_for(
 @pytest.mark.parametrize("order", ["newest", "start", "end", "audience"])
 @pytest.mark.parametrize("statuses", [(), ("running", "finished")], ids=["all", "some"])
 async def test_pages_of_every_order_have_no_gaps_in_both_directions(
-    engine: AsyncEngine, order: Order, statuses: tuple[Any, ...]
+    engine: AsyncEngine, order: ListOrder, statuses: tuple[Any, ...]
 ) -> None:
     mailings = [
         SampleMailing(  # several mailings have the same start, end and size
@@ -245,7 +245,7 @@ async def fill(engine: AsyncEngine, count: int) -> None:
 )
 async def test_a_page_reads_few_rows_of_its_indexes_alone(
     engine: AsyncEngine,
-    order: Order,
+    order: ListOrder,
     conditions: MailingFilter,
     position: Cursor,
     indexes: set[str],

@@ -10,7 +10,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from mailer.db.paging import Cursor
 from mailer.errors import FieldError
-from mailer.mailing.listing import Order, possible_orders
+from mailer.mailing.listing import ListOrder, possible_orders
 from mailer.mailing.model import FIRST_MOMENT, LAST_MOMENT, Label
 from mailer.mailing.search import MailingFilter
 from mailer.statuses import MailingStatus
@@ -76,7 +76,7 @@ class MailingQuery(PageQuery, frozen=True, kw_only=True):
     ) = msgspec.field(name="to", default=UNSET)
     sort: (
         Annotated[
-            Order,
+            ListOrder,
             Meta(
                 description="The newest, the latest `start` or `end`, or the largest `audience`"
                 " first. With `search` or `label` only `newest` is possible. With `from` or `to`,"
@@ -124,7 +124,7 @@ class MailingQuery(PageQuery, frozen=True, kw_only=True):
             yield FieldError("key", "is required with before or after in a sorted list")
 
     @property
-    def order(self) -> Order | None:
+    def order(self) -> ListOrder | None:
         """The order of the list; None: the default of its filters."""
         return None if self.sort is UNSET else self.sort
 

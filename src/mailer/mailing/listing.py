@@ -39,11 +39,10 @@ from mailer.mailing.search import MailingFilter
 from mailer.mailing.store import NOT_DELETED, UNSETTLED, select_mailings
 from mailer.statuses import MAILING_STATUSES
 
-Order = Literal["newest", "start", "end", "audience"]
+ListOrder = Literal["newest", "start", "end", "audience"]
 """The order of a list: the newest, the latest start or end, or the largest audience first."""
-Condition = ColumnElement[bool]
 
-SORT_COLUMNS: Mapping[Order, str] = {
+SORT_COLUMNS: Mapping[ListOrder, str] = {
     "start": "datetime_start",
     "end": "datetime_end",
     "audience": "clients_count",
@@ -60,7 +59,7 @@ SETTLED_TOTALS = {
 """Columns with the number of settled mailings, by status. Triggers keep them up to date."""
 
 
-def possible_orders(conditions: MailingFilter) -> Sequence[Order]:
+def possible_orders(conditions: MailingFilter) -> Sequence[ListOrder]:
     """Return the orders in which mailings with these conditions can be listed, the default first.
 
     In another order, all mailings that match would have to be read.
@@ -74,7 +73,7 @@ async def page(
     connection: AsyncConnection,
     position: Cursor,
     conditions: MailingFilter,
-    order: Order | None = None,
+    order: ListOrder | None = None,
 ) -> RowPage:
     """Return a page of the mailings that meet the conditions.
 
@@ -113,7 +112,7 @@ async def count(connection: AsyncConnection, conditions: MailingFilter) -> int:
 
 
 async def _find_ids(
-    connection: AsyncConnection, conditions: MailingFilter, order: Order, position: Cursor
+    connection: AsyncConnection, conditions: MailingFilter, order: ListOrder, position: Cursor
 ) -> list[int]:
     """Return the ids of a page, and one more if there are more, in the direction of the page."""
     if conditions.has_words:
@@ -124,7 +123,7 @@ async def _find_ids(
     return [row.id for row in found]
 
 
-def select_ids(conditions: MailingFilter, order: Order, position: Cursor) -> Select[Any]:
+def select_ids(conditions: MailingFilter, order: ListOrder, position: Cursor) -> Select[Any]:
     """Return the query for the ids of a page, and for one more; not for a search or a label.
 
     The first rows over all branches are among the first rows of each branch, so only those are
@@ -145,7 +144,7 @@ def select_ids(conditions: MailingFilter, order: Order, position: Cursor) -> Sel
     return first(select(union_all(*map(select, branches)).subquery()))
 
 
-def _branches(conditions: MailingFilter, order: Order) -> Iterator[Select[Any]]:
+def _branches(conditions: MailingFilter, order: ListOrder) -> Iterator[Select[Any]]:
     """Yield queries that have each mailing of a list in exactly one of them."""
     if order == "newest" and not conditions.statuses:
         yield _select_keys(mailing, order).where(NOT_DELETED)  # the primary key has the order
@@ -161,13 +160,13 @@ def _branches(conditions: MailingFilter, order: Order) -> Iterator[Select[Any]]:
         yield _select_keys(lasting, order).where(is_listed, lasting.c.datetime_start < moment)
 
 
-def _select_keys(source: Table | Subquery, order: Order) -> Select[Any]:
+def _select_keys(source: Table | Subquery, order: ListOrder) -> Select[Any]:
     """Return a select of the columns that sort a list: that of its order, if any, and the id."""
     names = [SORT_COLUMNS[order]] if order in SORT_COLUMNS else []
     return select(*(source.c[name] for name in (*names, "id")))
 
 
-def _is_inside(conditions: MailingFilter, order: Order) -> Iterator[Condition]:
+def _is_inside(conditions: MailingFilter, order: ListOrder) -> Iterator[ColumnElement[bool]]:
     """Yield the conditions that a mailing starts in the period, or ends in it: by its order.
 
     Such a mailing overlaps the period also at its other side, as its end is after its start.
@@ -190,7 +189,7 @@ def _select_lasting(moment: datetime) -> Subquery:
     return select(mailing).where(NOT_DELETED, contains).offset(0).subquery()
 
 
-def _from_position(rows: Select[Any], order: Order, position: Cursor) -> Select[Any]:
+def _from_position(rows: Select[Any], order: ListOrder, position: Cursor) -> Select[Any]:
     """Return the rows after a position, in the direction of the page."""
     mailing_id = position.after if position.before is None else position.before
     if mailing_id is None:
