@@ -77,6 +77,7 @@ CREATE_NOTHING = frozenset(
         "/mailings/{mailing_id:int}/edit",
         "/mailings/{mailing_id:int}/launch",
         "/mailings/{mailing_id:int}/start",
+        "/mailings/{mailing_id:int}/test",
         "/mailings/{mailing_id:int}/{verb:str}",
         "/users/{user_id:int}/disable",
         "/users/{user_id:int}/enable",

@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import httpx
 import pytest
@@ -81,13 +81,19 @@ async def test_pages_link_exactly_to_what_the_role_allows(
     browser = await signed_in_browser(engine_with_mailing, role)
     pages = await visible_pages(browser, PAGES)
     assert len(pages) == len(PAGES) - (0 if role == "admin" else 2)
-    links = {link for page in pages.values() for link in re.findall('href="([^"]+)"', page)}
+    links = links_of(pages)
     allowed_links = {link for link, roles in ROLES_BY_LINK.items() if role in roles}
     assert links & ROLES_BY_LINK.keys() == allowed_links
     for link in sorted(links):
         if link.startswith("/") and not link.startswith(("/static/", "/docs", "/redoc")):
             response = await browser.get(link.replace("&amp;", "&"))
             assert response.status_code == 200, link
+
+
+def links_of(pages: Mapping[str, str]) -> set[str]:
+    """Return the links on pages, and the targets of forms that only read, such as downloads."""
+    target = 'href="([^"]+)"|<form[^>]* method="get" action="([^"]+)"'
+    return {link or form for page in pages.values() for link, form in re.findall(target, page)}
 
 
 async def test_a_viewer_sees_only_filters_and_forms_for_themselves(
@@ -140,6 +146,6 @@ async def test_without_auth_everything_is_offered_but_users_and_keys(
 ) -> None:
     browser = await signed_in_browser(engine_with_mailing, "viewer", settings=OPEN)
     pages = await visible_pages(browser, PAGES)
-    links = {link for page in pages.values() for link in re.findall('href="([^"]+)"', page)}
+    links = links_of(pages)
     links_that_need_auth = {"/users", "/users/new", "/keys"}
     assert links & ROLES_BY_LINK.keys() == ROLES_BY_LINK.keys() - links_that_need_auth

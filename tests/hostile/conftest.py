@@ -10,7 +10,7 @@ import httpx
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.asgi_client import inside
-from tests.factories import GATEWAY, OPEN, create_channels
+from tests.factories import GATEWAY, OPEN, add_mailing, add_messages, create_channels, value
 from tests.hostile.surface import MAILING, WEBHOOK
 from tests.hostile.trace import Contents, contents
 
@@ -66,13 +66,16 @@ async def create_objects(engine: AsyncEngine, api: httpx.AsyncClient) -> dict[st
             ReplyRules.of(OPEN),
         )
     webhook_id = (await api.post("/webhooks", json=WEBHOOK)).json()["id"]
+    client_id = (await api.post("/clients", json=CLIENT)).json()["id"]
+    await add_messages(engine, await add_mailing(engine, clients=1), [client_id], "delivered")
     return {
         "webhook_id": webhook_id,
         "delivery_id": (await api.post(f"/webhooks/{webhook_id}/test")).json()["id"],
         "name": GATEWAY,
         "key_id": key.id,
         "user_id": user.id,
-        "client_id": (await api.post("/clients", json=CLIENT)).json()["id"],
+        "client_id": client_id,
+        "message_id": await value(engine, "SELECT id FROM message"),
         "opt_out_id": (await api.post("/opt-outs", json={"phone": "79990000001"})).json()["id"],
         "reply_id": 1,  # the first of this database
         "mailing_id": (await api.post("/mailings", json=MAILING)).json()["id"],

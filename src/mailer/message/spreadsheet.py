@@ -35,7 +35,7 @@ semicolons between the cells."""
 COST_DECIMALS = 6
 """Decimals of a cost; prices of a part may have several."""
 
-Column = Literal[
+SpreadsheetColumn = Literal[
     "phone", "tag", "time_zone", "sent_at", "status", "reason", "gateway", "parts", "cost", "text"
 ]
 
@@ -43,7 +43,7 @@ Column = Literal[
 class SpreadsheetWords(msgspec.Struct, frozen=True):
     """What the file has in the language of its reader, and the prices."""
 
-    header: Mapping[Column, str]
+    header: Mapping[SpreadsheetColumn, str]
     statuses: Mapping[str, str]
     reasons: Mapping[str, str]
     """Words for reasons; other reasons are written as they are."""
@@ -60,7 +60,7 @@ MESSAGES_WITH_CLIENTS = f"""(
         FROM client WHERE client.id = client_id OFFSET 0
     ) AS client ON true) AS message"""  # noqa: S608  # inserts an expression of our own
 # SQL expressions by column; {words} is the JSON of `SpreadsheetWords`
-SPREADSHEET_COLUMNS: Mapping[Column, str] = {
+SPREADSHEET_COLUMNS: Mapping[SpreadsheetColumn, str] = {
     "phone": "phone",
     "tag": escape_formula_sql("tag"),
     "time_zone": "local_zone",

@@ -30,7 +30,12 @@ from mailer.mailing.api import MailingId, MessageQuery, read_count
 from mailer.mailing.model import Mailing
 from mailer.message import counters
 from mailer.message import reading as messages
-from mailer.message.spreadsheet import Column, Separator, SpreadsheetWords, export_spreadsheet
+from mailer.message.spreadsheet import (
+    Separator,
+    SpreadsheetColumn,
+    SpreadsheetWords,
+    export_spreadsheet,
+)
 from mailer.settings import Settings
 from mailer.statuses import MESSAGE_STATUSES
 from mailer.validation import MAX_ID
@@ -39,7 +44,7 @@ from mailer.web.query import read_query
 
 DEFAULT_SEPARATORS: Mapping[str, Separator] = {"ru": "semicolon"}
 """What separates the cells of a download, by language; a comma in the others."""
-COLUMN_LABELS: Mapping[Column, str] = {
+COLUMN_LABELS: Mapping[SpreadsheetColumn, str] = {
     "phone": gettext_noop("Phone"),
     "tag": gettext_noop("Tag"),
     "time_zone": gettext_noop("Time zone"),

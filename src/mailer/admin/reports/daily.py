@@ -20,8 +20,6 @@ from mailer.settings import Settings
 from mailer.validation import Input
 from mailer.web.query import read_query
 
-ONE_DAY = timedelta(days=1)
-
 Day = Annotated[date, Meta(extra={"rule": "must be a date"})]
 
 
@@ -79,7 +77,7 @@ class ReportPage(Controller):
             form=form,
             report=report,
             today=today,
-            one_day=ONE_DAY,
+            one_day=timedelta(days=1),
             retention_days=settings.retention_days,
             bar_widths=bar_widths,
         )
