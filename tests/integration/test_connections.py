@@ -269,6 +269,51 @@ async def test_a_body_that_does_not_arrive_in_time_is_408(
         await slow.ended()
 
 
+async def test_a_body_of_which_no_part_arrives_ends_the_connection() -> None:
+    limits = ConnectionLimits(body_part=0.3)
+    async with listening(answer_header_names, limits) as port, talk(port) as slow:
+        await slow.say(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n")
+        assert await slow.ended() >= 0.2
+
+
+async def test_a_body_is_awaited_while_the_application_does_not_read_it() -> None:
+    may_read = asyncio.Event()
+
+    async def read_late(scope: Any, receive: Any, send: Any) -> None:
+        await may_read.wait()
+        await answer_header_names(scope, receive, send)
+
+    length = 4_000_000  # more than the buffers of both sides hold
+    limits = ConnectionLimits(body_part=0.3)
+    async with listening(read_late, limits) as port, talk(port) as client:
+        await client.say(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % length)
+        sending = asyncio.create_task(client.say(b"x" * length))
+        await asyncio.sleep(1)  # three times the timeout
+        assert not client.is_ended
+        may_read.set()
+        async with asyncio.timeout(EVENT_TIMEOUT):
+            status, _, _ = await client.answer()
+        assert status == 200
+        await sending
+
+
+async def test_the_rest_of_a_body_after_the_response_does_not_extend_the_timeout() -> None:
+    async def answer_at_once(_: Any, __: Any, send: Any) -> None:
+        headers = [(b"content-length", b"2")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    limits = ConnectionLimits(head=0.5)
+    async with listening(answer_at_once, limits, keep_alive=1) as port, talk(port) as slow:
+        await slow.say(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n")
+        await slow.answer()
+        end = asyncio.create_task(slow.ended())
+        while not end.done():
+            slow.writer.write(b"x")
+            await asyncio.sleep(0.1)
+        assert await end >= 0.9  # the timeout is keep_alive + head = 1.5
+
+
 async def test_hundreds_of_stuck_bodies_delay_no_other_client(engine: AsyncEngine) -> None:
     app = create_app(engine, limits=ConnectionLimits(body=5), settings=OPEN)
     async with listening(app) as port, talks(port, count=200) as stuck:

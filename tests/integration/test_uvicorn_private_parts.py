@@ -169,6 +169,9 @@ async def test_flow_control_of_uvicorn_knows_whether_writing_is_paused() -> None
     flow.resume_writing()
     is_paused.append(flow.write_paused)
     assert is_paused == [False, True, False]
+    assert flow.read_paused is False
+    flow.pause_reading()
+    assert flow.read_paused is True
 
 
 async def test_uvicorn_has_no_option_to_limit_a_head_or_a_reader() -> None:

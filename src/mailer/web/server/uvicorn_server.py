@@ -169,14 +169,16 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         """Add a part of the body; the client was active."""
         super().on_body(body)
         self._unparsed_bytes = 0
-        self._wait_for_client(self.limits.body_part)
+        if self._is_answering:
+            self._wait_for_client(self.limits.body_part)
         self._update_eviction_order()
 
     def on_message_complete(self) -> None:
         """Complete a request: its body has arrived."""
         super().on_message_complete()
         self._unparsed_bytes = 0
-        self._client_deadline = None
+        if self._is_answering:  # else the response is complete already, and the next head awaited
+            self._client_deadline = None
         self._update_eviction_order()
 
     def on_response_complete(self) -> None:
@@ -231,7 +233,9 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._client_timer = None
         if self._client_deadline is None:
             return
-        if self._client_deadline <= self.loop.time():
+        if self.flow.read_paused:  # mailer does not read, so the client cannot send
+            self._wait_for_client(self.limits.body_part)
+        elif self._client_deadline <= self.loop.time():
             self._time_out()
         else:
             self._client_timer = self.loop.call_at(self._client_deadline, self._check_client)
