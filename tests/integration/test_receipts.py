@@ -2,11 +2,12 @@
 
 import asyncio
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
-from tests.event_timeout import let_run
+from tests.event_timeout import EVENT_TIMEOUT, let_run
 from tests.factories import (
     GATEWAY,
     LEASE,
@@ -381,6 +382,23 @@ async def test_calls_at_the_same_time_are_stored_by_few_transactions(engine: Asy
     transactions = await value(engine, "SELECT pg_current_xact_id()::text::bigint") - before
     assert transactions < 30  # the background jobs of the database have some too
     assert await value(engine, "SELECT count(*) FROM message WHERE status = 'delivered'") == 300
+
+
+async def test_call_that_comes_when_the_writers_end_is_stored(engine: AsyncEngine) -> None:
+    class CountingInbox(Inbox):
+        async def _write(self, batch: list[Any]) -> None:
+            for item in batch:
+                item.stored.set_result(None)
+
+    inbox = CountingInbox(engine, ReplyRules.of(Settings()))
+
+    async def call_again_and_again() -> None:
+        for _ in range(200):
+            async with asyncio.timeout(EVENT_TIMEOUT):
+                await inbox.store(GATEWAY, content(Receipt("delivered", 1)))
+
+    # each of these stores its next receipt in the step of the event loop in which a writer ends
+    await asyncio.gather(*(call_again_and_again() for _ in range(3)))
 
 
 async def test_call_that_cannot_be_stored_affects_no_other(engine: AsyncEngine) -> None:

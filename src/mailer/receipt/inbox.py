@@ -80,7 +80,8 @@ class Inbox:
         item = _Item(gateway, content, database_clock.now(), stored)
         self._waiting.append(item)
         self._size += item.size
-        if len(self._writing) < MAX_WRITERS:
+        # a task that has ended is still in the set until the event loop calls `discard`
+        if sum(not task.done() for task in self._writing) < MAX_WRITERS:
             task = asyncio.create_task(self._write_all())
             self._writing.add(task)
             task.add_done_callback(self._writing.discard)
