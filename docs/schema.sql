@@ -429,6 +429,13 @@ CREATE FUNCTION is_final(status character varying, reason character varying) RET
         OR status = 'sent' AND reason IS NOT DISTINCT FROM 'no_receipt'
 $$;
 
+CREATE FUNCTION keep_draft() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    RETURN NULL;
+END $$;
+
 CREATE FUNCTION keep_text() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
@@ -1691,6 +1698,8 @@ CREATE TRIGGER count_inserted_messages AFTER INSERT ON message REFERENCING NEW T
 CREATE TRIGGER count_inserted_opt_outs AFTER INSERT ON opt_out REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION count_inserted_opt_outs();
 
 CREATE TRIGGER count_updated_messages AFTER UPDATE ON message REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION count_updated_messages();
+
+CREATE TRIGGER keep_draft BEFORE UPDATE OF status ON mailing FOR EACH ROW WHEN ((((old.status)::text = 'draft'::text) AND ((new.status)::text = 'finished'::text))) EXECUTE FUNCTION keep_draft();
 
 CREATE TRIGGER keep_first_text AFTER INSERT ON mailing FOR EACH ROW EXECUTE FUNCTION keep_text();
 

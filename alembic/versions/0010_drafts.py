@@ -11,7 +11,11 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Allow the status `draft`, only for mailings that are closed and not started."""
+    """Allow the status `draft`, only for mailings that are closed and not started.
+
+    A worker of the version before would take a draft for a mailing that has nothing left to send.
+    The trigger ignores that.
+    """
     _run("0010_drafts.sql")
 
 

@@ -1,3 +1,7 @@
+DROP TRIGGER keep_draft ON mailing;
+
+DROP FUNCTION keep_draft();
+
 -- As a mailing that was cancelled before its start.
 UPDATE mailing SET status = 'cancelled', is_settled = true, updated_at = now()
     WHERE status = 'draft';

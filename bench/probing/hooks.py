@@ -17,6 +17,12 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 BEYOND_SCHEMA = (
     ("after", "cannot be given together with before"),
+    ("sort", "is not possible together with these filters"),
+    ("key", "is required with before or after in a sorted list"),
+    ("from", "must lie between the years 1970 and 9000"),
+    ("to", "must lie between the years 1970 and 9000"),
+    ("to", "must not be before from"),
+    ("phones", "must not name a phone twice"),
     ("datetime_start", "must lie between the years 1970 and 9000"),
     ("datetime_end", "must lie between the years 1970 and 9000"),
     ("datetime_end", "must be after datetime_start"),

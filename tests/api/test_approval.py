@@ -75,6 +75,16 @@ async def test_who_changes_a_draft_becomes_its_author(
     assert (await author.post(f"{path}/launch")).status_code == 200
 
 
+async def test_who_changes_only_the_name_of_a_draft_does_not_become_its_author(
+    author: httpx.AsyncClient, approver: httpx.AsyncClient
+) -> None:
+    draft = await create_mailing(author, DRAFT)
+    path = f"/mailings/{draft['id']}"
+    assert (await approver.patch(path, json={"name": "Spring"})).status_code == 200
+    assert is_refused(await author.post(f"{path}/launch"))
+    assert (await approver.post(f"{path}/launch")).status_code == 200
+
+
 async def test_a_large_mailing_is_created_as_a_draft_only(author: httpx.AsyncClient) -> None:
     assert is_refused(await author.post("/mailings", json=NEW))
     assert (await author.get("/mailings")).json()["count"] == 0

@@ -71,6 +71,15 @@ async def test_nothing_of_a_draft_is_ever_enqueued_or_finished(
     assert (await api.get(f"/mailings/{draft['id']}")).json()["status"] == "draft"
 
 
+async def test_a_worker_of_the_version_before_cannot_finish_a_draft(
+    api: httpx.AsyncClient, engine: AsyncEngine
+) -> None:
+    draft = await create_mailing(api, DRAFT)
+    # its statement did not exclude drafts
+    await execute(engine, "UPDATE mailing SET status = 'finished', is_settled = true")
+    assert (await api.get(f"/mailings/{draft['id']}")).json()["status"] == "draft"
+
+
 async def test_a_launched_draft_is_scheduled_and_sent_like_any_mailing(
     api: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:

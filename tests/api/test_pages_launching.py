@@ -271,6 +271,25 @@ async def test_a_mailing_is_started_now_after_a_question(
     assert 'id="start"' not in await get_html(api, path)
 
 
+@pytest.mark.parametrize("verb", ["launch", "start"])
+async def test_a_draft_that_was_changed_after_the_question_is_not_sent(
+    api: httpx.AsyncClient, engine: AsyncEngine, verb: str
+) -> None:
+    await add_clients(engine, 2)
+    draft = await create_mailing(api, DRAFT)
+    path = f"/mailings/{draft['id']}"
+    question = await get_html(api, f"{path}/{verb}")
+    assert draft["text"] in visible_text(question)
+    assert (await api.patch(path, json={"text": "Other."})).status_code == 200
+
+    again = await post_form(api, f"{path}/{verb}", agreement(question))
+
+    assert again.status_code == 200
+    assert "Other." in visible_text(again.text)
+    assert (await api.get(path)).json()["status"] == "draft"
+    assert (await post_form(api, f"{path}/{verb}", agreement(again.text))).status_code == 303
+
+
 async def test_a_large_draft_is_launched_only_with_its_number_of_clients(
     api: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:

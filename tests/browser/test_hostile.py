@@ -39,7 +39,7 @@ PAGES = (
     "/system",
 )
 """Paths of pages, with the names of ids in `object_ids`."""
-PAGES_WITHOUT_OVERRIDE = ["/clients", "/clients/{client}", "/clients/{client}/delete", "/system"]
+PAGES_WITHOUT_OVERRIDE = ["/clients", "/clients/{client}/delete", "/system"]
 """Pages that show at most a stored tag, from which mailer has removed the override."""
 INVALID_PATHS = (
     f"/{quote(MARKUP)}",

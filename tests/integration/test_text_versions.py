@@ -181,6 +181,29 @@ async def test_message_of_a_dead_worker_keeps_the_text_of_its_attempt(
         assert await sent_text(engine, each) == "Price is 100"
 
 
+async def test_release_restores_the_version_of_the_attempt_before(
+    engine: AsyncEngine, mailing_id: int
+) -> None:
+    claimed = await claim_one(engine, mailing_id)
+    await requeue(engine, claimed, "http_503")
+    await change_text(engine, mailing_id, "Price is 999")
+    again = next(each for each in await claim(engine, mailing_id, count=2) if each.id == claimed.id)
+    await finish(engine, release_untried(again))
+    version = f"SELECT text_version FROM message WHERE id = {claimed.id}"  # noqa: S608  # a number
+    assert await value(engine, version) == 2
+
+
+async def test_unknown_message_from_before_text_versions_is_repeated_with_the_first_one(
+    engine: AsyncEngine, mailing_id: int
+) -> None:
+    claimed = await claim_one(engine, mailing_id)
+    await requeue(engine, claimed, "timeout")
+    await execute(engine, "UPDATE message SET text_version = NULL")
+    again = next(each for each in await claim(engine, mailing_id, count=2) if each.id == claimed.id)
+    (*_, oldest) = await versions(engine, mailing_id)
+    assert await sent_text(engine, again) == oldest.text
+
+
 async def test_released_orphan_has_no_text_version(engine: AsyncEngine, mailing_id: int) -> None:
     claimed = await claim_one(engine, mailing_id)
     async with engine.connect() as pooled:

@@ -9,6 +9,7 @@ from msgspec.structs import replace
 from sqlalchemy import ARRAY, BigInteger, Row, bindparam, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from mailer.db.engine import is_unavailable
 from mailer.gateway.channel import Channels
 from mailer.mailing.model import (
     RETRY_PAUSE,
@@ -103,9 +104,18 @@ async def with_holds(
 
 
 async def with_current_hold(engine: AsyncEngine, mailing: Mailing, channels: Channels) -> Mailing:
-    """Return a mailing as `with_holds` does, with a connection of its own."""
-    async with engine.connect() as connection:
-        [mailing] = await with_holds(connection, [mailing], channels)
+    """Return a mailing as `with_holds` does, with a connection of its own.
+
+    It is for mailings that were changed just now. The change is done, so without the database the
+    answer is that of `with_hold`, and no error.
+    """
+    try:
+        async with engine.connect() as connection:
+            [mailing] = await with_holds(connection, [mailing], channels)
+    except Exception as error:  # a lost database raises errors of several libraries
+        if not is_unavailable(error):
+            raise
+        return with_hold(mailing, channels)
     return mailing
 
 

@@ -7,7 +7,7 @@ has created or changed the draft last.
 `approval_above` is the limit, a number of clients; None if no approval is required.
 """
 
-from sqlalchemy import text
+from sqlalchemy import ARRAY, String, bindparam, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.access.model import Actor
@@ -18,11 +18,13 @@ from mailer.mailing.reach import count_reached
 APPROVED_FIELDS = frozenset({"text", "client_filter", "purpose"})
 """Fields that are fixed once a large mailing is launched: what is sent, and to whom."""
 
+# Of the text, the audience or the purpose: who changes only the name of a draft does not write it.
 LAST_AUTHOR = text("""
     SELECT actor_kind, actor_id FROM audit
     WHERE target_kind = 'mailing' AND target_id = :mailing_id
-        AND action IN ('mailing_created', 'mailing_changed')
-    ORDER BY id DESC LIMIT 1""")
+        AND (action = 'mailing_created'
+            OR (action = 'mailing_changed' AND after ?| :approved_fields))
+    ORDER BY id DESC LIMIT 1""").bindparams(bindparam("approved_fields", type_=ARRAY(String)))
 
 
 async def ensure_small(
@@ -45,6 +47,7 @@ async def ensure_approved(
 
     The draft must be locked, so that nobody changes it meanwhile.
     """
-    author = (await connection.execute(LAST_AUTHOR, {"mailing_id": draft.id})).one_or_none()
+    values = {"mailing_id": draft.id, "approved_fields": sorted(APPROVED_FIELDS)}
+    author = (await connection.execute(LAST_AUTHOR, values)).one_or_none()
     if author is None or (author.actor_kind, author.actor_id) == (actor.kind, actor.id):
         await ensure_small(connection, draft.client_filter, draft.purpose, approval_above)

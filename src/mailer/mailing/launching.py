@@ -15,28 +15,34 @@ from mailer.idempotency.model import IdempotencyClaim
 from mailer.mailing import audience, store
 from mailer.mailing.approval import ensure_approved
 from mailer.mailing.auditing import write_audit_entry
-from mailer.mailing.model import Mailing
+from mailer.mailing.model import Mailing, MailingChangedError
 from mailer.mailing.service import ensure_consistent, lock_for, route_columns
 
 log = structlog.get_logger()
 
 
-async def launch(
+async def launch(  # noqa: PLR0913  # the draft, who launches it, and what they have seen
     engine: AsyncEngine,
     mailing_id: int,
     actor: Actor,
     claim: IdempotencyClaim | None = None,
     *,
     approval_above: int | None = None,
+    content_digest: str | None = None,
 ) -> Mailing:
     """Launch a draft: it is scheduled. Workers start it at once when it is already due.
 
-    Raises `MailingNotFoundError`, `MailingNotDraftError`, `ApprovalRequiredError`, and
-    `InvalidError` when the end of the draft has passed or its gateway is not configured any more.
+    `content_digest` is that of the draft that the user has seen, if it is known.
+
+    Raises `MailingNotFoundError`, `MailingNotDraftError`, `MailingChangedError`,
+    `ApprovalRequiredError`, and `InvalidError` when the end of the draft has passed or its gateway
+    is not configured any more.
     """
     async with engine.begin() as connection:
         done = await do_once(
-            connection, claim, lambda: _launch(connection, mailing_id, actor, approval_above)
+            connection,
+            claim,
+            lambda: _launch(connection, mailing_id, actor, approval_above, content_digest),
         )
         launched = await store.get(connection, mailing_id)
     if not done.is_repeat:
@@ -45,14 +51,21 @@ async def launch(
 
 
 async def start_now(
-    engine: AsyncEngine, mailing_id: int, actor: Actor, *, approval_above: int | None = None
+    engine: AsyncEngine,
+    mailing_id: int,
+    actor: Actor,
+    *,
+    approval_above: int | None = None,
+    content_digest: str | None = None,
 ) -> Mailing:
     """Set the start of a scheduled mailing or a draft to now, and launch the draft.
 
-    Raises what `launch` raises, `MailingEndedError`, and `MailingRunsError` for other mailings.
+    `content_digest` is as for `launch`. Raises what `launch` raises, `MailingEndedError`, and
+    `MailingRunsError` for other mailings.
     """
     async with engine.begin() as connection:
         mailing = await lock_for(connection, "start", mailing_id)
+        _ensure_unchanged(mailing, content_digest)
         start = {"datetime_start": database_clock.now()}
         if mailing.is_draft:
             await _launch_locked(connection, mailing, actor, approval_above, start)
@@ -64,11 +77,22 @@ async def start_now(
     return started
 
 
+def _ensure_unchanged(mailing: Mailing, content_digest: str | None) -> None:
+    """Raise `MailingChangedError` if a locked mailing is not the one that the user has seen."""
+    if content_digest not in {None, mailing.content_digest}:
+        raise MailingChangedError
+
+
 async def _launch(
-    connection: AsyncConnection, mailing_id: int, actor: Actor, approval_above: int | None
+    connection: AsyncConnection,
+    mailing_id: int,
+    actor: Actor,
+    approval_above: int | None,
+    content_digest: str | None,
 ) -> int:
     """Launch a draft in the caller's transaction; return its id."""
     draft = await lock_for(connection, "launch", mailing_id)
+    _ensure_unchanged(draft, content_digest)
     return await _launch_locked(connection, draft, actor, approval_above, {})
 
 

@@ -7,6 +7,7 @@ line of an error's docstring is the text that users see.
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, time, timedelta
 from typing import Annotated, Any, ClassVar, Literal
+from zlib import crc32
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -431,6 +432,15 @@ class Mailing(msgspec.Struct, frozen=True, kw_only=True):
         return max(0, self.clients_count - self.count_of(*NOT_SCHEDULED))
 
     @property
+    def content_digest(self) -> str:
+        """A digest of all fields that a user can change, to detect a change between two requests.
+
+        It detects accidents; it is no protection against forgery.
+        """
+        content = [getattr(self, name) for name in MailingChange.__struct_fields__]
+        return f"{crc32(msgspec.json.encode(content)):08x}"
+
+    @property
     def is_draft(self) -> bool:
         """Whether nothing of the mailing is sent until a user launches it."""
         return self.status == DRAFT
@@ -559,6 +569,10 @@ class MailingNotDraftError(ConflictError):
 
 class ApprovalRequiredError(ConflictError):
     """So many clients need two users: one saves a draft, and another one launches it."""
+
+
+class MailingChangedError(ConflictError):
+    """The mailing was changed meanwhile. Read it again before you send it."""
 
 
 class MailingRunsError(ConflictError):

@@ -89,7 +89,8 @@ SHOWN_TEXT = """(
     WHERE mailing.id = message.mailing_id AND version = CASE
         WHEN message.status = 'scheduled' AND message.unknown_reason IS NULL
             THEN mailing.text_version
-        WHEN message.sent_at IS NOT NULL THEN coalesce(message.text_version, 1)
+        WHEN message.sent_at IS NOT NULL OR message.attempts > 0
+            THEN coalesce(message.text_version, 1)
         ELSE coalesce(message.text_version, mailing.text_version) END)"""
 """SQL for the text of a message as it was sent, or else as it would be sent."""
 # While a message is being sent, its last change is its claim.

@@ -13,7 +13,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.db.engine import affected_rows
 from mailer.message.model import ClaimedMessage
-from mailer.message.store import CLAIM_TIME, LAST_GATEWAY, ONLY_THIS_GATEWAY, add_failure
+from mailer.message.store import (
+    CLAIM_TIME,
+    LAST_GATEWAY,
+    LAST_TEXT_VERSION,
+    ONLY_THIS_GATEWAY,
+    add_failure,
+)
 
 EARLIER_RECEIPT_DECIDES = """(receipt_status = 'delivered'
         OR (receipt_status IS NOT NULL AND unknown_reason IS NOT NULL))"""
@@ -26,7 +32,8 @@ RELEASE_ORPHANED = f"""
         reason = CASE WHEN {EARLIER_RECEIPT_DECIDES} THEN receipt_reason ELSE last_failure END,
         unknown_reason = CASE WHEN {EARLIER_RECEIPT_DECIDES} THEN NULL ELSE unknown_reason END,
         sent_at = CASE WHEN {EARLIER_RECEIPT_DECIDES} THEN coalesce(claimed_at, {CLAIM_TIME}) END,
-        text_version = CASE WHEN unknown_reason IS NOT NULL THEN text_version END,
+        text_version = CASE WHEN unknown_reason IS NOT NULL THEN text_version
+                            ELSE {LAST_TEXT_VERSION} END,
         receipt_status = NULL, receipt_reason = NULL,
         gateway = {LAST_GATEWAY}, lease_owner = NULL, lease_expires_at = NULL, updated_at = now()
     WHERE status = 'sending' AND lease_owner = $1 AND id <> ALL($2::bigint[])"""  # noqa: S608  # likewise

@@ -31,7 +31,8 @@ FIRST_CURSOR: ClaimCursor = (EARLIEST_DUE, 0)
 # cost does not grow with the number of messages done, even while an old snapshot keeps claimed rows
 # in the index. Rows that another worker is claiming are skipped.
 # A message is sent with the newest text. But if delivery by an earlier attempt is unknown, the same
-# text is sent again: the client may have got it already.
+# text is sent again: the client may have got it already. It is version 1 if the attempt was made
+# before texts had versions.
 # The subselects call volatile functions once. Without one around clock_timestamp(), PostgreSQL
 # would not use it as an index condition and would scan the index to its end. A restored database
 # may not send: then nothing is claimed.
@@ -54,7 +55,7 @@ CLAIM_DUE = """
     )
     UPDATE message SET status = 'sending', reason = NULL, attempts = attempts + 1,
         text_version = CASE WHEN message.unknown_reason IS NULL THEN due.text_version
-                            ELSE coalesce(message.text_version, due.text_version) END,
+                            ELSE coalesce(message.text_version, 1) END,
         gateway = $8, lease_owner = $3, lease_expires_at = clock_timestamp() + $4,
         updated_at = now()
     FROM due JOIN client ON client.id = due.client_id
@@ -125,7 +126,8 @@ def add_failure(reason: str, started_at: str = CLAIM_TIME) -> str:
         CASE WHEN jsonb_array_length(failures) >= {MAX_FAILURES} THEN failures - 0
              ELSE coalesce(failures, '[]') END
         || jsonb_build_object('attempt', message.attempts, 'claimed_at', {started_at},
-            'ended_at', now(), 'reason', {reason}, 'gateway', message.gateway)"""
+            'ended_at', now(), 'reason', {reason}, 'gateway', message.gateway,
+            'text_version', message.text_version)"""
 
 
 ATTEMPT_START = f"coalesce(result.started_at, {CLAIM_TIME})"
@@ -135,6 +137,9 @@ ATTEMPT_WAS_MADE = "(result.attempts = result.claimed_attempts OR result.failure
 LAST_GATEWAY = "failures -> -1 ->> 'gateway'"
 """SQL for the gateway of the last failed attempt. It is the gateway of a message that was claimed
 for another gateway and then not sent."""
+LAST_TEXT_VERSION = "(failures -> -1 ->> 'text_version')::int"
+"""SQL for the version of the text in the last failed attempt; null without one. Like
+`LAST_GATEWAY`, it is that of a message that was claimed and then not sent."""
 ONLY_THIS_GATEWAY = "find_route(ARRAY[coalesce(message.gateway, 'default')])"
 """SQL for the route of a message that only its gateway may send again: delivery is unknown. The
 gateway is null if an earlier version, which had only the gateway `default`, claimed the message."""
@@ -176,7 +181,7 @@ RECORD_RESULTS = f"""
                         ELSE {add_failure("result.failure", ATTEMPT_START)} END,
         gateway = CASE WHEN {ATTEMPT_WAS_MADE} THEN message.gateway ELSE {LAST_GATEWAY} END,
         text_version = CASE WHEN {ATTEMPT_WAS_MADE} OR message.unknown_reason IS NOT NULL
-                            THEN message.text_version END,
+                            THEN message.text_version ELSE {LAST_TEXT_VERSION} END,
         route = CASE WHEN result.unknown_reason IS NOT NULL THEN {ONLY_THIS_GATEWAY}
                      WHEN result.excludes_gateway THEN {OTHER_GATEWAYS}
                      ELSE message.route END,

@@ -28,6 +28,7 @@ from mailer.mailing.model import (
     ApprovalRequiredError,
     Mailing,
     MailingChange,
+    MailingChangedError,
     MailingStartedError,
     NewMailing,
     PurposeFixedError,
@@ -160,7 +161,8 @@ class MailingForm(Controller):
         form, is_draft = Form(values), values[BUTTON_FIELD] == "draft"
         if values[BUTTON_FIELD] == "edit":
             return await form_page.render(form)
-        if is_outdated and _is_saved(values, mailing, is_draft=is_draft):  # sent twice
+        is_done = is_draft or not mailing.is_draft  # a launch is done only if it is no draft now
+        if is_outdated and is_done and _is_saved(values, mailing, is_draft=is_draft):  # sent twice
             return redirect_with_flash("mailing-changed", f"/mailings/{mailing_id}")
         if is_outdated or (is_draft and not mailing.is_draft):
             conflict = CHANGED_MEANWHILE if is_outdated else LAUNCHED_MEANWHILE
@@ -228,7 +230,7 @@ async def _save_or_refuse(
         )
         form = Form({**form.values, **fixed}).with_errors(refusal)
         return await form_page.render(form, HTTP_409_CONFLICT)
-    except ApprovalRequiredError as error:
+    except (ApprovalRequiredError, MailingChangedError) as error:
         return await _render_conflict(form_page, form, str(error))
 
 
@@ -243,12 +245,16 @@ async def _save(
         } | changes.provided_values()
         if question := await _ask(form_page, form, NewMailing(**changed)):
             return question
-    await service.change(
+    saved = await service.change(
         form_page.engine, mailing.id, changes, by, approval_above=form_page.approval_above
     )
     if mailing.is_draft and not is_draft:
         await launching.launch(
-            form_page.engine, mailing.id, by, approval_above=form_page.approval_above
+            form_page.engine,
+            mailing.id,
+            by,
+            approval_above=form_page.approval_above,
+            content_digest=saved.content_digest,
         )
         return redirect_with_flash("mailing-launched", f"/mailings/{mailing.id}")
     return redirect_with_flash("mailing-changed", f"/mailings/{mailing.id}")

@@ -37,13 +37,16 @@ class Intent(msgspec.Struct, frozen=True, kw_only=True):
     the audience is not known."""
     start: datetime | None = None
     """The start; None while it is not known."""
+    content_digest: str = ""
+    """That of the mailing, if it is not in the form that the user sends."""
 
     @property
     def token(self) -> str:
         """The intent as a text; empty while the form is not complete, which agrees to nothing."""
         start = self.start.isoformat() if self.kind == "schedule" and self.start else ""
         is_complete = self.clients is not None and (start or self.kind != "schedule")
-        return f"{self.kind} {self.clients} {start}".rstrip() if is_complete else ""
+        parts = (self.kind, str(self.clients), start, self.content_digest)
+        return " ".join(filter(None, parts)) if is_complete else ""
 
     def must_type(self, confirm_above: int) -> bool:
         """Return whether the user must type the number of clients."""
@@ -72,7 +75,12 @@ class Intent(msgspec.Struct, frozen=True, kw_only=True):
 def launch_intent(draft: Mailing, now: datetime, clients: int | None = None) -> Intent:
     """Return what launching a draft does; `clients` are those whom it reaches, if known."""
     start = draft.datetime_start
-    return Intent(kind="send" if start <= now else "schedule", clients=clients, start=start)
+    return Intent(
+        kind="send" if start <= now else "schedule",
+        clients=clients,
+        start=start,
+        content_digest=draft.content_digest if clients is not None else "",
+    )
 
 
 async def read_intent(  # noqa: PLR0913, PLR0917  # the values of a form, and what they change

@@ -13,7 +13,13 @@ from mailer.access.model import Actor
 from mailer.admin.form import Form, read_form
 from mailer.admin.language import gettext_noop
 from mailer.admin.mailings.detail import render_refusal
-from mailer.admin.mailings.intent import INTENT_FIELDS, Intent, launch_intent
+from mailer.admin.mailings.intent import (
+    AGREED_FIELD,
+    INTENT_FIELDS,
+    SHOWN_FIELD,
+    Intent,
+    launch_intent,
+)
 from mailer.admin.render import PageContext, redirect_with_flash
 from mailer.clock import database_clock
 from mailer.errors import ConflictError, InvalidError
@@ -61,7 +67,8 @@ class LaunchQuestion(msgspec.Struct, frozen=True):
             mailing = await store.get(connection, mailing_id)
             clients = await count_reached(connection, mailing.client_filter, mailing.purpose)
         if verb == "start":
-            return mailing, Intent(kind="send", clients=clients)
+            digest = mailing.content_digest
+            return mailing, Intent(kind="send", clients=clients, content_digest=digest)
         return mailing, launch_intent(mailing, database_clock.now(), clients)
 
     async def _render(
@@ -149,12 +156,17 @@ async def _act(
     values = await read_form(request, *INTENT_FIELDS)
     if (page := await question.ask_again(verb, mailing_id, values)) is not None:
         return page
-    path, above = f"/mailings/{mailing_id}", question.settings.approval_above
+    path = f"/mailings/{mailing_id}"
+    options: dict[str, Any] = {
+        "approval_above": question.settings.approval_above,
+        # at the end of the intent to which the user has agreed
+        "content_digest": (values[AGREED_FIELD] or values[SHOWN_FIELD]).rpartition(" ")[2],
+    }
     try:
         if verb == "start":
-            await launching.start_now(question.engine, mailing_id, by, approval_above=above)
+            await launching.start_now(question.engine, mailing_id, by, **options)
             return redirect_with_flash("mailing-started", path)
-        await launching.launch(question.engine, mailing_id, by, approval_above=above)
+        await launching.launch(question.engine, mailing_id, by, **options)
         return redirect_with_flash("mailing-launched", path)
     except ConflictError as error:
         return await render_refusal(question.context, HTTP_409_CONFLICT, str(error), path)

@@ -233,7 +233,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._client_timer = None
         if self._client_deadline is None:
             return
-        if self.flow.read_paused:  # mailer does not read, so the client cannot send
+        if self.flow.read_paused and self._is_answering:  # the client cannot send the body now
             self._wait_for_client(self.limits.body_part)
         elif self._client_deadline <= self.loop.time():
             self._time_out()
