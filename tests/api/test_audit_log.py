@@ -195,7 +195,7 @@ def writes_entry(function: str) -> bool:
     Methods of `self` with such a name write something else.
     """
     is_audit_function = function.endswith(
-        ("record", "audit_entry", "change_state", "_save_audited", "stream_audited")
+        ("record", "audit_entry", "change_state", "stream_audited")
     )
     return is_audit_function and not function.startswith("self.")
 

@@ -14,9 +14,8 @@ from mailer.idempotency.do_once import do_once
 from mailer.idempotency.model import IdempotencyClaim
 from mailer.mailing import audience, store
 from mailer.mailing.approval import ensure_approved
-from mailer.mailing.auditing import write_audit_entry
 from mailer.mailing.model import Mailing, MailingChangedError
-from mailer.mailing.service import ensure_consistent, lock_for, route_columns
+from mailer.mailing.service import change_state, ensure_consistent, lock_for, route_columns
 
 log = structlog.get_logger()
 
@@ -71,7 +70,7 @@ async def start_now(
             await _launch_locked(connection, mailing, actor, approval_above, start)
         else:
             ensure_consistent(mailing, start)
-            await _save_audited(connection, mailing, actor, "mailing_changed", start)
+            await change_state(connection, mailing, actor, "mailing_changed", start)
         started = await store.get(connection, mailing_id)
     log.info("mailing_started_now", mailing_id=mailing_id, clients=started.clients_count)
     return started
@@ -113,22 +112,4 @@ async def _launch_locked(
         "is_closed": False,
         "clients_count": await audience.count(connection, draft.client_filter),
     }
-    return await _save_audited(connection, draft, actor, "mailing_launched", columns)
-
-
-async def _save_audited(
-    connection: AsyncConnection,
-    mailing: Mailing,
-    actor: Actor,
-    action: str,
-    columns: dict[str, Any],
-) -> int:
-    """Change columns of a locked mailing, write the audit log, and return the mailing's id."""
-    await store.change(connection, mailing.id, columns)
-    await store.notify_mailings_changed(connection)
-    before = {"status": mailing.status, "datetime_start": mailing.datetime_start}
-    changed_before = {name: value for name, value in before.items() if name in columns}
-    await write_audit_entry(
-        connection, actor, action, mailing.id, before=changed_before, after=columns
-    )
-    return mailing.id
+    return await change_state(connection, draft, actor, "mailing_launched", columns)

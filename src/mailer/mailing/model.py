@@ -314,7 +314,7 @@ class MailingChange(MailingInput, frozen=True, kw_only=True):
 WINDOW_CLOSED = "window_closed"
 """Reason of a hold: the sending window is closed for all clients who wait."""
 RETRY_PAUSE = "retry_pause"
-"""Reason of a hold: all messages that are left have failed and wait for their next attempt."""
+"""Reason of a hold: the message that is due next has failed, and waits for its next attempt."""
 
 
 class Hold(msgspec.Struct, frozen=True):

@@ -359,8 +359,9 @@ async def change_state(
     """
     await store.change(connection, mailing.id, columns)
     await notify_mailings_changed(connection)
-    # of the columns of all these changes, the audit log records only the status
-    before = {"status": mailing.status} if "status" in columns else None
+    # of the columns of all these changes, the audit log records only these
+    recorded = columns.keys() & {"status", "datetime_start"}
+    before = {name: getattr(mailing, name) for name in recorded} or None
     await write_audit_entry(connection, actor, action, mailing.id, before=before, after=columns)
     return mailing.id
 
