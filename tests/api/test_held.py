@@ -13,12 +13,25 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.api.calls import DUE, NEW, create_mailing
 from tests.asgi_client import inside
-from tests.factories import OPEN, add_clients, advance, create_channel, execute, start_and_enqueue
+from tests.factories import (
+    OPEN,
+    add_clients,
+    add_mailing,
+    advance,
+    create_channel,
+    create_channels,
+    do,
+    execute,
+    start_and_enqueue,
+)
 
 from mailer.app import create_app
+from mailer.db.engine import create_engine
 from mailer.gateway.breaker import Breaker
 from mailer.gateway.channel import Channel, Channels
 from mailer.gateway.protocol import Accepted, Outcome, TemporaryFailure, Unknown
+from mailer.mailing import store
+from mailer.mailing.activity import with_current_hold
 
 AT = datetime(2030, 1, 15, 6, tzinfo=UTC)
 RESET = 15.0
@@ -276,3 +289,16 @@ async def test_the_overview_shows_that_no_gateway_is_configured(
     application: httpx.AsyncClient,
 ) -> None:
     assert "No gateway is configured, so nothing is sent." in await get_overview(application)
+
+
+async def test_a_change_is_answered_also_if_the_database_is_lost_after_it(
+    engine: AsyncEngine,
+) -> None:
+    mailing_id = await add_mailing(engine, clients=1)
+    mailing = await do(engine, lambda connection: store.get(connection, mailing_id))
+    lost = create_engine("postgresql://127.0.0.1:1/")
+    answered = await with_current_hold(lost, mailing, Channels())
+    assert answered.held is not None
+    assert answered.held.reason == "no_gateway"
+    assert await with_current_hold(lost, mailing, create_channels()) == mailing
+    await lost.dispose()
