@@ -14,13 +14,15 @@ from mailer.mailing.listing import ListOrder, possible_orders
 from mailer.mailing.model import FIRST_MOMENT, LAST_MOMENT, Label
 from mailer.mailing.search import MailingFilter
 from mailer.statuses import MailingStatus
-from mailer.validation import STORABLE
-from mailer.web.query import PageQuery
+from mailer.web.query import PageQuery, SearchWords
 
 MAX_KEY = 253_402_300_799_999_999
 """Largest sort key: the microseconds from 1970 to the end of the year 9999."""
 ONE_DAY = timedelta(days=1)
-DAY_RULE = {"rule": "must be a date, such as 2030-01-15"}
+PeriodDay = Annotated[
+    date,
+    Meta(examples=["2030-01-15"], extra={"rule": "must be a date, such as 2030-01-15"}),
+]
 
 
 class MailingQuery(PageQuery, frozen=True, kw_only=True):
@@ -40,37 +42,25 @@ class MailingQuery(PageQuery, frozen=True, kw_only=True):
     label: Annotated[Label, Meta(description="Mailings with this label.")] | UnsetType = UNSET
     search: (
         Annotated[
-            str,
+            SearchWords,
             Meta(
-                max_length=200,
-                pattern=STORABLE,
                 description="Mailings with these words, or beginnings of words, in their name, text"
                 " or labels; or the mailing with this id.",
                 examples=["spring sale"],
-                extra={"rule": "must be at most 200 characters, without null characters"},
             ),
         ]
         | UnsetType
     ) = UNSET
     first_day: (
         Annotated[
-            date,
-            Meta(
-                description="Mailings that end after the beginning of this day, in UTC.",
-                examples=["2030-01-15"],
-                extra=DAY_RULE,
-            ),
+            PeriodDay,
+            Meta(description="Mailings that end after the beginning of this day, in UTC."),
         ]
         | UnsetType
     ) = msgspec.field(name="from", default=UNSET)
     last_day: (
         Annotated[
-            date,
-            Meta(
-                description="Mailings that start before the end of this day, in UTC.",
-                examples=["2030-01-15"],
-                extra=DAY_RULE,
-            ),
+            PeriodDay, Meta(description="Mailings that start before the end of this day, in UTC.")
         ]
         | UnsetType
     ) = msgspec.field(name="to", default=UNSET)

@@ -27,7 +27,7 @@ from msgspec import UNSET, Meta, UnsetType
 from mailer.clock import database_clock
 from mailer.db.paging import Cursor
 from mailer.errors import FieldError, InvalidError
-from mailer.validation import MAX_ID, Input, Model, check
+from mailer.validation import MAX_ID, STORABLE, Input, Model, check
 
 MAX_PARAMETERS = 100
 """Parameters of a query; more are rejected, because each takes time to read."""
@@ -38,6 +38,14 @@ ID_RULE = {"rule": f"must be a number from 1 to {MAX_ID}"}
 """The text of the error for a value that is not an id."""
 Id = Annotated[int, Meta(ge=1, le=MAX_ID, extra=ID_RULE)]
 
+SearchWords = Annotated[
+    str,
+    Meta(
+        max_length=200,
+        pattern=STORABLE,
+        extra={"rule": "must be at most 200 characters, without null characters"},
+    ),
+]
 Limit = Annotated[
     int,
     Meta(

@@ -33,6 +33,15 @@ def read_options(
     return ImportOptions(None if columns is None else columns.split(","), rejected)
 
 
+UPLOAD_OPTIONS: dict[str, Any] = {
+    "required_scope": "write",
+    "status_code": HTTP_200_OK,
+    "request_max_body_size": MAX_IMPORT_BYTES,
+    "exception_handlers": {Exception: render_refusal},
+}
+"""Options of routes that take a file."""
+
+
 class ClientImport(Controller):
     """The import page.
 
@@ -49,12 +58,7 @@ class ClientImport(Controller):
             "clients/import.html", limit=MAX_IMPORT_BYTES, columns=CSV_COLUMNS
         )
 
-    @post(
-        required_scope="write",
-        status_code=HTTP_200_OK,
-        request_max_body_size=MAX_IMPORT_BYTES,
-        exception_handlers={Exception: render_refusal},
-    )
+    @post(**UPLOAD_OPTIONS)
     async def import_file(
         self,
         engine: NamedDependency[AsyncEngine],
@@ -66,13 +70,7 @@ class ClientImport(Controller):
         report = await import_upload(engine, request, by, options=read_options(request))
         return await context.render_page("clients/import_report.html", report=report)
 
-    @post(
-        "/preview",
-        required_scope="write",
-        status_code=HTTP_200_OK,
-        request_max_body_size=MAX_IMPORT_BYTES,
-        exception_handlers={Exception: render_refusal},
-    )
+    @post("/preview", **UPLOAD_OPTIONS)
     async def preview_file(
         self,
         engine: NamedDependency[AsyncEngine],
@@ -87,13 +85,7 @@ class ClientImport(Controller):
             "clients/import_preview.html", preview=preview, fields=CSV_COLUMNS
         )
 
-    @post(
-        "/rejected",
-        required_scope="write",
-        status_code=HTTP_200_OK,
-        request_max_body_size=MAX_IMPORT_BYTES,
-        exception_handlers={Exception: render_refusal},
-    )
+    @post("/rejected", **UPLOAD_OPTIONS)
     async def download_rejected(
         self,
         engine: NamedDependency[AsyncEngine],

@@ -119,7 +119,11 @@ async def read_mailing_page(
         )
         is_upcoming = not background_work.is_started and not mailing.has_ended
         expected_cost = await _expected_cost(connection, mailing, channels) if is_upcoming else None
-        text_versions = await texts.list_versions(connection, mailing_id)
+        text_versions = (
+            await texts.list_versions(connection, mailing_id, MAX_TABLE_ROWS)
+            if mailing.text_version > 1
+            else []
+        )
         recent_replies = await list_recent(connection, MAX_MAILING_REPLIES, mailing_id=mailing_id)
     now = database_clock.now()
     return {

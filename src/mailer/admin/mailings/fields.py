@@ -11,7 +11,6 @@ import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from zlib import crc32
 from zoneinfo import ZoneInfo
 
 import msgspec
@@ -116,11 +115,6 @@ def copied_values(mailing: Mailing, now: datetime, zone: str) -> dict[str, str]:
         "start": _local_time(start, zone),
         "end": _local_time(end, zone),
     }
-
-
-def fingerprint(mailing: Mailing) -> str:
-    """Return a hash of a mailing's form, to detect that another user has changed the mailing."""
-    return f"{crc32(msgspec.json.encode(values_of(mailing, 'UTC'))):08x}"
 
 
 def _next_start(now: datetime) -> datetime:

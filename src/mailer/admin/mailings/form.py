@@ -136,9 +136,7 @@ class MailingForm(Controller):
         mailing = await _get_changeable(form_page.engine, mailing_id)
         values = fields.values_of(mailing, form_page.context.viewer.time_zone)
         form_page = msgspec.structs.replace(form_page, mailing=mailing)
-        return await form_page.render(
-            Form(values | {FINGERPRINT_FIELD: fields.fingerprint(mailing)})
-        )
+        return await form_page.render(Form(values | {FINGERPRINT_FIELD: mailing.content_digest}))
 
     @post("/{mailing_id:int}/edit", required_scope="write")
     async def change(
@@ -155,7 +153,7 @@ class MailingForm(Controller):
         mailing = await _get_changeable(form_page.engine, mailing_id)
         form_page = msgspec.structs.replace(form_page, mailing=mailing)
         values = await read_form(request, *FORM_FIELDS)
-        current_fingerprint = fields.fingerprint(mailing)
+        current_fingerprint = mailing.content_digest
         is_outdated = values[FINGERPRINT_FIELD] != current_fingerprint
         values[FINGERPRINT_FIELD] = current_fingerprint  # the form is saved if it is sent again
         form, is_draft = Form(values), values[BUTTON_FIELD] == "draft"

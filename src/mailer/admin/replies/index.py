@@ -1,13 +1,13 @@
 """The list of replies, unread first, with search, filters and live updates."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
 from litestar import Controller, Request, Response, get
 from litestar.di import NamedDependency
 from litestar.response import ServerSentEvent
-from msgspec import UNSET, Meta, UnsetType
+from msgspec import UNSET, UnsetType
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.admin.form import Form
@@ -19,8 +19,7 @@ from mailer.db.paging import RowPage
 from mailer.reply import reading, search
 from mailer.reply.api import ReplyQuery
 from mailer.reply.reading import MAX_COUNTED_REPLIES
-from mailer.validation import STORABLE
-from mailer.web.query import Limit, read_query
+from mailer.web.query import Limit, SearchWords, read_query
 
 PATH = "/replies"
 REPLY_FILTER_FIELDS = ("search", "unread", "client_id", "mailing_id", "limit")
@@ -33,17 +32,7 @@ class ReplyListQuery(ReplyQuery, frozen=True, kw_only=True):
     """Filters of the list of replies: those of the API, and a search by text and phone."""
 
     limit: Limit = 50
-    search: (
-        Annotated[
-            str,
-            Meta(
-                max_length=200,
-                pattern=STORABLE,
-                extra={"rule": "must be at most 200 characters, without null characters"},
-            ),
-        ]
-        | UnsetType
-    ) = UNSET
+    search: SearchWords | UnsetType = UNSET
 
 
 async def find_replies(connection: AsyncConnection, query: ReplyListQuery) -> RowPage:
