@@ -13,7 +13,7 @@ from tests.factories import add_clients, do, start_and_enqueue
 
 from mailer.access import keys
 from mailer.access.model import COMMAND_LINE
-from mailer.mailing.model import ApprovalRequiredError
+from mailer.mailing.errors import ApprovalRequiredError
 from mailer.settings import Settings
 
 APPROVAL = Settings(require_approval=True, confirm_above=2)

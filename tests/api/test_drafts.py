@@ -9,7 +9,8 @@ from tests.api.calls import COUNT_FIELDS, DUE, MAILING_FIELDS, NEW, create_maili
 from tests.factories import add_clients, advance, do, execute, rows, start_and_enqueue, value
 
 from mailer.mailing import finishing, pending_work, purging, starting
-from mailer.mailing.model import MailingDraftError, MailingNotDraftError, NewMailing
+from mailer.mailing.errors import MailingDraftError, MailingNotDraftError
+from mailer.mailing.model import NewMailing
 from mailer.statistics.verify import find_differences
 
 DRAFT = NEW | {"draft": True}

@@ -29,7 +29,8 @@ from mailer.forecast.model import Shortfall
 from mailer.forecast.tiers import Gateways, GatewayThroughput, by_name
 from mailer.mailing import enqueuing, service, starting, store
 from mailer.mailing.client_filter import AudienceLists
-from mailer.mailing.model import MailingChange, MailingNotFoundError, NewMailing
+from mailer.mailing.errors import MailingNotFoundError
+from mailer.mailing.model import MailingChange, NewMailing
 from mailer.statistics import service as statistics
 
 IDLE_CHECKS = 20

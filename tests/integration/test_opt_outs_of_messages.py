@@ -36,7 +36,8 @@ from mailer.client import service as clients
 from mailer.client.model import ClientChange
 from mailer.dispatch.send_policy import decide_before_send
 from mailer.mailing import moved_clients, service
-from mailer.mailing.model import MailingChange, NewMailing, PurposeFixedError
+from mailer.mailing.errors import PurposeFixedError
+from mailer.mailing.model import MailingChange, NewMailing
 from mailer.message.model import MessageResult
 from mailer.opt_out import store
 from mailer.statistics.verify import find_differences

@@ -25,7 +25,7 @@ from mailer.forecast.tiers import GatewayThroughput, by_name
 from mailer.gateway.channel import NO_CHANNELS, Channels
 from mailer.gateway.protocol import TemporaryFailure
 from mailer.mailing import service, store
-from mailer.mailing.model import MailingNotFoundError
+from mailer.mailing.errors import MailingNotFoundError
 from mailer.statistics import service as statistics
 from mailer.statistics.model import (
     AttemptsCounts,

@@ -19,13 +19,8 @@ from mailer.access.model import COMMAND_LINE
 from mailer.db.engine import asyncpg_connection
 from mailer.dispatch.send_policy import Send, decide_before_send, release_untried
 from mailer.mailing import service, texts, tracking
-from mailer.mailing.model import (
-    MAX_TEXT_VERSIONS,
-    MailingChange,
-    RunningMailing,
-    TextVersion,
-    TooManyTextsError,
-)
+from mailer.mailing.errors import TooManyTextsError
+from mailer.mailing.model import MAX_TEXT_VERSIONS, MailingChange, RunningMailing, TextVersion
 from mailer.message import reading, recovery
 from mailer.message.model import ClaimedMessage, MessageResult
 from mailer.statistics.verify import find_differences

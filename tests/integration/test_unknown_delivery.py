@@ -31,7 +31,8 @@ from mailer.dispatch.send_policy import release_untried
 from mailer.erasure import erase_client
 from mailer.mailing import service
 from mailer.mailing.client_filter import AudienceLists
-from mailer.mailing.model import MailingChange, MailingEndedError
+from mailer.mailing.errors import MailingEndedError
+from mailer.mailing.model import MailingChange
 from mailer.message import recovery
 from mailer.message.model import MessageResult
 from mailer.statistics.verify import find_differences

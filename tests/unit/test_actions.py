@@ -10,8 +10,7 @@ import pytest
 from mailer.errors import ConflictError
 from mailer.mailing import model
 from mailer.mailing.actions import Action, allowed_actions, ensure_allowed
-from mailer.mailing.model import (
-    Mailing,
+from mailer.mailing.errors import (
     MailingDraftError,
     MailingEndedError,
     MailingNotDraftError,
@@ -20,6 +19,7 @@ from mailer.mailing.model import (
     MailingRunsError,
     NothingToRetryError,
 )
+from mailer.mailing.model import Mailing
 from mailer.statuses import NOT_FINAL, RETRYABLE, MailingStatus, MessageCounts, MessageStatus
 
 END = datetime(2030, 1, 1, tzinfo=UTC)

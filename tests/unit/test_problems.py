@@ -2,7 +2,7 @@
 
 from litestar.testing import RequestFactory
 
-from mailer.mailing.model import StopTimeoutError
+from mailer.mailing.errors import StopTimeoutError
 from mailer.oidc.model import SignInError
 from mailer.web.problems import on_mailer_error
 

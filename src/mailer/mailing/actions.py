@@ -10,9 +10,7 @@ from typing import Literal
 import msgspec
 
 from mailer.errors import ConflictError
-from mailer.mailing.model import (
-    ENDED,
-    Mailing,
+from mailer.mailing.errors import (
     MailingDraftError,
     MailingEndedError,
     MailingNotDraftError,
@@ -21,6 +19,7 @@ from mailer.mailing.model import (
     MailingRunsError,
     NothingToRetryError,
 )
+from mailer.mailing.model import ENDED, Mailing
 from mailer.statuses import DRAFT, MAILING_STATUSES, RETRYABLE, MailingStatus
 
 Action = Literal[

@@ -11,13 +11,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.db.engine import is_unavailable
 from mailer.gateway.channel import Channels
-from mailer.mailing.model import (
-    RETRY_PAUSE,
-    WINDOW_CLOSED,
-    Hold,
-    Mailing,
-    MailingNotFoundError,
-)
+from mailer.mailing.errors import MailingNotFoundError
+from mailer.mailing.model import RETRY_PAUSE, WINDOW_CLOSED, Hold, Mailing
 
 
 class BackgroundWork(msgspec.Struct, frozen=True):

@@ -14,7 +14,8 @@ from mailer.idempotency.do_once import do_once
 from mailer.idempotency.model import IdempotencyClaim
 from mailer.mailing import audience, store
 from mailer.mailing.approval import ensure_approved
-from mailer.mailing.model import Mailing, MailingChangedError
+from mailer.mailing.errors import MailingChangedError
+from mailer.mailing.model import Mailing
 from mailer.mailing.service import change_state, ensure_consistent, lock_for, route_columns
 
 log = structlog.get_logger()

@@ -1,7 +1,6 @@
 """A mailing: one text for an audience, between a start and an end.
 
-The types of a mailing in the API and inside the program, their rules, and their errors. The first
-line of an error's docstring is the text that users see.
+The types of a mailing in the API and inside the program, and their rules.
 """
 
 from collections.abc import Iterable, Mapping
@@ -12,7 +11,7 @@ from zlib import crc32
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from mailer.errors import ConflictError, FieldError, NotFoundError, UnavailableError
+from mailer.errors import FieldError
 from mailer.gateway.sms_parts import count_parts
 from mailer.mailing.client_filter import ClientFilter, is_empty
 from mailer.mailing.window import SendingWindow
@@ -537,63 +536,3 @@ class RunningMailing(msgspec.Struct, frozen=True):
     def time_left(self, now: datetime) -> float:
         """Return the seconds from `now` until all requests must have ended; negative after that."""
         return (self.datetime_end - END_MARGIN - now).total_seconds()
-
-
-class MailingNotFoundError(NotFoundError):
-    """There is no such mailing."""
-
-
-class MailingEndedError(ConflictError):
-    """A mailing that has ended cannot be changed."""
-
-
-class MailingStartedError(ConflictError):
-    """The start of a mailing that has started cannot be changed."""
-
-
-class PurposeFixedError(ConflictError):
-    """The purpose of a mailing that has started cannot be changed."""
-
-
-class TooManyTextsError(ConflictError):
-    """The text of this mailing was changed too often; create a new mailing."""
-
-
-class MailingDraftError(ConflictError):
-    """The mailing is a draft: launch it first, or delete it."""
-
-
-class MailingNotDraftError(ConflictError):
-    """Only a draft can be launched."""
-
-
-class ApprovalRequiredError(ConflictError):
-    """So many clients need two users: one saves a draft, and another one launches it."""
-
-
-class MailingChangedError(ConflictError):
-    """The mailing was changed meanwhile. Read it again before you send it."""
-
-
-class MailingRunsError(ConflictError):
-    """Only a draft or a scheduled mailing can be started now."""
-
-
-class MailingPausedError(ConflictError):
-    """The mailing is paused already."""
-
-
-class MailingNotPausedError(ConflictError):
-    """Only a mailing that is paused can be resumed."""
-
-
-class NothingToRetryError(ConflictError):
-    """No message of the mailing is undelivered or unknown, so that there is nothing to retry."""
-
-
-class StopTimeoutError(UnavailableError):
-    """The change is saved, but a worker may still send. To check, repeat the action in a moment.
-
-    Raised when the pause, cancel or deletion is committed, but some worker has not confirmed in
-    time that it has stopped sending for the mailing. A repeated call waits for that again.
-    """

@@ -28,17 +28,19 @@ from mailer.mailing import audience, enqueuing, replanning, rerouting, retrying,
 from mailer.mailing.actions import Action, ensure_allowed
 from mailer.mailing.approval import APPROVED_FIELDS, ensure_small
 from mailer.mailing.auditing import write_audit_entry
-from mailer.mailing.model import (
-    MAX_TEXT_VERSIONS,
-    Mailing,
-    MailingChange,
+from mailer.mailing.errors import (
     MailingEndedError,
     MailingNotFoundError,
     MailingPausedError,
     MailingStartedError,
-    NewMailing,
     PurposeFixedError,
     TooManyTextsError,
+)
+from mailer.mailing.model import (
+    MAX_TEXT_VERSIONS,
+    Mailing,
+    MailingChange,
+    NewMailing,
     missing_window_bound,
     passed_end,
 )

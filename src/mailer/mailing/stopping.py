@@ -6,7 +6,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.mailing import stop_number
-from mailer.mailing.model import StopTimeoutError
+from mailer.mailing.errors import StopTimeoutError
 
 STOP_TIMEOUT = 30.0
 """Seconds to wait until every worker has stopped sending for a mailing."""

@@ -29,7 +29,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from mailer.db.tables.mailing import mailing, mailing_counts
 from mailer.db.tables.operation import origin
 from mailer.mailing.client_filter import stored_filter
-from mailer.mailing.model import Hold, Mailing, MailingNotFoundError
+from mailer.mailing.errors import MailingNotFoundError
+from mailer.mailing.model import Hold, Mailing
 from mailer.statuses import MESSAGE_STATUSES
 from mailer.text import fold_label
 

@@ -33,7 +33,8 @@ from mailer.mailing import activity, service, store, texts
 from mailer.mailing.actions import allowed_actions
 from mailer.mailing.activity import with_holds
 from mailer.mailing.api import MailingId
-from mailer.mailing.model import Mailing, MailingNotFoundError, StopTimeoutError, excluded_opt_outs
+from mailer.mailing.errors import MailingNotFoundError, StopTimeoutError
+from mailer.mailing.model import Mailing, excluded_opt_outs
 from mailer.reply.reading import list_recent
 from mailer.settings import Settings
 from mailer.statistics import progress

@@ -24,15 +24,13 @@ from mailer.idempotency.model import IdempotencyClaim
 from mailer.mailing import launching, service, store
 from mailer.mailing.actions import ensure_allowed
 from mailer.mailing.api import MailingId
-from mailer.mailing.model import (
+from mailer.mailing.errors import (
     ApprovalRequiredError,
-    Mailing,
-    MailingChange,
     MailingChangedError,
     MailingStartedError,
-    NewMailing,
     PurposeFixedError,
 )
+from mailer.mailing.model import Mailing, MailingChange, NewMailing
 from mailer.settings import Settings
 from mailer.validation import MAX_ID
 

@@ -26,7 +26,7 @@ from mailer.errors import ConflictError, FieldError, InvalidError
 from mailer.gateway.channel import Channels
 from mailer.idempotency.model import IdempotencyClaim
 from mailer.mailing import store as mailings
-from mailer.mailing.model import MailingNotFoundError
+from mailer.mailing.errors import MailingNotFoundError
 from mailer.reply import reading, service
 from mailer.reply.api import ReplyId
 from mailer.reply.model import NewAnswer
