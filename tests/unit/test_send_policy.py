@@ -22,7 +22,8 @@ from mailer.dispatch.send_policy import (
     release_untried,
 )
 from mailer.gateway.protocol import Aborted, Accepted, Outcome, Rejected, TemporaryFailure, Unknown
-from mailer.mailing.model import END_MARGIN, OnUnknown, RunningMailing
+from mailer.mailing.field_types import OnUnknown
+from mailer.mailing.model import END_MARGIN, RunningMailing
 from mailer.mailing.window import SendingWindow
 from mailer.message.model import ClaimedMessage, MessageResult
 

@@ -18,7 +18,7 @@ from mailer.gateway.protocol import (
     TemporaryFailure,
     Unknown,
 )
-from mailer.mailing.model import Text
+from mailer.mailing.field_types import Text
 from mailer.validation import Input
 
 

@@ -17,15 +17,9 @@ from mailer.gateway.channel import Channels
 from mailer.idempotency.model import IdempotencyClaim
 from mailer.mailing import launching, listing, service, store, texts
 from mailer.mailing.activity import with_current_hold, with_holds
+from mailer.mailing.field_types import GatewayName
 from mailer.mailing.list_query import MailingQuery
-from mailer.mailing.model import (
-    GatewayName,
-    Mailing,
-    MailingChange,
-    MailingDetail,
-    NewMailing,
-    TextVersion,
-)
+from mailer.mailing.model import Mailing, MailingChange, MailingDetail, NewMailing, TextVersion
 from mailer.message import counters
 from mailer.message import reading as messages
 from mailer.message.exporting import export_messages

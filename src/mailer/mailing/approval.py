@@ -13,7 +13,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from mailer.access.model import Actor
 from mailer.mailing.client_filter import ClientFilter
 from mailer.mailing.errors import ApprovalRequiredError
-from mailer.mailing.model import Mailing, Purpose
+from mailer.mailing.field_types import Purpose
+from mailer.mailing.model import Mailing
 from mailer.mailing.reach import count_reached
 
 APPROVED_FIELDS = frozenset({"text", "client_filter", "purpose"})

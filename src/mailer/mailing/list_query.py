@@ -10,8 +10,9 @@ from msgspec import UNSET, Meta, UnsetType
 
 from mailer.db.paging import Cursor
 from mailer.errors import FieldError
+from mailer.mailing.field_types import Label
 from mailer.mailing.listing import ListOrder, possible_orders
-from mailer.mailing.model import FIRST_MOMENT, LAST_MOMENT, Label
+from mailer.mailing.model import FIRST_MOMENT, LAST_MOMENT
 from mailer.mailing.search import MailingFilter
 from mailer.statuses import MailingStatus
 from mailer.web.query import PageQuery, SearchWords

@@ -4,7 +4,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.mailing import audience
 from mailer.mailing.client_filter import ClientFilter
-from mailer.mailing.model import Mailing, Purpose, excluded_opt_outs
+from mailer.mailing.field_types import Purpose
+from mailer.mailing.model import Mailing, excluded_opt_outs
 
 
 async def count_reached(

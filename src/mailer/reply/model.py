@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 import msgspec
 
 from mailer.errors import ConflictError, FieldError, NotFoundError
-from mailer.mailing.model import Text
+from mailer.mailing.field_types import Text
 from mailer.text import is_blank
 from mailer.validation import Input
 

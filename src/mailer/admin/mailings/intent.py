@@ -17,7 +17,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from mailer.admin.language import gettext_noop
 from mailer.errors import FieldError, InvalidError
 from mailer.mailing.client_filter import ClientFilter
-from mailer.mailing.model import Mailing, Purpose
+from mailer.mailing.field_types import Purpose
+from mailer.mailing.model import Mailing
 from mailer.mailing.reach import count_more, count_reached
 
 SHOWN_FIELD, AGREED_FIELD, TYPED_FIELD = "shown", "agreed", "typed"

@@ -24,7 +24,8 @@ from mailer.forecast.throughput import usable_gateways
 from mailer.forecast.tiers import Gateways
 from mailer.gateway.channel import Channels
 from mailer.mailing import audience
-from mailer.mailing.model import Mailing, MailingChange, NewMailing, Purpose, excluded_opt_outs
+from mailer.mailing.field_types import Purpose
+from mailer.mailing.model import Mailing, MailingChange, NewMailing, excluded_opt_outs
 from mailer.mailing.window import DAY, OpenInterval, SendingWindow, offsets_of, window_between
 
 SAMPLE_CLIENTS = 5
