@@ -82,7 +82,7 @@ async def test_receipts_and_a_stop_word_of_one_batch_never_deadlock_with_a_claim
     content = CallbackContent([Receipt("delivered", claim.id)], [Reply(phone, "STOP")])
     async with engine.begin() as claiming:
         await claiming.execute(LOCK_MESSAGE, {"id": waiting_id})
-        storing = asyncio.create_task(inbox.store(GATEWAY, content))
+        storing = inbox.store(GATEWAY, content)
         await wait_until_blocked(engine)
         await claiming.execute(CLAIM_MESSAGE, {"id": waiting_id, "owner": OWNER})
     await storing
