@@ -3,8 +3,8 @@
 uvicorn creates an object of `LimitedHttpProtocol` for each connection, and calls its methods on
 events of the connection, of the parser of requests (httptools), and at the end of a response.
 
-Undocumented are `HttpToolsProtocol` with its parser, request cycle, start of a task and flow control,
-its status lines, the signals and the shutdown of `Server`, and its `server_state`. Decision 14 says
+Undocumented are `HttpToolsProtocol` with its parser, request cycle, start of tasks, flow control,
+and status lines, the signals and the shutdown of `Server`, and its `server_state`. Decision 14 says
 why they are needed and what would replace them. `tests/integration/test_uvicorn_private_parts.py`
 fails when one of these parts changes.
 """
