@@ -2,7 +2,6 @@
 
 import heapq
 from collections.abc import Callable, Collection, Iterable, Mapping
-from itertools import islice
 
 import msgspec
 
@@ -131,9 +130,7 @@ class FairScheduler:
         """Return the shares of these new mailings and of continued ones, which are removed."""
         total = self._continued.weight + sum(new.values())
         divided = capacity - len(new)
-        shares = {
-            mailing_id: 1 + divided * weight // total for mailing_id, weight in new.items()
-        }
+        shares = {mailing_id: 1 + divided * weight // total for mailing_id, weight in new.items()}
         return self._continued.pop_shares(running, capacity - sum(shares.values())) | shares
 
     def record_claimed(

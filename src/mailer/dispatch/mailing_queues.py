@@ -68,7 +68,7 @@ class ContinuedQueue:
         return sum(queue.weight for queue in self._queues.values())
 
     def append(self, mailing_id: int, weight: int) -> None:
-        """Add a mailing at the end of the queue of its weight; one that is there keeps its place."""
+        """Add a mailing to the queue of its weight: at the end, unless it is in that queue."""
         old = self._weight_of.get(mailing_id)
         if old not in {None, weight}:
             self._queues[old].discard(mailing_id)

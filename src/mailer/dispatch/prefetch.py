@@ -52,8 +52,8 @@ class PrefetchSizer:
 class PrefetchQueue:
     """Claimed messages in the order in which they are sent.
 
-    A message of a mailing with a rate has a moment before which it is not sent. Then it comes before
-    the others, which have none: it has waited already.
+    A message of a mailing with a rate has a moment before which it is not sent. Then it comes
+    before the others, which have none: it has waited already.
 
     Its size, the number of messages to keep claimed, follows the throughput. It is `initial_size`
     at first. After `capacity` has returned 0, `on_capacity` is called when that changes.

@@ -16,8 +16,8 @@ a mailing that had nothing to send does not send faster than its rate later."""
 # $1 are the ids of mailings with a rate, and $2 how many slots of each are wanted. The slots start
 # at the next free one, at most $4 ago. Granted are those that start less than $3 from now, perhaps
 # none. A next slot that is more than one slot after that was computed for a lower rate, or by
-# another clock, and is moved. The rows are locked in one order, so that workers wait for each other
-# without a deadlock; each statement is a transaction of its own.
+# another clock: then the next one is now. The rows are locked in one order, so that workers wait
+# for each other without a deadlock; each statement is a transaction of its own.
 RESERVE_SLOTS = """
     WITH locked AS MATERIALIZED (
         SELECT mailing_id, asked.slots, mailing.rate, next_slot_at
@@ -31,8 +31,8 @@ RESERVE_SLOTS = """
         SELECT mailing_id, rate, first_at, least(timed.slots,
             greatest(0, ceil(extract(epoch FROM now + $3 - first_at) * rate)))::int AS slots
         FROM timed CROSS JOIN LATERAL (
-            SELECT least(greatest(next_slot_at, now - $4::interval), now + $3::interval + spacing)
-                AS first_at) AS slot
+            SELECT CASE WHEN next_slot_at > now + $3::interval + spacing THEN now
+                        ELSE greatest(next_slot_at, now - $4::interval) END AS first_at) AS slot
     ), moved AS (
         UPDATE mailing_pace SET next_slot_at = first_at + interval '1 second' / rate * granted.slots
         FROM granted WHERE mailing_pace.mailing_id = granted.mailing_id AND granted.slots > 0
