@@ -81,7 +81,9 @@ def form_values(page: str) -> dict[str, str]:
     for name, attributes in re.findall(r'<input type="[\w-]+" id="\w+" name="(\w+)"([^>]*)', form):
         value = re.search(r'value="([^"]*)"', attributes)
         values[name] = value[1] if value else ""
-    for name, options in re.findall(r'<select id="\w+" name="(\w+)".*?>(.*?)</select>', form, re.S):
+    for name, options in re.findall(
+        r'<select id="\w+" name="(\w+)".*?>(.*?)</select>', form, re.DOTALL
+    ):
         selected = re.search(r'value="([^"]*)" selected', options)
         first = re.search(r'value="([^"]*)"', options)
         assert first is not None
