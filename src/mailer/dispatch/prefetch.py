@@ -62,7 +62,7 @@ class PrefetchQueue:
     def __init__(self, initial_size: int, on_capacity: Callable[[], None] = lambda: None) -> None:
         self._claims: asyncio.Queue[ClaimedMessage | None] = asyncio.Queue()
         """After the queue is drained, it contains a None for each reader, which then stops. Before
-        that, a None stands for a message of `_late` or `_displaced`."""
+        that, a None stands for a message of `_late` or `_postponed`."""
         self._sizer = PrefetchSizer(
             seconds=PREFETCH_SECONDS,
             initial=initial_size,
@@ -73,8 +73,8 @@ class PrefetchQueue:
         """Claimed messages whose moments have not come, by id."""
         self._late: deque[ClaimedMessage] = deque()
         """Messages whose moments have come: the next ones. The queue has a None for each of them
-        and of `_displaced`, because a reader waits for the queue."""
-        self._displaced: deque[ClaimedMessage] = deque()
+        and of `_postponed`, because a reader waits for the queue."""
+        self._postponed: deque[ClaimedMessage] = deque()
         """Messages that came out of the queue when a late one was next: these follow the late."""
         self._on_capacity = on_capacity
         self._must_report_capacity = False
@@ -118,10 +118,10 @@ class PrefetchQueue:
     async def get(self) -> ClaimedMessage | None:
         """Wait for the next message. Return None once the queue is drained."""
         claim = await self._claims.get()
-        if self._late or self._displaced:
+        if self._late or self._postponed:
             if claim is not None:
-                self._displaced.append(claim)
-            claim = (self._late or self._displaced).popleft()
+                self._postponed.append(claim)
+            claim = (self._late or self._postponed).popleft()
         if self._must_report_capacity and not self._is_over_half_full:
             self._must_report_capacity = False
             self._on_capacity()
@@ -136,11 +136,11 @@ class PrefetchQueue:
 
         After that, `get` returns None to each of the `readers` tasks that call it.
         """
-        claims = [*self._late, *self._displaced]
+        claims = [*self._late, *self._postponed]
         for claim, timer in self._timed.values():
             timer.cancel()
             claims.append(claim)
-        for waiting in (self._late, self._displaced, self._timed):
+        for waiting in (self._late, self._postponed, self._timed):
             waiting.clear()
         while not self._claims.empty():
             queued = self._claims.get_nowait()

@@ -149,7 +149,7 @@ class OwnMessages:
         return self._open_cohorts[min(self._open_cohorts)]
 
 
-Sender = OtherMailings | OwnMessages
+SendingMailings = OtherMailings | OwnMessages
 """Mailings of one pace that send in a lane."""
 
 
@@ -168,11 +168,11 @@ class Lane:
         self.rates = capacity.known_rates(tier)
         self.shares = strict_shares(tier, capacity.gateways)
 
-    def senders(self) -> list[Sender]:
+    def senders(self) -> list[SendingMailings]:
         """Return those who have due messages; none if no rate is known."""
         if not self.rates:
             return []
-        all_senders: list[Sender] = [*self._others, self.own]
+        all_senders: list[SendingMailings] = [*self._others, self.own]
         return [sender for sender in all_senders if sender.mailings]
 
 
@@ -231,7 +231,7 @@ class SharedCapacity:
                     self._last_finish = self._now
 
 
-def share_rates(lanes: Iterable[Lane], capacity: Capacity) -> list[tuple[Sender, float]]:
+def share_rates(lanes: Iterable[Lane], capacity: Capacity) -> list[tuple[SendingMailings, float]]:
     """Return those who send in the lanes, and the messages a second of each of their mailings.
 
     Each gateway is shared by the weights. A mailing whose share exceeds its own rate sends at that
@@ -240,7 +240,7 @@ def share_rates(lanes: Iterable[Lane], capacity: Capacity) -> list[tuple[Sender,
     """
     waiting = [(lane, sender) for lane in lanes for sender in lane.senders()]
     free = {name: gateway.rate or 0.0 for name, gateway in capacity.gateways.items()}
-    rates: list[tuple[Sender, float]] = []
+    rates: list[tuple[SendingMailings, float]] = []
     while waiting:
         weights: dict[str, int] = defaultdict(int)
         for lane, sender in waiting:
@@ -248,7 +248,7 @@ def share_rates(lanes: Iterable[Lane], capacity: Capacity) -> list[tuple[Sender,
                 weights[name] += sender.pace.weight * sender.mailings
         shares = [(lane, sender, _share(lane, sender, free, weights)) for lane, sender in waiting]
         own_share = sum(share for lane, sender, share in shares if sender is lane.own)
-        limited: list[tuple[Lane, Sender, float]] = []
+        limited: list[tuple[Lane, SendingMailings, float]] = []
         for lane, sender, share in shares:
             limit = sender.pace.rate
             if limit is not None and sender is lane.own and own_share:
@@ -268,7 +268,7 @@ def share_rates(lanes: Iterable[Lane], capacity: Capacity) -> list[tuple[Sender,
 
 
 def _share(
-    lane: Lane, sender: Sender, free: Mapping[str, float], weights: Mapping[str, int]
+    lane: Lane, sender: SendingMailings, free: Mapping[str, float], weights: Mapping[str, int]
 ) -> float:
     """Return the messages a second that each mailing of a sender gets by its weight."""
     weight = sender.pace.weight

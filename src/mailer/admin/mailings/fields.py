@@ -60,7 +60,7 @@ START_ROUNDING = timedelta(minutes=5)
 LOCAL_TIME_PATTERN = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d)?", re.ASCII)
 """A local date and time as `<input type="datetime-local">` sends it."""
 DECIMAL_PATTERN = re.compile(r"\d{1,20}(\.\d{1,20})?", re.ASCII)
-"""A number as people type it, once a decimal comma is replaced by a point."""
+"""A number as users type it, once a decimal comma is replaced by a point."""
 NOT_A_MOMENT = gettext_noop("must be a date and a time")
 NO_SUCH_TIME = gettext_noop("does not exist on that day: the clocks go forward and skip this time")
 NO_AUDIENCE = gettext_noop("must be chosen: all clients, or some of them")
