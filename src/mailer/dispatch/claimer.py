@@ -276,7 +276,9 @@ class Claimer:
             for claim in claims:
                 if claim.mailing_id in slots:
                     sender.prefetch.put_at(claim, slots[claim.mailing_id].pop(0))
-        sender.prefetch.put(claim for claim in claims if claim.mailing_id not in slots)
+            sender.prefetch.put(claim for claim in claims if claim.mailing_id not in slots)
+        else:
+            sender.prefetch.put(claims)
         self._router.record(choice, len(claims))
 
     async def _release_orphans(self) -> None:
