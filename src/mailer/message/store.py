@@ -25,29 +25,34 @@ FIRST_CURSOR: ClaimCursor = (EARLIEST_DUE, 0)
 """The position before all messages."""
 
 # $1, $5 and $6 are the ids of mailings and the claim cursor of each: due time and id of the `last`
-# claimed message. `due` are at most $2 messages of each mailing with the route $7, oldest first, so
-# that a large mailing does not delay a small one. $8 is the gateway for which they are claimed.
+# claimed message. $2 is the share of each: `due` are at most so many of its messages with the route
+# $7, oldest first, so that a large mailing does not delay a small one. $8 is the gateway for which
+# they are claimed.
 # The index holds scheduled messages only, and a claim starts after the mailing's cursor. So the
 # cost does not grow with the number of messages done, even while an old snapshot keeps claimed rows
 # in the index. Rows that another worker is claiming are skipped.
 # A message is sent with the newest text. But if delivery by an earlier attempt is unknown, the same
 # text is sent again: the client may have got it already. It is version 1 if the attempt was made
 # before texts had versions.
+# $9 is the largest share. It changes nothing but what PostgreSQL expects: without it, it would take
+# each share for a tenth of the mailing's messages, and scan the table of clients.
 # The subselects call volatile functions once. Without one around clock_timestamp(), PostgreSQL
 # would not use it as an index condition and would scan the index to its end. A restored database
 # may not send: then nothing is claimed.
 CLAIM_DUE = """
     WITH due AS MATERIALIZED (
         SELECT message.id, message.client_id, mailing.text_version
-        FROM unnest($1::bigint[], $5::timestamptz[], $6::bigint[])
-            AS last (mailing_id, due_at, id)
+        FROM unnest($1::bigint[], $2::int[], $5::timestamptz[], $6::bigint[])
+            AS last (mailing_id, share, due_at, id)
         JOIN mailing ON mailing.id = last.mailing_id
         CROSS JOIN LATERAL (
-            SELECT id, client_id FROM message
-            WHERE message.mailing_id = last.mailing_id AND message.route = $7
-                AND status = 'scheduled' AND message.due_at <= (SELECT clock_timestamp())
-                AND (message.due_at, message.id) > (last.due_at, last.id)
-            ORDER BY message.due_at, message.id LIMIT $2 FOR UPDATE SKIP LOCKED
+            SELECT id, client_id FROM (
+                SELECT id, client_id FROM message
+                WHERE message.mailing_id = last.mailing_id AND message.route = $7
+                    AND status = 'scheduled' AND message.due_at <= (SELECT clock_timestamp())
+                    AND (message.due_at, message.id) > (last.due_at, last.id)
+                ORDER BY message.due_at, message.id LIMIT last.share FOR UPDATE SKIP LOCKED
+            ) AS of_mailing LIMIT $9
         ) AS message
         WHERE mailing.status = 'running'
             AND NOT mailing.is_replanning AND mailing.deleted_at IS NULL
@@ -76,8 +81,8 @@ class ClaimSource(NamedTuple):
     after: Mapping[int, ClaimCursor]
     """The claim cursor of each mailing, by its id; only messages after the cursor are claimed. It
     is `FIRST_CURSOR` or the position of the last message of an earlier claim."""
-    share: int
-    """Most messages of each mailing."""
+    shares: Mapping[int, int]
+    """Most messages of each mailing, by its id."""
 
 
 class ClaimTarget(NamedTuple):
@@ -101,13 +106,14 @@ async def claim(
     rows = await connection.fetch(
         CLAIM_DUE,
         list(source.after),
-        source.share,
+        [source.shares[mailing_id] for mailing_id in source.after],
         target.owner,
         target.lease,
         due_ats,
         ids,
         source.route,
         target.gateway,
+        max(source.shares.values()),
     )
     return [ClaimedMessage(*row) for row in rows]
 
