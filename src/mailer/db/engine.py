@@ -17,6 +17,7 @@ from sqlalchemy.exc import DBAPIError, DisconnectionError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from mailer.clock import elapsed
 from mailer.db.url import read_url
 
 # Keys of PostgreSQL's advisory locks, by which one worker at a time does some work.
@@ -193,10 +194,14 @@ INDEX_ORDER_PLANS = {
 }
 """Settings of PostgreSQL that leave its planner only plans which read an index in order.
 
-Such a plan is right for all values and for any size of the tables. So a statement is planned once
-for each connection: planning took as long as the claim of a hundred messages."""
-SET_INDEX_ORDER_PLANS = ";".join(f"SET LOCAL {k} = {v}" for k, v in INDEX_ORDER_PLANS.items())
+Such a plan is right for all values, so a statement is not planned again for each execution: that
+would take as long as the claim of a hundred messages, with the plans of the triggers."""
+SET_INDEX_ORDER_PLANS = "; ".join(f"SET LOCAL {k} = {v}" for k, v in INDEX_ORDER_PLANS.items())
 """Makes these settings those of the current transaction."""
+MAX_PLAN_AGE = 1.0
+"""Seconds for which a plan is used. One that was made for a small table reads all of it, and would
+still do so after the table has grown."""
+DISCARD_PLANS = "DISCARD PLANS"
 
 
 class DedicatedConnection:
@@ -210,6 +215,7 @@ class DedicatedConnection:
     def __init__(self, url: str) -> None:
         self._url = url
         self._connection: asyncpg.Connection | None = None
+        self._planned_at = 0.0
 
     async def get(self) -> asyncpg.Connection:
         """Return the connection, open and outside any transaction."""
@@ -217,12 +223,28 @@ class DedicatedConnection:
             self._connection = await connect(
                 self._url, statement_timeout=STATEMENT_TIMEOUT, **INDEX_ORDER_PLANS
             )
+        if elapsed() - self._planned_at > MAX_PLAN_AGE:
+            await self._connection.execute(DISCARD_PLANS)
+            self._planned_at = elapsed()
         return self._connection
 
     def close(self) -> None:
         """Close the connection at once, without waiting for the server."""
         if self._connection is not None:
             self._connection.terminate()
+
+
+@asynccontextmanager
+async def index_order_transaction(engine: AsyncEngine) -> AsyncIterator[asyncpg.Connection]:
+    """Begin a transaction on a connection of the pool, with the plans of the hot loop."""
+    async with engine.connect() as pooled:
+        connection = await asyncpg_connection(pooled)
+        async with connection.transaction():
+            await connection.execute(SET_INDEX_ORDER_PLANS)
+            if elapsed() - pooled.info.get("planned_at", 0.0) > MAX_PLAN_AGE:
+                await connection.execute(DISCARD_PLANS)
+                pooled.info["planned_at"] = elapsed()
+            yield connection
 
 
 def cause_of(error: DBAPIError) -> BaseException | None:

@@ -16,12 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer import metrics
 from mailer.clock import database_clock
-from mailer.db.engine import (
-    SET_INDEX_ORDER_PLANS,
-    asyncpg_connection,
-    is_rolled_back,
-    is_unavailable,
-)
+from mailer.db.engine import index_order_transaction, is_rolled_back, is_unavailable
 from mailer.errors import UnavailableError
 from mailer.gateway.callback import CallbackContent, Reply
 from mailer.receipt.store import ReceivedReceipt, apply_receipts
@@ -150,15 +145,12 @@ class Inbox:
             for receipt in item.content.receipts
         ]
         if received:
-            async with self._engine.connect() as connection:
-                driver = await asyncpg_connection(connection)
-                async with driver.transaction():
-                    await driver.execute(SET_INDEX_ORDER_PLANS)
-                    result = await apply_receipts(driver, received)
+            async with index_order_transaction(self._engine) as connection:
+                result = await apply_receipts(connection, received)
             metrics.receipts_stored(result.applied, result.early, result.ignored)
         for gateway, replies in _replies_by_gateway(batch).items():
-            async with self._reply_lock, self._engine.begin() as connection:
-                await add_replies(connection, gateway, replies, batch[-1].at, self._rules)
+            async with self._reply_lock, self._engine.begin() as pooled:
+                await add_replies(pooled, gateway, replies, batch[-1].at, self._rules)
             metrics.replies_stored(gateway, len(replies))
 
 
