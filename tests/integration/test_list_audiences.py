@@ -150,7 +150,7 @@ async def get(engine: AsyncEngine, mailing_id: int) -> Any:
 async def test_small_audiences_with_and_without_lists_are_enqueued_together(
     engine: AsyncEngine, directory: dict[str, list[int]]
 ) -> None:
-    filters = [on_lists("A"), "vip", on_lists("B"), None]
+    filters: list[ClientFilter] = [on_lists("A"), "vip", on_lists("B"), None]
     for each in filters:
         await service.create(engine, new_mailing(each), COMMAND_LINE)
     await do(engine, starting.start_due)

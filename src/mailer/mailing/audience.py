@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 from sqlalchemy import (
     ARRAY,
     ColumnElement,
@@ -93,7 +93,9 @@ def matching_segments(*filters: ClientFilter) -> FromClause:
     return select(*fields, *numbers).where(*matches).group_by(*fields).subquery("segment")
 
 
-async def ensure_lists_exist(connection: AsyncConnection, client_filter: ClientFilter) -> None:
+async def ensure_lists_exist(
+    connection: AsyncConnection, client_filter: ClientFilter | UnsetType
+) -> None:
     """Raise `InvalidError` naming the lists in a filter that do not exist.
 
     The others cannot be deleted until the transaction ends.

@@ -7,6 +7,7 @@ from zoneinfo import ZoneInfo
 import msgspec
 from litestar import Response
 from litestar.status_codes import HTTP_200_OK
+from msgspec import UNSET
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.admin.form import Form
@@ -14,9 +15,12 @@ from mailer.admin.mailings import fields
 from mailer.admin.mailings.intent import Intent
 from mailer.admin.mailings.preview import build_preview, utc_offset
 from mailer.admin.render import PageContext
+from mailer.client.lists import store as lists
 from mailer.clock import database_clock
+from mailer.errors import InvalidError
 from mailer.gateway import routes
 from mailer.gateway.channel import Channels
+from mailer.mailing.audience import ensure_lists_exist
 from mailer.mailing.model import Mailing, NewMailing
 
 FINGERPRINT_FIELD = "seen"
@@ -24,6 +28,9 @@ FINGERPRINT_FIELD = "seen"
 
 If the mailing has another fingerprint when the form is sent, another user has changed it since.
 """
+
+MAX_SUGGESTED_LISTS = 200
+"""Lists of clients whose names the form suggests: the newest."""
 
 
 class MailingFormPage(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,6 +89,13 @@ class MailingFormPage(msgspec.Struct, frozen=True, kw_only=True):
         """Return the variables of the templates of the form and of the preview."""
         now, zone = database_clock.now(), fields.zone_of(values)
         typed, typed_errors = fields.read_typed(values, self.mailing, now)
+        async with self.engine.connect() as connection:
+            list_names = await lists.find_names(connection, MAX_SUGGESTED_LISTS)
+            try:
+                await ensure_lists_exist(connection, typed.client_filter)
+            except InvalidError as error:
+                typed = msgspec.structs.replace(typed, client_filter=UNSET)
+                typed_errors["lists"] = error.errors[0].message
         built_preview = await build_preview(
             self.engine, typed, values["text"], zone, self.channels, self.mailing
         )
@@ -104,6 +118,7 @@ class MailingFormPage(msgspec.Struct, frozen=True, kw_only=True):
             "has_started": self.has_started(now),
             "copy_of": self.copy_of,
             "gateway_names": gateway_names,
+            "list_names": [fields.quoted(name) for name in list_names],
         }
 
 

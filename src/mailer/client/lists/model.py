@@ -1,8 +1,8 @@
 """The list of clients: a named set of them. A client may be on many lists."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Self
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -25,7 +25,7 @@ ListName = Annotated[
     ),
 ]
 MemberId = Annotated[int, Meta(ge=1, le=MAX_ID)]
-NO_SUCH_LIST = "has no list with this name: "
+NO_SUCH_LIST = "must name existing lists; not found: "
 """The start of an error message; the wrong names follow."""
 MEMBERS_SIZE = {"minItems": 1, "maxItems": MAX_LIST_ENTRIES}
 
@@ -41,12 +41,13 @@ class ListNameTakenError(ConflictError):
 class ListInUseError(ConflictError):
     """Mailings that have not ended are for this list."""
 
-    def __init__(self, mailing_ids: list[int]) -> None:
+    @classmethod
+    def of(cls, mailing_ids: Sequence[int]) -> Self:
+        """Return the error that names these mailings; of many, the first ones."""
         shown = ", ".join(f"#{id_}" for id_ in mailing_ids[:MAX_NAMED_MAILINGS])
         more = len(mailing_ids) - MAX_NAMED_MAILINGS
         others = f" and {more} more" if more > 0 else ""
-        super().__init__(f"These mailings for this list have not ended: {shown}{others}")
-        self.mailing_ids = mailing_ids
+        return cls(f"These mailings for this list have not ended: {shown}{others}")
 
 
 MAX_NAMED_MAILINGS = 20

@@ -50,7 +50,7 @@ async def delete(engine: AsyncEngine, list_id: int, actor: Actor) -> None:
     async with engine.begin() as connection:
         deleted = await store.lock_for_deletion(connection, list_id)
         if mailing_ids := await store.find_unended_mailings(connection, deleted.name):
-            raise ListInUseError(mailing_ids)
+            raise ListInUseError.of(mailing_ids)
         await store.mark_deleted(connection, list_id)
         before = {"name": deleted.name, "clients_count": deleted.clients_count}
         await audit.record(
