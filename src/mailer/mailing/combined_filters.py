@@ -21,8 +21,9 @@ from mailer.mailing.client_filter import (
 
 MAX_FILTER_VALUES = 5_000
 """Filter values that one statement searches by. A single filter may exceed this limit."""
-MAX_WITH_LISTS = 20
-"""Filters with lists of clients in one statement, at most: it reads each client of their lists."""
+MAX_WITH_LISTS, MAX_LISTED_CLIENTS = 20, 200_000
+"""Filters with lists of clients in one statement, and their clients as last counted, after which no
+further filter is added: the statement reads each client of these lists."""
 
 
 class SearchValue(NamedTuple):
@@ -57,15 +58,22 @@ class CombinedFilters:
         self._other_conditions: list[dict[str, Any]] = []
         self._with_lists = 0
         """How many filters have lists of clients."""
+        self._listed_clients = 0
+        """The clients whom these filters match, as last counted."""
 
     @property
     def is_full(self) -> bool:
         """Return whether no further filter should be added for one statement."""
-        return len(self._search_values) >= MAX_FILTER_VALUES or self._with_lists >= MAX_WITH_LISTS
+        return (
+            len(self._search_values) >= MAX_FILTER_VALUES
+            or self._with_lists >= MAX_WITH_LISTS
+            or self._listed_clients >= MAX_LISTED_CLIENTS
+        )
 
-    def add(self, stored: Any) -> int:  # noqa: ANN401  # JSON from a row of `mailing`
+    def add(self, stored: Any, clients_count: int = 0) -> int:  # noqa: ANN401  # JSON from a row of `mailing`
         """Add a stored filter; return its number, the same one for equal filters.
 
+        `clients_count` is the number of clients whom it matched when they were last counted.
         Raises `msgspec.ValidationError` when it is not a valid filter.
         """
         key = msgspec.json.encode(stored, order="deterministic")
@@ -73,7 +81,9 @@ class CombinedFilters:
             number = len(self._numbers)
             client_filter = msgspec.convert(stored, ClientFilter)
             parts = _split_filter(client_filter)
-            self._with_lists += list_name_keys(client_filter) is not None
+            if list_name_keys(client_filter) is not None:
+                self._with_lists += 1
+                self._listed_clients += clients_count
             self._search_values += ((number, search) for search in parts.search_values)
             self._other_conditions.append({"number": number, **parts.other_conditions})
             self._numbers[key] = number
