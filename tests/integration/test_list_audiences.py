@@ -18,7 +18,7 @@ from tests.factories import (
     schedule_retried,
     value,
 )
-from tests.statements import plans_of
+from tests.statements import plans_of, recorded_statements
 
 from mailer.access.model import COMMAND_LINE
 from mailer.client.lists.model import ListInUseError
@@ -114,6 +114,25 @@ async def test_all_counts_of_an_audience_know_lists(
         assert await audience.count_both(connection, "vip", on_lists("A")) == 1
         sample = await audience.sample(connection, on_lists("A"), 2)
     assert [client.id for client in sample] == directory["A"][:2]
+
+
+async def test_the_clients_of_a_list_are_read_once_for_several_counts(
+    engine: AsyncEngine, directory: dict[str, list[int]]
+) -> None:
+    await execute(engine, f"UPDATE client SET opted_out_at = now() WHERE id = {directory['A'][0]}")  # noqa: S608  # a number
+    async with engine.connect() as connection:
+        with recorded_statements(engine) as statements, audience.segments_read_once():
+            assert await audience.count(connection, on_lists("A")) == 3
+            assert await audience.count(connection, on_lists("A"), opted_out=True) == 1
+            assert await audience.count_by_zone(connection, on_lists("A")) == {"UTC": 3}
+            by_code = await count_by_code_and_zone(connection, on_lists("A"), opted_out=False)
+            assert by_code == {("916", "UTC"): 1, ("900", "UTC"): 1}
+            assert await audience.count(connection, on_lists("A", tags=["none"])) == 0
+            assert await audience.count_by_zone(connection, on_lists("A", tags=["none"])) == {}
+            assert await audience.count(connection, "vip") == 2  # without lists: from the counters
+    of_lists = [statement for statement in statements if "client_list_member" in statement]
+    assert len(of_lists) == 2  # one for each filter with lists
+    assert await count(engine, on_lists("A")) == 3
 
 
 @pytest.mark.parametrize("is_small", [True, False])
@@ -312,3 +331,15 @@ async def test_a_list_of_a_draft_can_be_deleted_only_after_the_draft(engine: Asy
         await delete(engine, list_id, COMMAND_LINE)
     await service.delete(engine, mailing_id, COMMAND_LINE)
     await delete(engine, list_id, COMMAND_LINE)
+
+
+async def test_a_sample_of_a_list_finds_clients_behind_many_who_do_not_match(
+    engine: AsyncEngine,
+) -> None:
+    clients = await add_clients(engine, audience.SAMPLED_MEMBERS + 2)
+    last = clients[-1]
+    await execute(engine, f"UPDATE client SET tag = 'vip' WHERE id = {last}")  # noqa: S608  # a number
+    await put_on_list(engine, "A", clients)
+    async with engine.connect() as connection:
+        sample = await audience.sample(connection, on_lists("A", tags=["vip"]), 5)
+    assert [client.id for client in sample] == [last]

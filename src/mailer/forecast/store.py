@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from mailer.client.segment_counts import sum_of
 from mailer.db.sql import add_up
 from mailer.db.tables.mailing import OPEN_MAILING
-from mailer.mailing.audience import matching_segments
+from mailer.mailing.audience import read_segments
 from mailer.mailing.client_filter import ClientFilter
 from mailer.statuses import MESSAGE_STATUSES, OPEN, OUTCOMES
 
@@ -92,7 +92,7 @@ async def count_by_code_and_zone(
 
     `opted_out` is whether the clients have opted out; None for both.
     """
-    segments = matching_segments(client_filter)
+    segments = await read_segments(connection, client_filter)
     clients = sum_of(opted_out=opted_out, segments=segments)
     code_and_zone = (segments.c.operator_code, segments.c.time_zone)
     statement = select(*code_and_zone, clients).group_by(*code_and_zone).having(clients > 0)

@@ -20,7 +20,7 @@ from mailer.clock import database_clock
 from mailer.errors import InvalidError
 from mailer.gateway import routes
 from mailer.gateway.channel import Channels
-from mailer.mailing.audience import ensure_lists_exist
+from mailer.mailing.audience import ensure_lists_exist, segments_read_once
 from mailer.mailing.model import Mailing, NewMailing
 
 FINGERPRINT_FIELD = "seen"
@@ -96,9 +96,10 @@ class MailingFormPage(msgspec.Struct, frozen=True, kw_only=True):
             except InvalidError as error:
                 typed = msgspec.structs.replace(typed, client_filter=UNSET)
                 typed_errors["lists"] = error.errors[0].message
-        built_preview = await build_preview(
-            self.engine, typed, values["text"], zone, self.channels, self.mailing
-        )
+        with segments_read_once():
+            built_preview = await build_preview(
+                self.engine, typed, values["text"], zone, self.channels, self.mailing
+            )
         async with self.engine.connect() as connection:
             gateway_names = await routes.gateway_names(connection)
         intent = built_preview.intent

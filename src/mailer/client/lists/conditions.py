@@ -65,7 +65,9 @@ def clients_on_any(name_keys: Sequence[str]) -> FromClause:
         .offset(BARRIER)
         .lateral("member")
     )
-    ids = select(member.c.client_id).select_from(lists.join(member, true())).distinct()
+    ids = select(member.c.client_id).select_from(lists.join(member, true()))
+    if len(name_keys) > 1:
+        ids = ids.distinct()
     return with_clients(ids.subquery("listed"), client.c.deleted_at.is_(None))
 
 
