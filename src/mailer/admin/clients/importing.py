@@ -21,9 +21,6 @@ from mailer.clock import database_clock
 from mailer.validation import check
 from mailer.web.problems import problem_of
 
-MAX_SUGGESTED_LISTS = 200
-"""Lists whose names the form suggests: the newest."""
-
 
 def render_refusal(request: Request[Any, Any, Any], error: Exception) -> Response[str]:
     """Return the section of the page that says why a whole file was not imported."""
@@ -71,7 +68,7 @@ class ClientImport(Controller):
     ) -> Response[str]:
         """Show the form and the file format."""
         async with engine.connect() as connection:
-            list_names = await lists.find_names(connection, MAX_SUGGESTED_LISTS)
+            list_names = await lists.find_newest_names(connection)
         return await context.render_page(
             "clients/import.html",
             limit=MAX_IMPORT_BYTES,

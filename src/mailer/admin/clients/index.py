@@ -42,7 +42,7 @@ from mailer.web.download import csv_answer
 from mailer.web.query import read_query, read_unvalidated_query
 
 PATH = "/clients"
-FILTER_FIELDS = (*CLIENT_FIELDS, "list", "opted_out")
+CLIENT_FILTER_FIELDS = (*CLIENT_FIELDS, "list", "opted_out")
 MAX_CLIENT_REPLIES = 10
 """Replies that the page of a client shows: the newest."""
 
@@ -276,7 +276,7 @@ async def _find_clients(engine: AsyncEngine, query: ClientListQuery) -> ClientPa
 def _filter_form(request: Request[Any, Any, Any]) -> Form:
     """Return the filter as a form, as the user entered it."""
     query = read_unvalidated_query(request, blank_is_absent=True)
-    values = {field: query.get(field, "") for field in FILTER_FIELDS}
+    values = {field: query.get(field, "") for field in CLIENT_FILTER_FIELDS}
     return Form({field: text if isinstance(text, str) else "" for field, text in values.items()})
 
 

@@ -29,9 +29,6 @@ FINGERPRINT_FIELD = "seen"
 If the mailing has another fingerprint when the form is sent, another user has changed it since.
 """
 
-MAX_SUGGESTED_LISTS = 200
-"""Lists of clients whose names the form suggests: the newest."""
-
 
 class MailingFormPage(msgspec.Struct, frozen=True, kw_only=True):
     """The page of the mailing form, with what it needs to be rendered."""
@@ -90,7 +87,7 @@ class MailingFormPage(msgspec.Struct, frozen=True, kw_only=True):
         now, zone = database_clock.now(), fields.zone_of(values)
         typed, typed_errors = fields.read_typed(values, self.mailing, now)
         async with self.engine.connect() as connection:
-            list_names = await lists.find_names(connection, MAX_SUGGESTED_LISTS)
+            list_names = await lists.find_newest_names(connection)
             try:
                 await ensure_lists_exist(connection, typed.client_filter)
             except InvalidError as error:

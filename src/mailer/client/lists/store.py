@@ -52,10 +52,14 @@ async def page(connection: AsyncConnection, cursor: Cursor, *, name: str | None 
     return await fetch_page(connection, rows, client_list.c.id, cursor)
 
 
-async def find_names(connection: AsyncConnection, limit: int) -> list[str]:
+MAX_SUGGESTED_LISTS = 200
+"""Lists whose names a field suggests: the newest."""
+
+
+async def find_newest_names(connection: AsyncConnection) -> list[str]:
     """Return the names of the newest lists, for a field that suggests them."""
     newest = select(client_list.c.name).where(NOT_DELETED).order_by(client_list.c.id.desc())
-    return list((await connection.scalars(newest.limit(limit))).all())
+    return list((await connection.scalars(newest.limit(MAX_SUGGESTED_LISTS))).all())
 
 
 # ---- by name --------------------------------------------------------------------------------
