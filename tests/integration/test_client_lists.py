@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
+from tests.event_timeout import let_run
 from tests.factories import add_clients, do, put_on_list, value
 
 from mailer.access.model import COMMAND_LINE
@@ -107,7 +108,8 @@ async def test_a_client_who_is_being_erased_is_not_put_on_a_list(engine: AsyncEn
         adding = asyncio.create_task(
             do(engine, lambda db: membership.add(db, list_id, [client_id]))
         )
-        await asyncio.sleep(0)
+        await let_run(adding)
+        assert not adding.done()
     assert await adding == 0
     assert await clients_count(engine, list_id) == 0
 

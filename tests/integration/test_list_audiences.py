@@ -1,11 +1,13 @@
 """Lists of clients in filters: counts, enqueuing, replanning and retries know them."""
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from tests.event_timeout import let_run
 from tests.factories import (
     HOUR,
     add_clients,
@@ -21,6 +23,7 @@ from tests.factories import (
 from tests.statements import plans_of, recorded_statements
 
 from mailer.access.model import COMMAND_LINE
+from mailer.client.lists import store as lists
 from mailer.client.lists.model import ListInUseError
 from mailer.client.lists.service import delete
 from mailer.errors import InvalidError
@@ -343,3 +346,33 @@ async def test_a_sample_of_a_list_finds_clients_behind_many_who_do_not_match(
     async with engine.connect() as connection:
         sample = await audience.sample(connection, on_lists("A", tags=["vip"]), 5)
     assert [client.id for client in sample] == [last]
+
+
+@pytest.mark.usefixtures("directory")
+async def test_a_mailing_for_a_list_that_is_being_deleted_is_refused(engine: AsyncEngine) -> None:
+    list_id = await value(engine, "SELECT id FROM client_list WHERE name = 'A'")
+    async with engine.begin() as connection:
+        await lists.lock_for_deletion(connection, list_id)
+        await lists.mark_deleted(connection, list_id)
+        creating = asyncio.create_task(
+            service.create(engine, new_mailing(on_lists("A")), COMMAND_LINE)
+        )
+        await let_run(creating)
+        assert not creating.done()
+    with pytest.raises(InvalidError, match="not found: A"):
+        await creating
+
+
+@pytest.mark.usefixtures("directory")
+async def test_a_list_that_a_new_mailing_is_for_is_not_deleted(engine: AsyncEngine) -> None:
+    list_id = await value(engine, "SELECT id FROM client_list WHERE name = 'A'")
+    async with engine.begin() as connection:
+        await audience.ensure_lists_exist(connection, on_lists("A"))
+        deleting = asyncio.create_task(delete(engine, list_id, COMMAND_LINE))
+        await let_run(deleting)
+        assert not deleting.done()
+        columns = asdict(new_mailing(on_lists("A")))
+        del columns["draft"]
+        await store.create(connection, columns, 3)
+    with pytest.raises(ListInUseError):
+        await deleting
