@@ -964,6 +964,32 @@ ALTER TABLE client ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
     CACHE 1
 );
 
+CREATE TABLE client_list (
+    id bigint NOT NULL,
+    name character varying NOT NULL,
+    name_key character varying,
+    clients_count bigint DEFAULT 0 NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    deleted_at timestamp with time zone,
+    CONSTRAINT client_list_clients_count_check CHECK ((clients_count >= 0)),
+    CONSTRAINT client_list_deleted_check CHECK (((name_key IS NULL) = (deleted_at IS NOT NULL))),
+    CONSTRAINT client_list_name_check CHECK (((char_length((name)::text) >= 1) AND (char_length((name)::text) <= 100)))
+);
+
+ALTER TABLE client_list ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME client_list_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
+CREATE TABLE client_list_member (
+    list_id bigint NOT NULL,
+    client_id bigint NOT NULL
+);
+
 CREATE TABLE client_to_replan (
     client_id bigint NOT NULL
 )
@@ -1438,6 +1464,15 @@ ALTER TABLE ONLY app_user
 ALTER TABLE ONLY audit
     ADD CONSTRAINT audit_pkey PRIMARY KEY (id);
 
+ALTER TABLE ONLY client_list_member
+    ADD CONSTRAINT client_list_member_pkey PRIMARY KEY (list_id, client_id);
+
+ALTER TABLE ONLY client_list
+    ADD CONSTRAINT client_list_name_key_key UNIQUE (name_key);
+
+ALTER TABLE ONLY client_list
+    ADD CONSTRAINT client_list_pkey PRIMARY KEY (id);
+
 ALTER TABLE ONLY client
     ADD CONSTRAINT client_phone_key UNIQUE (phone);
 
@@ -1563,6 +1598,10 @@ CREATE INDEX audit_actor_kind_id_idx ON audit USING btree (actor_kind, id);
 CREATE INDEX audit_target_kind_id_idx ON audit USING btree (target_kind, id);
 
 CREATE INDEX audit_target_kind_target_id_id_idx ON audit USING btree (target_kind, target_id, id);
+
+CREATE INDEX client_list_deleted_idx ON client_list USING btree (id) WHERE (deleted_at IS NOT NULL);
+
+CREATE INDEX client_list_member_client_id_idx ON client_list_member USING btree (client_id);
 
 CREATE INDEX client_operator_code_id_idx ON client USING btree (operator_code, id) INCLUDE (tag, time_zone) WHERE (deleted_at IS NULL);
 

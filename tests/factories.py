@@ -16,6 +16,8 @@ from sqlalchemy import RowMapping, TextClause, event, text
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from mailer.client.lists import membership
+from mailer.client.lists import store as lists
 from mailer.db.engine import FIRST_STOP_LOCK, asyncpg_connection, create_engine
 from mailer.gateway.channel import Channel, ChannelLimits, Channels
 from mailer.gateway.config import default_gateway
@@ -84,6 +86,14 @@ async def add_clients(
             operator_codes=(operator_code,),
             time_zones=(time_zone,),
         )
+
+
+async def put_on_list(engine: AsyncEngine, name: str, clients: Sequence[int]) -> int:
+    """Put clients on the list with this name, which is created if needed; return its id."""
+    async with engine.begin() as connection:
+        list_id, _, _ = await lists.get_or_create(connection, name)
+        await membership.add(connection, list_id, clients)
+    return list_id
 
 
 async def add_mailing(

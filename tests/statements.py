@@ -9,6 +9,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.db.engine import asyncpg_connection
 
+WITH_PLAN = ("SELECT", "INSERT", "UPDATE", "DELETE", "WITH", "(")
+"""How statements start that have a plan; others are LOCK and SAVEPOINT."""
+
 
 @contextmanager
 def recorded_statements(engine: AsyncEngine) -> Iterator[list[str]]:
@@ -49,6 +52,8 @@ async def plans_of(
             event.remove(engine.sync_engine, "before_cursor_execute", record)
         database = await asyncpg_connection(connection)
         plans = [
-            await database.fetch(f"EXPLAIN {statement}", *values) for statement, values in executed
+            await database.fetch(f"EXPLAIN {statement}", *values)
+            for statement, values in executed
+            if statement.lstrip().startswith(WITH_PLAN)
         ]
     return ["\n".join(line for (line,) in plan) for plan in plans]

@@ -71,7 +71,10 @@ def clients() -> None:
 @clients.command("import")
 @click.argument("file")
 @click.option("--rejected", metavar="FILE", help="Write the rejected lines to FILE, to correct.")
-def import_(file: str, rejected: str | None) -> None:
+@click.option(
+    "--list", "list_name", metavar="NAME", help="Put the clients on a list; a new one is created."
+)
+def import_(file: str, rejected: str | None, list_name: str | None) -> None:
     """Import clients from FILE, or from standard input for -; exit 1 if a line was rejected.
 
     FILE is CSV or an Excel workbook (.xlsx).
@@ -80,7 +83,11 @@ def import_(file: str, rejected: str | None) -> None:
     from mailer.client import commands
 
     import_file = partial(
-        commands.import_file, path=file, console=Console(stderr=True), rejected_path=rejected
+        commands.import_file,
+        path=file,
+        console=Console(stderr=True),
+        rejected_path=rejected,
+        list_name=list_name,
     )
     import_report = run_on_database(settings, import_file)
     if import_report.rejected:

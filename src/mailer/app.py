@@ -14,6 +14,7 @@ from mailer.access.middleware import AUTH_METHOD, AuthMiddleware, actor_of
 from mailer.admin.live import LiveUpdates
 from mailer.admin.router import HANDLERS, site_router
 from mailer.client.api import ClientController
+from mailer.client.lists.api import ListController
 from mailer.erasure import ErasureController
 from mailer.gateway.channel import Channels
 from mailer.gateway_control.api import (
@@ -93,6 +94,7 @@ def create_app(  # noqa: PLR0913  # the dependencies of the handlers
         "/api/v1",
         route_handlers=[
             ClientController,
+            ListController,
             OptOutController,
             ErasureController,
             MailingController,

@@ -1,4 +1,4 @@
-"""Erasing a client: also cancels scheduled messages and erases replies and stored responses.
+"""Erasing a client: also cancels scheduled messages, and erases replies and places on lists.
 
 It is apart from `mailer.client`, which knows nothing of messages.
 """
@@ -11,6 +11,7 @@ from mailer.access import audit
 from mailer.access.model import Actor
 from mailer.client import store as clients
 from mailer.client.api import ClientId
+from mailer.client.lists import membership
 from mailer.idempotency import store as claims
 from mailer.mailing import ending
 from mailer.reply import store as replies
@@ -24,6 +25,7 @@ async def erase_client(engine: AsyncEngine, client_id: int, actor: Actor) -> Non
     async with engine.begin() as connection:
         await replies.erase_of_client(connection, client_id)  # while the client has a phone
         await clients.erase(connection, client_id)
+        await membership.remove_from_all(connection, client_id)
         await claims.erase_of_client(connection, client_id)
         await ending.cancel_scheduled_of_client(connection, client_id)
         await audit.record(connection, actor, "client_erased", audit.Target("client", client_id))

@@ -31,6 +31,7 @@ FORMS = {
         "time_zone": "UTC",
         "then": "draft",  # the button that asks for no confirmation
     },
+    "/clients/lists/new": {"name": "Spring"},
     "/users/new": {
         "name": "oleg",
         "role": "viewer",
@@ -47,6 +48,7 @@ FORMS = {
 """Forms that create an object, with the fields to send."""
 COUNTS = {
     "/clients/new": "SELECT count(*) FROM client",
+    "/clients/lists/new": "SELECT count(*) FROM client_list",
     "/mailings/new": "SELECT count(*) FROM mailing",
     "/users/new": "SELECT count(*) FROM app_user WHERE name = 'oleg'",
     "/keys": "SELECT count(*) FROM api_key",
@@ -63,6 +65,9 @@ CREATE_NOTHING = frozenset(
         "/clients/{client_id:int}/delete",
         "/clients/{client_id:int}/opt-out",
         "/clients/{client_id:int}/opt-in",
+        "/clients/lists/{list_id:int}/add",  # a client who is on the list stays on it
+        "/clients/lists/{list_id:int}/remove",
+        "/clients/lists/{list_id:int}/delete",
         "/opt-outs/new",  # an opt-out that exists stays as it is
         "/opt-outs/import",
         "/opt-outs/{opt_out_id:int}/delete",

@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from tests.asgi_client import inside
 
 from mailer.app import create_app
+from mailer.client.lists.model import ListMembers, NewList
 from mailer.client.model import ClientChange, NewClient
 from mailer.gateway_control.testing_model import MailingTest
 from mailer.mailing.model import MailingChange, NewMailing
@@ -47,6 +48,11 @@ CALLS: dict[Call, str] = {
     **{("post", f"/api/v1/mailings/{{mailing_id}}/{call}"): "200" for call in ACTIONS},
     ("post", "/api/v1/mailings/{mailing_id}/test"): "200",
     ("post", "/api/v1/clients/import"): "200",
+    ("get", "/api/v1/lists"): "200",
+    ("post", "/api/v1/lists"): "201",
+    ("get", "/api/v1/lists/{list_id}"): "200",
+    ("delete", "/api/v1/lists/{list_id}"): "204",
+    **{(method, "/api/v1/lists/{list_id}/clients"): "200" for method in ("get", "post", "delete")},
     ("get", "/api/v1/opt-outs"): "200",
     ("post", "/api/v1/opt-outs"): "201 200",
     ("post", "/api/v1/opt-outs/delete"): "204",
@@ -72,8 +78,11 @@ CALLS: dict[Call, str] = {
 """Every call of the API, and the statuses of its successful responses."""
 QUERIES = {
     "/api/v1/clients": {
-        *("operator_code", "tag", "time_zone", "phone", "opted_out", "limit", "before", "after"),
+        *("operator_code", "tag", "time_zone", "phone", "list", "opted_out"),
+        *("limit", "before", "after"),
     },
+    "/api/v1/lists": {"name", "limit", "before", "after"},
+    "/api/v1/lists/{list_id}/clients": {"limit", "before", "after"},
     "/api/v1/opt-outs": {"phone", "client_id", "limit", "before", "after"},
     "/api/v1/mailings": {
         *("status", "label", "search", "from", "to", "sort"),
@@ -96,6 +105,9 @@ QUERIES = {
 BODIES: dict[Call, type[Input]] = {
     ("post", "/api/v1/clients"): NewClient,
     ("patch", "/api/v1/clients/{client_id}"): ClientChange,
+    ("post", "/api/v1/lists"): NewList,
+    ("post", "/api/v1/lists/{list_id}/clients"): ListMembers,
+    ("delete", "/api/v1/lists/{list_id}/clients"): ListMembers,
     ("post", "/api/v1/opt-outs"): OptOutPhone,
     ("post", "/api/v1/opt-outs/delete"): OptOutPhone,
     ("post", "/api/v1/mailings"): NewMailing,
@@ -216,6 +228,8 @@ def test_every_route_declares_its_problems(
         ("patch", "/api/v1/clients/{client_id}"),
         ("patch", "/api/v1/mailings/{mailing_id}"),
         ("post", "/api/v1/webhooks"),
+        ("post", "/api/v1/lists"),
+        ("delete", "/api/v1/lists/{list_id}"),
         *(("post", f"/api/v1/mailings/{{mailing_id}}/{call}") for call in ACTIONS),
     ],
     ids=" ".join,
@@ -358,7 +372,7 @@ def test_the_example_of_a_response_has_the_fields_of_a_response(
 def test_a_filter_object_forbids_other_fields(schema: dict[str, Any]) -> None:
     lists = schema["components"]["schemas"]["AudienceLists"]
     assert lists["additionalProperties"] is False
-    assert lists["properties"].keys() == {"operator_codes", "tags", "time_zones"}
+    assert lists["properties"].keys() == {"operator_codes", "tags", "time_zones", "lists"}
 
 
 def test_entries_of_filter_lists_declare_their_rules(schema: dict[str, Any]) -> None:

@@ -71,7 +71,7 @@ async def test_a_mailing_is_created_with_the_form(page: Page, mailer: MailerProc
     await expect(preview_section(page, "Audience")).to_contain_text("52 clients")
     await page.get_by_label("Clients with one of these operator codes or tags").check()
     await expect(preview_section(page, "Audience")).to_contain_text(
-        "enter a code, a tag or a time zone"
+        "enter a list, a code, a tag or a time zone"
     )
     await page.get_by_role("textbox", name="Codes or tags").press_sequentially("vip")
     await expect(preview_section(page, "Audience")).to_contain_text("3 clients")
@@ -140,7 +140,7 @@ async def test_the_preview_shows_clients_that_will_not_be_reached_and_the_remedy
     await expect(forecast).not_to_contain_text("will not get it")
     await expect(status).to_have_text("52 clients will get it.")
     await page.get_by_label(
-        "Clients that match all filled-in lists: operator codes, tags, time zones"
+        "Clients that match everything filled in: lists, operator codes, tags, time zones"
     ).check()
     await page.get_by_role("textbox", name="Operator codes").fill("916")
     await page.get_by_label("Time zones", exact=True).fill("Asia/Kamchatka")

@@ -71,6 +71,8 @@ PAGES = (
     "/clients/{client}",
     "/clients/{client}/opt-out",
     "/clients/{client}/delete",
+    "/clients/lists",
+    "/clients/lists/new",
     "/opt-outs",
     "/opt-outs/new",
     "/opt-outs/import",

@@ -77,6 +77,7 @@ async def create_objects(engine: AsyncEngine, api: httpx.AsyncClient) -> dict[st
         "client_id": client_id,
         "message_id": await value(engine, "SELECT id FROM message"),
         "opt_out_id": (await api.post("/opt-outs", json={"phone": "79990000001"})).json()["id"],
+        "list_id": (await api.post("/lists", json={"name": "Spring"})).json()["id"],
         "reply_id": 1,  # the first of this database
         "mailing_id": (await api.post("/mailings", json=MAILING)).json()["id"],
     }

@@ -47,6 +47,11 @@ nearly_valid_fields: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         | st.fixed_dictionaries({"tags": st.lists(any_json)}),
         "on_unknown": st.sampled_from(["retry", "hold"]),
     },
+    "lists": {
+        "name": st.text(min_size=1, max_size=100),
+        "phones": st.lists(st.from_regex(r"7[0-9]{10}$"), max_size=3),
+        "ids": st.lists(st.integers(1, 3), max_size=3),
+    },
     "opt-outs": {"phone": st.from_regex(r"7[0-9]{10}$")},
     "replies": {"text": st.text(min_size=1, max_size=50)},
     "webhooks": {

@@ -60,8 +60,9 @@ FREE_TEXT_PLACES = {("tag",), ("text",), ("client_filter",), ("client_filter", "
 may be a string of operator codes and tags."""
 
 MAX_NAME_LENGTH = 64
-MAX_LENGTH_OF_MAILINGS = {("name",): 100, ("labels", "*"): 32}
-"""The places of the labels of mailings in the sense of `clean_label`, and their maximum lengths."""
+MAX_LENGTH_OF_LABELS = {("name",): 100, ("labels", "*"): 32}
+"""The places of the labels of mailings and lists in the sense of `clean_label`, and their maximum
+lengths."""
 SENDER = re.compile("[!-~]([ -~]{0,18}[!-~])?")
 """A sender: up to 20 printable characters of ASCII."""
 
@@ -86,10 +87,11 @@ def test_every_string_field_is_tested() -> None:
         *("phone", "operator_code", "tag", "time_zone"),
         *("datetime_start", "datetime_end", "send_interval_time_start", "send_interval_time_end"),
         *("text", "on_unknown", "purpose", "client_filter", "client_filter.operator_codes"),
-        *("client_filter.tags", "client_filter.time_zones", "gateway", "sender"),
+        *("client_filter.tags", "client_filter.time_zones", "client_filter.lists"),
+        *("gateway", "sender"),
         *("name", "labels", "url", "events", "failed_since", "phones"),
     }
-    single = {"failed_since", "phones"}  # the others are fields of a POST and of a PATCH
+    single = {"failed_since"}  # the others are fields of a POST and of a PATCH
     fields = [field.name for field in FIELDS]
     assert [name for name in set(fields) - single if fields.count(name) < 2] == []
 
@@ -125,10 +127,9 @@ def is_accepted(field: Field, value: str) -> bool:
     """Return whether a field accepts a text of `STORABLE_TEXTS`."""
     if field.place == ("sender",):
         return SENDER.fullmatch(value) is not None
-    if "/mailings" in field.path and field.place in MAX_LENGTH_OF_MAILINGS:
-        return (
-            not is_blank(value) and len(clean_label(value)) <= MAX_LENGTH_OF_MAILINGS[field.place]
-        )
+    is_label = "/mailings" in field.path or field.path == "/lists"
+    if is_label and field.place in MAX_LENGTH_OF_LABELS:
+        return not is_blank(value) and len(clean_label(value)) <= MAX_LENGTH_OF_LABELS[field.place]
     if field.place == ("name",):
         is_clean = re.search(f"[{FORBIDDEN_CHARACTERS}]", value) is None
         return is_clean and not is_blank(value) and len(clean_label(value)) <= MAX_NAME_LENGTH

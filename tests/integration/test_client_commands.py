@@ -88,6 +88,20 @@ async def test_import_prints_the_detected_encoding(engine: AsyncEngine, tmp_path
     assert output.getvalue().splitlines()[0] == "the file was read as windows-1251"
 
 
+async def test_import_puts_clients_on_a_list_and_prints_how_many(
+    engine: AsyncEngine, tmp_path: Path
+) -> None:
+    path = tmp_path / "clients.csv"
+    path.write_text(f"phone\n{ANNA}\nwrong\n")
+    console, output = console_with_output()
+    report = await import_file(engine, str(path), console, list_name=" Spring ")
+    assert report.client_list
+    assert report.client_list.name == "Spring"
+    assert output.getvalue().splitlines()[-1] == "1 put on the list Spring"
+    with pytest.raises(InvalidError, match="must be 1 to 100 characters"):
+        await import_file(engine, str(path), console, list_name="")
+
+
 async def test_a_terminal_shows_progress(engine: AsyncEngine, tmp_path: Path) -> None:
     path = tmp_path / "clients.csv"
     path.write_text("phone\n" + "".join(f"7916{n:07}\n" for n in range(2 * BATCH_SIZE)))

@@ -19,6 +19,7 @@ TargetKind = Literal[
     "mailing",
     "client",
     "directory",
+    "list",
     "opt_out",
     "key",
     "user",

@@ -82,15 +82,26 @@ def ngettext(one: str, many: str, count: int) -> str:
     return catalogue(current_language()).ngettext(one, many, count)
 
 
+MESSAGES_WITH_NAMES = (
+    gettext_noop("must name existing lists; not found: {}"),
+    gettext_noop("These mailings for this list have not ended: {}"),
+)
+"""Messages of the API that end with names; `{}` is their place."""
+
+
 def translate_message(message: str) -> str:
     """Return a message of the API in the words of the pages, in the current language.
 
     The catalogues contain some messages with `{}` in place of each number: "has 3 fields, but the
-    header has 2" is translated as "has {} fields, but the header has {}". A message without a
-    translation is returned unchanged.
+    header has 2" is translated as "has {} fields, but the header has {}". Those of
+    `MESSAGES_WITH_NAMES` have it in place of names. A message without a translation is returned
+    unchanged.
     """
     if (translated := gettext(message)) != message:
         return translated
+    start, separator, names = message.partition(": ")
+    if (pattern := f"{start}{separator}{{}}") in MESSAGES_WITH_NAMES:
+        return gettext(pattern).format(names)
     if "{" in message:  # not a place for a number
         return message
     pattern = _NUMBER.sub("{}", message)

@@ -27,6 +27,7 @@ from mailer.client import service, store
 from mailer.client.decoding import Encoding
 from mailer.client.exporting import export_clients
 from mailer.client.importing import AS_DETECTED, ImportOptions, ImportReport, import_clients
+from mailer.client.lists.model import ListChoice, ListName
 from mailer.client.model import (
     Client,
     ClientChange,
@@ -46,7 +47,7 @@ from mailer.validation import MAX_ID
 from mailer.web.body import JsonBody, StalledUploadError, read_with_stall_timeout
 from mailer.web.download import Download, csv_answer, wants_csv
 from mailer.web.paging import Page, page_of
-from mailer.web.query import PageQuery, accepts_query
+from mailer.web.query import PageQuery, accepts_query, query_parameters, query_provider
 
 MAX_IMPORT_BYTES = 1024**3
 """Bytes of an imported file, 1 GiB: about thirty million clients."""
@@ -107,11 +108,11 @@ async def import_upload(
 
 
 async def _import_and_return_rejected(
-    engine: AsyncEngine, request: Request[Any, Any, Any], actor: Actor
+    engine: AsyncEngine, request: Request[Any, Any, Any], actor: Actor, list_name: str | None
 ) -> Download:
     """Import the file in the body of a request; return a response with the rejected lines."""
     with RejectedLines() as rejected:
-        options = ImportOptions(rejected=rejected)
+        options = ImportOptions(rejected=rejected, list_name=list_name)
         report = await import_upload(engine, request, actor, options=options)
         answer = await rejected_answer(rejected, actor)
     counts = ("created", "updated", "unchanged", "rejected")
@@ -144,6 +145,7 @@ class ClientQuery(PageQuery, frozen=True, kw_only=True):
         ]
         | UnsetType
     ) = UNSET
+    list: ListName | UnsetType = UNSET
 
     @classmethod
     def broken_rules(cls, values: Mapping[str, Any], at: datetime) -> Iterable[FieldError]:
@@ -182,6 +184,7 @@ class ImportOperation(Operation):
         media = OpenAPIMediaType(schema=text, example=example)
         content = {"text/csv": media, XLSX_TYPE: workbook_media()}
         self.request_body = RequestBody(content=content, required=True)
+        self.parameters = [*(self.parameters or ()), *query_parameters(ListChoice)]
 
 
 class ClientController(Controller):
@@ -209,6 +212,7 @@ class ClientController(Controller):
         dto=None,
         status_code=HTTPStatus.OK,
         request_max_body_size=MAX_IMPORT_BYTES,
+        dependencies={"query_params": query_provider(ListChoice)},
         operation_class=ImportOperation,
         raises=[StalledUploadError],
     )
@@ -218,23 +222,26 @@ class ClientController(Controller):
         by: NamedDependency[Actor],
         claim: NamedDependency[IdempotencyClaim | None],
         request: Request[Any, Any, Any],
+        query_params: NamedDependency[ListChoice],
     ) -> ImportReport:
         """Import a CSV file or an Excel workbook: create new clients, and update stored ones.
 
         A line updates the client with its phone. All valid lines are stored in one transaction.
         Invalid lines are rejected and reported, the first 100 with every wrong field. Columns that
         the file lacks stay as they are. When a phone is in several lines, the last one counts.
+        With `list` the clients of all valid lines, also of unchanged ones, are put on a list.
 
         With `Accept: text/csv` the response is a file of all rejected lines, with the column
         `rejected_reason`: correct it and import it again. The header `Import-Counts` has the
         counts. An `Idempotency-Key` is then refused, because the response would be stored.
         """
         if not wants_csv(request):
-            return await import_upload(engine, request, by, claim)
+            options = ImportOptions(list_name=query_params.list_name)
+            return await import_upload(engine, request, by, claim, options)
         if claim is not None:
             message = "cannot be given together with Accept: text/csv"
             raise InvalidError([FieldError("Idempotency-Key", message)])
-        return await _import_and_return_rejected(engine, request, by)  # type: ignore[return-value]  # the OpenAPI schema shows the JSON response
+        return await _import_and_return_rejected(engine, request, by, query_params.list_name)  # type: ignore[return-value]  # the OpenAPI schema shows the JSON response
 
     @get(required_scope="read", **accepts_query(ClientQuery, or_csv=True))
     async def list_clients(

@@ -25,9 +25,12 @@ from mailer.access.commands import command_line_actor
 from mailer.client import segment_counts
 from mailer.client.exporting import export_clients
 from mailer.client.importing import ImportOptions, ImportOutcome, ImportReport, import_clients
+from mailer.client.lists.model import ListChoice
 from mailer.client.rejected import RejectedLines
 from mailer.client.rows import excerpt
+from mailer.clock import database_clock
 from mailer.errors import MailerError
+from mailer.validation import check
 
 STANDARD_STREAM = "-"
 """Path that means standard input or standard output."""
@@ -40,9 +43,13 @@ class FileError(MailerError):
 
 
 async def import_file(
-    engine: AsyncEngine, path: str, console: Console, rejected_path: str | None = None
+    engine: AsyncEngine,
+    path: str,
+    console: Console,
+    rejected_path: str | None = None,
+    list_name: str | None = None,
 ) -> ImportReport:
-    """Import the CSV file or Excel workbook at `path`.
+    """Import the CSV file or Excel workbook at `path`, and put its clients on a list, if given.
 
     The progress and the report are printed to `console`. The rejected lines are written to
     `rejected_path`, where an existing file is replaced.
@@ -52,7 +59,10 @@ async def import_file(
     """
     target = nullcontext() if rejected_path is None else _open_output(rejected_path)
     with target as rejected_file, _open_input(path) as file, RejectedLines() as rejected:
-        options = ImportOptions(rejected=rejected if rejected_file else None)
+        options = ImportOptions(
+            rejected=rejected if rejected_file else None,
+            list_name=None if list_name is None else _read_list_name(list_name),
+        )
         with _progress(console, DownloadColumn()) as progress:
             parts = _read_parts(file, path, progress)
             actor = command_line_actor()
@@ -64,6 +74,12 @@ async def import_file(
                     with _os_errors_as_file_error(str(rejected_path)):
                         await asyncio.to_thread(rejected_file.write, part.content)
     return report
+
+
+def _read_list_name(given: str) -> str:
+    """Return the name of a list as it is stored; raises `InvalidError`."""
+    choice = check(ListChoice, {"list": given}, database_clock.now())
+    return choice.list_name or ""
 
 
 async def export_file(engine: AsyncEngine, path: str, console: Console) -> int:
@@ -151,6 +167,8 @@ def _print_report(report: ImportReport, console: Console) -> None:
         f"{report.created:,} created, {report.updated:,} updated,"
         f" {report.unchanged:,} unchanged, {report.rejected:,} rejected"
     )
+    if report.client_list:
+        print_line(f"{report.client_list.added:,} put on the list {report.client_list.name}")
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from mailer.access import audit
 from mailer.access.audited_export import stream_audited
 from mailer.access.model import Actor
+from mailer.client.lists.store import find_ids
 from mailer.client.store import find_ids_by_phone, normalize_filter
 from mailer.db.csv_export import CsvPart, CsvSource, copy_in_chunks
 
@@ -55,14 +56,17 @@ CLIENT_SOURCE = CsvSource(
     where="deleted_at IS NULL",
 )
 
+ON_LIST = "id IN (SELECT client_id FROM client_list_member WHERE list_id = {})"
+"""SQL for whether a client is on a list; `{}` is the place of the list's id."""
+
 
 async def export_clients(
     engine: AsyncEngine, actor: Actor, *, opted_out: bool | None = None, **filters: str
 ) -> AsyncGenerator[CsvPart, None]:
     """Yield as CSV the clients whose fields equal `filters`, oldest first; deleted ones excluded.
 
-    The filter `phone` is a `PhoneSearch`. `opted_out` is whether they have opted out; None for
-    both.
+    The filter `phone` is a `PhoneSearch`, and `list` the name of a list. `opted_out` is whether the
+    clients have opted out; None for both.
 
     PostgreSQL's COPY quotes the fields. A formula in a tag gets an apostrophe, which an import
     removes. A null tag is written as an empty field, which an import reads as null; no stored tag
@@ -77,6 +81,11 @@ async def export_clients(
         source = source._replace(where=f"{source.where} AND {condition}")
         filtered_by.append("opted_out")
     conditions: dict[str, str | list[int]] = {**normalize_filter(filters)}
+    if (list_name := filters.get("list")) is not None:
+        del conditions["list"]
+        async with engine.connect() as connection:
+            (list_id,) = await find_ids(connection, [list_name], "list")
+        source = source._replace(where=f"{source.where} AND {ON_LIST.format(list_id)}")
     if (searched := filters.get("phone")) is not None:
         del conditions["phone"]
         async with engine.connect() as connection:

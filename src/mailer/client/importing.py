@@ -16,6 +16,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from mailer.access import audit, reauthorize
 from mailer.access.model import Actor
 from mailer.client.decoding import Encoding
+from mailer.client.lists.membership import add_imported
+from mailer.client.lists.model import ImportedList
 from mailer.client.reading import ClientFile, usable_zones
 from mailer.client.rejected import RejectedLines
 from mailer.client.rows import RejectedField, RowValidator, without_value
@@ -42,7 +44,8 @@ class ImportReport(msgspec.Struct, frozen=True):
 
     `errors` lists every wrong field of the first 100 rejected lines. `ignored_columns` names the
     columns that are no field of a client. `encoding` is the detected encoding of the file; it is
-    absent for UTF-8.
+    absent for UTF-8. `list` is the list that the clients of all stored lines, also of unchanged
+    ones, were put on; it is absent without one.
     """
 
     EXAMPLE: ClassVar[dict[str, Any]] = {
@@ -68,6 +71,7 @@ class ImportReport(msgspec.Struct, frozen=True):
     errors: list[RejectedField]
     ignored_columns: list[str]
     encoding: Encoding | UnsetType = UNSET
+    client_list: ImportedList | UnsetType = msgspec.field(default=UNSET, name="list")
 
     @property
     def outcome(self) -> ImportOutcome:
@@ -94,6 +98,8 @@ class ImportOptions(NamedTuple):
     """The field of each column, "" for those to ignore; None: the fields are detected."""
     rejected: RejectedLines | None = None
     """Receives all rejected lines."""
+    list_name: str | None = None
+    """The list to put the clients of all valid lines on; it is created if it does not exist."""
 
 
 AS_DETECTED = ImportOptions()
@@ -169,7 +175,7 @@ async def _import(
         ignored_columns=layout.ignored,
         encoding=UNSET if file.decoder.encoding == "UTF-8" else file.decoder.encoding,
     )
-    staged = _StagedFile(line_count=staged_count, has_tags="tag" in layout.fields, report=report)
+    staged = _StagedFile(staged_count, "tag" in layout.fields, report, options.list_name)
     return await _store(database, staged, actor, claim)
 
 
@@ -240,6 +246,8 @@ class _StagedFile(msgspec.Struct, frozen=True):
     """Whether the file has a column of tags."""
     report: ImportReport
     """The report on the rejected lines; it counts no stored lines yet."""
+    list_name: str | None
+    """The list to put the clients on, if any."""
 
 
 async def _store(
@@ -283,12 +291,18 @@ async def _store_lines(
             UPDATE_EXISTING, staged.has_tags, timeout=IMPORT_STATEMENT_TIMEOUT
         )
         updated = affected_rows(status)
+    report = staged.report
+    if staged.list_name is not None and staged.line_count:
+        client_list = await add_imported(database, staged.list_name, IMPORT_STATEMENT_TIMEOUT)
+        report = msgspec.structs.replace(report, client_list=client_list)
     await database.execute(DROP_STAGING_TABLE)
     unchanged = staged.line_count - created - updated
     # the right may have been revoked during a long upload
     await reauthorize.ensure_authorized(database, actor, "write")
     counts = {"created": created, "updated": updated, "unchanged": unchanged}
-    all_counts = counts | {"rejected": staged.report.rejected}
+    after: dict[str, object] = {**counts, "rejected": report.rejected}
+    if report.client_list:
+        after |= {"list": report.client_list.name, "added": report.client_list.added}
     target = audit.Target("directory")
-    await audit.record(database, actor, "clients_imported", target, after=all_counts)
-    return msgspec.structs.replace(staged.report, **counts)
+    await audit.record(database, actor, "clients_imported", target, after=after)
+    return msgspec.structs.replace(report, **counts)

@@ -1,12 +1,12 @@
 """Counts of clients by segment: the length of client lists and the size of audiences.
 
 A segment is all clients with the same operator code, tag and time zone, the only fields of a
-filter. A trigger on the clients writes each change as a delta, such as 1 for a new client. The
-periodic job `merge_counters` merges the deltas every 2 seconds into one row for each segment.
-Of each segment, the clients who have opted out are also counted apart.
+filter; lists are no field of a client. A trigger on the clients writes each change as a delta, such
+as 1 for a new client. The periodic job `merge_counters` merges the deltas every 2 seconds into one
+row for each segment. Of each segment, the clients who have opted out are also counted apart.
 """
 
-from sqlalchemy import ColumnElement, column, func, select, table, text
+from sqlalchemy import ColumnElement, FromClause, column, func, select, table, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.db.engine import SEGMENT_MERGE_LOCK
@@ -22,12 +22,15 @@ A segment may have several rows; the sum of their `clients` is its size. The sum
 """
 
 
-def sum_of(*, opted_out: bool | None = None) -> ColumnElement[int]:
-    """Return the number of clients of several rows of `ALL_SEGMENT_COUNTS`.
+def sum_of(
+    *, opted_out: bool | None = None, segments: FromClause = ALL_SEGMENT_COUNTS
+) -> ColumnElement[int]:
+    """Return the number of clients of several rows of `segments`.
 
-    `opted_out` is whether the clients have opted out; None for both.
+    `opted_out` is whether the clients have opted out; None for both. `segments` has the columns of
+    `ALL_SEGMENT_COUNTS`.
     """
-    counts = ALL_SEGMENT_COUNTS.c
+    counts = segments.c
     match opted_out:
         case None:
             return func.sum(counts.clients)
@@ -38,22 +41,27 @@ def sum_of(*, opted_out: bool | None = None) -> ColumnElement[int]:
 
 
 async def count(
-    connection: AsyncConnection, *conditions: ColumnElement[bool], opted_out: bool | None = None
+    connection: AsyncConnection,
+    *conditions: ColumnElement[bool],
+    opted_out: bool | None = None,
+    segments: FromClause = ALL_SEGMENT_COUNTS,
 ) -> int:
-    """Return how many clients meet all conditions on `ALL_SEGMENT_COUNTS`; see `sum_of`."""
-    statement = select(func.coalesce(sum_of(opted_out=opted_out), 0)).where(*conditions)
+    """Return how many clients of `segments` meet all conditions on them; see `sum_of`."""
+    clients = sum_of(opted_out=opted_out, segments=segments)
+    statement = select(func.coalesce(clients, 0)).select_from(segments).where(*conditions)
     return int((await connection.execute(statement)).scalar_one())
 
 
 async def count_by_zone(
-    connection: AsyncConnection, *conditions: ColumnElement[bool], opted_out: bool | None = None
+    connection: AsyncConnection,
+    *,
+    opted_out: bool | None = None,
+    segments: FromClause = ALL_SEGMENT_COUNTS,
 ) -> dict[str, int]:
-    """Return how many clients meet all conditions, by time zone; as `count`."""
-    clients = sum_of(opted_out=opted_out)
-    time_zone = ALL_SEGMENT_COUNTS.c.time_zone
-    statement = (
-        select(time_zone, clients).where(*conditions).group_by(time_zone).having(clients > 0)
-    )
+    """Return how many clients there are by time zone; as `count`."""
+    clients = sum_of(opted_out=opted_out, segments=segments)
+    time_zone = segments.c.time_zone
+    statement = select(time_zone, clients).group_by(time_zone).having(clients > 0)
     return {zone: int(size) for zone, size in await connection.execute(statement)}
 
 

@@ -17,12 +17,13 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.client import segment_counts
+from mailer.client.lists import store as lists
 from mailer.client.model import UNKNOWN_ZONE_MESSAGE, Client, ClientChange, NewClient, operator_code
 from mailer.client.phone_search import phone_matches
 from mailer.db.engine import cause_of, violates
 from mailer.db.paging import Cursor, RowPage, fetch_page
 from mailer.db.sql import has_id
-from mailer.db.tables.client import client
+from mailer.db.tables.client import client, client_list_member
 from mailer.errors import ConflictError, FieldError, InvalidError, NotFoundError
 from mailer.text import fold_label
 
@@ -133,13 +134,16 @@ async def page(
 ) -> RowPage:
     """Return a page of the clients whose fields equal `filters`.
 
-    The filter `phone` is a `PhoneSearch`. `opted_out` is whether they have opted out; None for
-    both.
+    The filter `phone` is a `PhoneSearch`, and `list` the name of a list that the clients are on.
+    `opted_out` is whether they have opted out; None for both.
+
+    Raises `InvalidError` when there is no such list.
     """
     filters = normalize_filter(filters)
     searched = filters.pop("phone", None)
+    list_name = filters.pop("list", None)
     count = None  # counted by `fetch_page`: a phone is in no segment, and few clients match it
-    if searched is None:
+    if searched is None and list_name is None:
         in_segment = (
             segment_counts.ALL_SEGMENT_COUNTS.c[name] == value for name, value in filters.items()
         )
@@ -147,6 +151,14 @@ async def page(
     conditions = [client.c[name] == value for name, value in filters.items()]
     if searched is not None:
         conditions.append(has_id(client.c.id, await find_ids_by_phone(connection, searched)))
+    if list_name is not None:
+        (list_id,) = await lists.find_ids(connection, [list_name], "list")
+        if not conditions and opted_out is None:
+            count = (await lists.get(connection, list_id)).clients_count
+        conditions += [
+            client_list_member.c.client_id == client.c.id,
+            client_list_member.c.list_id == list_id,
+        ]
     if opted_out is not None:
         has_opted_out = client.c.opted_out_at.is_not(None)
         conditions.append(has_opted_out if opted_out else not_(has_opted_out))

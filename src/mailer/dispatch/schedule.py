@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer import metrics
 from mailer.client import segment_counts
+from mailer.client.lists import store as lists
 from mailer.clock import elapsed, sample_wall_clock
 from mailer.dispatch import expiry
 from mailer.dispatch.loop_failures import log_task_error
@@ -108,6 +109,11 @@ def jobs(
             "purge_mailings",
             2,
             _in_transaction(engine, lambda database: purging.purge(database, JOB_BATCH)),
+        ),
+        Job(
+            "purge_lists",
+            2,
+            _in_transaction(engine, lambda database: lists.purge(database, JOB_BATCH)),
         ),
         Job("apply_early_receipts", 1, _EarlyReceipts(engine).run),
         Job(

@@ -65,7 +65,8 @@ async def read_unsaved_basis(
     workers. If there are none, the forecast considers sending windows only.
     """
     reader = await _BasisReader.create(connection, [], gateways, workers)
-    return await reader.read_unsaved(new)
+    with audience.segments_read_once():
+        return await reader.read_unsaved(new)
 
 
 async def read_basis(
@@ -87,7 +88,8 @@ async def read_basis(
     `lost`, unless the change replans them.
     """
     reader = await _BasisReader.create(connection, [mailing.id], gateways, workers)
-    return await reader.read(mailing, changes)
+    with audience.segments_read_once():
+        return await reader.read(mailing, changes)
 
 
 async def read_bases(
@@ -96,7 +98,8 @@ async def read_bases(
     """Read the bases of the forecasts of mailings; see `read_basis`. The load is read only once."""
     ids = [mailing.id for mailing in mailings]
     reader = await _BasisReader.create(connection, ids, gateways, workers)
-    return [await reader.read(mailing) for mailing in mailings]
+    with audience.segments_read_once():
+        return [await reader.read(mailing) for mailing in mailings]
 
 
 class _BasisReader:

@@ -8,11 +8,11 @@ import msgspec
 from sqlalchemy import ARRAY, BigInteger, bindparam, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from mailer.client.segment_counts import ALL_SEGMENT_COUNTS, sum_of
+from mailer.client.segment_counts import sum_of
 from mailer.db.sql import add_up
 from mailer.db.tables.mailing import OPEN_MAILING
 from mailer.forecast.tiers import Pace
-from mailer.mailing.audience import filter_condition
+from mailer.mailing.audience import read_segments
 from mailer.mailing.client_filter import ClientFilter
 from mailer.mailing.field_types import PRIORITY_WEIGHTS
 from mailer.statuses import MESSAGE_STATUSES, OPEN, OUTCOMES
@@ -100,14 +100,10 @@ async def count_by_code_and_zone(
 
     `opted_out` is whether the clients have opted out; None for both.
     """
-    segments = ALL_SEGMENT_COUNTS.c
-    clients = sum_of(opted_out=opted_out)
-    statement = (
-        select(segments.operator_code, segments.time_zone, clients)
-        .where(filter_condition(client_filter, ALL_SEGMENT_COUNTS))
-        .group_by(segments.operator_code, segments.time_zone)
-        .having(clients > 0)
-    )
+    segments = await read_segments(connection, client_filter)
+    clients = sum_of(opted_out=opted_out, segments=segments)
+    code_and_zone = (segments.c.operator_code, segments.c.time_zone)
+    statement = select(*code_and_zone, clients).group_by(*code_and_zone).having(clients > 0)
     return {(code, zone): int(size) for code, zone, size in await connection.execute(statement)}
 
 

@@ -1,12 +1,22 @@
 """Clients whom a filter matches now: their condition in SQL, their number, and a sample of them."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, UnsetType
 from sqlalchemy import (
     ARRAY,
+    BigInteger,
     ColumnElement,
     FromClause,
+    Row,
     String,
     and_,
     any_,
+    column,
     func,
     literal,
     or_,
@@ -17,16 +27,44 @@ from sqlalchemy import (
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.client import segment_counts
+from mailer.client.lists.conditions import (
+    clients_on_any,
+    is_on_any,
+    next_members,
+    with_clients,
+)
+from mailer.client.lists.store import find_existing_ids, find_ids
 from mailer.client.model import Client
 from mailer.client.segment_counts import ALL_SEGMENT_COUNTS
+from mailer.client.store import NOT_DELETED
+from mailer.db.paging import MAX_BIGINT
 from mailer.db.tables.client import client
-from mailer.mailing.client_filter import ClientFilter, filter_lists, folded_terms
+from mailer.mailing.client_filter import (
+    AudienceLists,
+    ClientFilter,
+    filter_fields,
+    folded_terms,
+    list_name_keys,
+)
 
 
 def filter_condition(
     client_filter: ClientFilter, clients: FromClause = client
 ) -> ColumnElement[bool]:
-    """Return a filter as an SQL condition on clients, or on client segments.
+    """Return a filter as an SQL condition on clients.
+
+    `clients` is a table with the columns `id`, `operator_code`, `tag` and `time_zone`.
+    """
+    condition = field_condition(client_filter, clients)
+    if (name_keys := list_name_keys(client_filter)) is not None:
+        condition = and_(condition, is_on_any(clients.c.id, name_keys))
+    return condition
+
+
+def field_condition(
+    client_filter: ClientFilter, clients: FromClause = client
+) -> ColumnElement[bool]:
+    """Return the part of a filter on fields as an SQL condition on clients, or on client segments.
 
     `clients` is a table with the columns `operator_code`, `tag` and `time_zone`.
     """
@@ -37,8 +75,91 @@ def filter_condition(
     if isinstance(client_filter, str):
         terms = folded_terms(client_filter)
         return or_(equals_any("operator_code", terms), equals_any("tag", terms))
-    lists = filter_lists(client_filter)  # none if all clients match: then the condition is `true`
-    return and_(true(), *(equals_any(name, values) for name, values in lists.items()))
+    fields = filter_fields(client_filter)  # none if all clients match: then the condition is `true`
+    return and_(true(), *(equals_any(name, values) for name, values in fields.items()))
+
+
+def matching_segments(*filters: ClientFilter) -> FromClause:
+    """Return the segments of the clients whom all filters match now, with their numbers.
+
+    The table has the columns of `ALL_SEGMENT_COUNTS`. It is read from the counts, unless a filter
+    has lists: then the clients of its lists are read and counted.
+    """
+    with_lists = [each for each in filters if list_name_keys(each) is not None]
+    if not with_lists:
+        conditions = (field_condition(each, ALL_SEGMENT_COUNTS) for each in filters)
+        return select(ALL_SEGMENT_COUNTS).where(*conditions).subquery("segment")
+    read_lists = list_name_keys(with_lists[0])
+    assert read_lists is not None  # noqa: S101  # for mypy
+    clients = clients_on_any(read_lists)
+    matches = [
+        field_condition(each, clients)
+        if list_name_keys(each) in {read_lists, None}
+        else filter_condition(each, clients)
+        for each in filters
+    ]
+    fields = (clients.c.operator_code, clients.c.tag, clients.c.time_zone)
+    numbers = (
+        func.count().label("clients"),
+        func.count(clients.c.opted_out_at).label("opted_out"),
+    )
+    return select(*fields, *numbers).where(*matches).group_by(*fields).subquery("segment")
+
+
+_segments_read: ContextVar[dict[bytes, FromClause] | None] = ContextVar("segments", default=None)
+"""The segments of filters with lists, by the filters as JSON, inside `segments_read_once`."""
+
+
+@contextmanager
+def segments_read_once() -> Iterator[None]:
+    """Read the clients of each filter with lists only once in the block, for all numbers.
+
+    For a list of a million clients that takes seconds.
+    """
+    if _segments_read.get() is not None:  # an outer block does it
+        yield
+        return
+    token = _segments_read.set({})
+    try:
+        yield
+    finally:
+        _segments_read.reset(token)
+
+
+async def read_segments(connection: AsyncConnection, *filters: ClientFilter) -> FromClause:
+    """Return `matching_segments`; inside `segments_read_once`, those that were read before."""
+    known = _segments_read.get()
+    has_lists = any(list_name_keys(each) is not None for each in filters)
+    if known is None or not has_lists:
+        return matching_segments(*filters)
+    key = msgspec.json.encode(filters)
+    if key not in known:
+        rows = (await connection.execute(select(matching_segments(*filters)))).all()
+        known[key] = _as_segments(rows)
+    return known[key]
+
+
+def _as_segments(rows: Sequence[Row[Any]]) -> FromClause:
+    """Return rows as a table with the columns of `ALL_SEGMENT_COUNTS`."""
+    columns = [
+        column(name, BigInteger if name in {"clients", "opted_out"} else String)
+        for name in ALL_SEGMENT_COUNTS.c.keys()  # noqa: SIM118  # no mapping
+    ]
+    arrays = (
+        literal([getattr(row, each.name) for row in rows], ARRAY(each.type)) for each in columns
+    )
+    return func.unnest(*arrays).table_valued(*columns, name="segment").render_derived()
+
+
+async def ensure_lists_exist(
+    connection: AsyncConnection, client_filter: ClientFilter | UnsetType
+) -> None:
+    """Raise `InvalidError` naming the lists in a filter that do not exist.
+
+    The others cannot be deleted until the transaction ends.
+    """
+    if isinstance(client_filter, AudienceLists) and client_filter.lists is not UNSET:
+        await find_ids(connection, client_filter.lists, "client_filter.lists", lock=True)
 
 
 async def count(
@@ -48,8 +169,8 @@ async def count(
 
     `opted_out` is whether the clients have opted out; None for both.
     """
-    is_matching = filter_condition(client_filter, ALL_SEGMENT_COUNTS)
-    return await segment_counts.count(connection, is_matching, opted_out=opted_out)
+    segments = await read_segments(connection, client_filter)
+    return await segment_counts.count(connection, opted_out=opted_out, segments=segments)
 
 
 async def count_both(
@@ -60,12 +181,8 @@ async def count_both(
     opted_out: bool | None = None,
 ) -> int:
     """Return how many clients two filters match now, both of them; as `count`."""
-    return await segment_counts.count(
-        connection,
-        filter_condition(client_filter, ALL_SEGMENT_COUNTS),
-        filter_condition(other_filter, ALL_SEGMENT_COUNTS),
-        opted_out=opted_out,
-    )
+    segments = await read_segments(connection, client_filter, other_filter)
+    return await segment_counts.count(connection, opted_out=opted_out, segments=segments)
 
 
 async def count_by_zone(
@@ -75,8 +192,8 @@ async def count_by_zone(
 
     `opted_out` is whether the clients have opted out; None for both.
     """
-    is_matching = filter_condition(client_filter, ALL_SEGMENT_COUNTS)
-    return await segment_counts.count_by_zone(connection, is_matching, opted_out=opted_out)
+    segments = await read_segments(connection, client_filter)
+    return await segment_counts.count_by_zone(connection, opted_out=opted_out, segments=segments)
 
 
 NONEMPTY_SEGMENTS = select(
@@ -94,14 +211,18 @@ async def sample(
     never read, whatever the filter. The first clients of all segments are returned before the
     second ones, and so on. Fewer clients than match may be returned, when the clients of some
     segments were deleted a moment ago.
+
+    If the filter has lists, the first clients on them are returned instead.
     """
-    matching_segments = (
-        NONEMPTY_SEGMENTS.where(filter_condition(client_filter, ALL_SEGMENT_COUNTS))
+    if (name_keys := list_name_keys(client_filter)) is not None:
+        return await _sample_of_lists(connection, client_filter, name_keys, size)
+    segments = (
+        NONEMPTY_SEGMENTS.where(field_condition(client_filter, ALL_SEGMENT_COUNTS))
         .limit(size)
         .cte("segment")
     )
     # a segment may have several rows of counts
-    segment = select(matching_segments).distinct().subquery("segment")
+    segment = select(segments).distinct().subquery("segment")
     is_member = and_(
         client.c.deleted_at.is_(None),
         client.c.operator_code == segment.c.operator_code,
@@ -127,14 +248,44 @@ async def sample(
     position_in_segment = func.row_number().over(
         partition_by=list(segment.c), order_by=members.c.id
     )
-    # as users wrote it, not in the form in which tags are compared
-    tag = func.coalesce(members.c.tag_written, members.c.tag).label("tag")
-    columns = [tag if name == "tag" else members.c[name] for name in Client.__struct_fields__]
     statement = (
-        select(*columns)
+        select(*_client_columns(members))
         .select_from(segment)
         .join(members, true())
         .order_by(position_in_segment)
         .limit(size)
     )
     return [Client(**row) for row in (await connection.execute(statement)).mappings()]
+
+
+SAMPLED_MEMBERS = 1_000
+"""Clients on lists who are read first for a sample."""
+
+
+async def _sample_of_lists(
+    connection: AsyncConnection, client_filter: ClientFilter, name_keys: Sequence[str], size: int
+) -> list[Client]:
+    """Return the first `size` clients on any of the lists whom a filter matches.
+
+    All clients on the lists are read only if too few of the first ones match.
+    """
+    list_ids = await find_existing_ids(connection, name_keys)
+    first_ids = next_members(list_ids, 0, MAX_BIGINT, SAMPLED_MEMBERS)
+    for clients in (with_clients(first_ids, NOT_DELETED), clients_on_any(name_keys)):
+        statement = (
+            select(*_client_columns(clients))
+            .where(field_condition(client_filter, clients))
+            .order_by(clients.c.id)
+            .limit(size)
+        )
+        found = [Client(**row) for row in (await connection.execute(statement)).mappings()]
+        if len(found) == size:
+            break
+    return found
+
+
+def _client_columns(clients: FromClause) -> list[ColumnElement[Any]]:
+    """Return the columns of a `Client` from a table with those of `client`."""
+    # as users wrote it, not in the form in which tags are compared
+    tag = func.coalesce(clients.c.tag_written, clients.c.tag).label("tag")
+    return [tag if name == "tag" else clients.c[name] for name in Client.__struct_fields__]

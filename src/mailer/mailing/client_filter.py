@@ -1,6 +1,7 @@
-"""The filter of a mailing: it selects the clients of its audience by their fields.
+"""The filter of a mailing: it selects the clients of its audience by their fields and lists.
 
-A filter has one of three forms: an object of lists, one for each field; a string of terms, each of
+A filter has one of three forms: an object of lists, one for each field and one of the lists of
+clients; a string of terms, each of
 which is an operator code or a tag; or null, which all clients match.
 """
 
@@ -11,6 +12,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from mailer.client.lists.model import ListName
 from mailer.client.model import UNKNOWN_ZONE_MESSAGE, OperatorCode, Tag, TimeZone, known_zones
 from mailer.errors import FieldError
 from mailer.text import clean_label, fold_label
@@ -67,14 +69,30 @@ class AudienceLists(Input, frozen=True, kw_only=True, omit_defaults=True):
         | UnsetType
     ) = UNSET
 
+    lists: (
+        Annotated[
+            list[ListName],
+            Meta(
+                description="Names of lists of clients, compared without regard to case. A client"
+                " must be on one of them.",
+                examples=[["spring sale"]],
+                extra_json_schema=LIST_SIZE,
+                extra={"rule": "must be a list of names of 1 to 100 characters"},
+            ),
+        ]
+        | UnsetType
+    ) = UNSET
+
     @classmethod
     def broken_rules(cls, values: Mapping[str, Any], at: datetime) -> Iterable[FieldError]:  # noqa: ARG003  # no rule here depends on the time
-        """Report empty lists, blank tags and unknown time zones."""
+        """Report empty lists, blank tags and names of lists, and unknown time zones."""
         for name, entries in values.items():
             if not entries:
                 yield FieldError(name, "must have an entry")
         if not all(map(clean_label, values.get("tags", ()))):
             yield FieldError("tags", "must contain a visible character in every tag")
+        if not all(map(clean_label, values.get("lists", ()))):
+            yield FieldError("lists", "must contain a visible character in every name")
         if set(values.get("time_zones", ())) - known_zones():
             yield FieldError("time_zones", UNKNOWN_ZONE_MESSAGE)
 
@@ -113,10 +131,17 @@ def folded_terms(client_filter: str) -> list[str]:
     return [fold_label(term) for term in split_terms(client_filter)]
 
 
-def filter_lists(client_filter: AudienceLists | None) -> dict[str, list[str]]:
-    """Return the permitted values of a filter by column of `client`; empty when all clients match.
+def list_name_keys(client_filter: ClientFilter) -> tuple[str, ...] | None:
+    """Return the folded names of the lists of clients in a filter; None if it has none."""
+    if not isinstance(client_filter, AudienceLists) or client_filter.lists is UNSET:
+        return None
+    return tuple(sorted(set(map(fold_label, client_filter.lists))))
 
-    Tags are in the form in which they are stored and compared.
+
+def filter_fields(client_filter: AudienceLists | None) -> dict[str, list[str]]:
+    """Return the permitted values of a filter by column of `client`; empty when all are permitted.
+
+    Tags are in the form in which they are stored and compared. Lists of clients are no column.
     """
     if client_filter is None:
         return {}

@@ -8,7 +8,8 @@ After a change of the filter, the existing messages are replanned first, and the
 enqueued again. The same statement then adds only the clients who have no message yet.
 """
 
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 from sqlalchemy import (
@@ -17,6 +18,7 @@ from sqlalchemy import (
     ColumnElement,
     DateTime,
     Executable,
+    FromClause,
     Integer,
     Row,
     String,
@@ -33,6 +35,8 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from mailer.client.lists.conditions import next_members, with_clients
+from mailer.client.lists.store import find_existing_ids
 from mailer.db import origin
 from mailer.db.paging import MAX_BIGINT
 from mailer.db.sql import add_up
@@ -41,8 +45,8 @@ from mailer.db.tables.gateway import operator_route
 from mailer.db.tables.mailing import OPEN_MAILING
 from mailer.db.tables.message import message
 from mailer.gateway.routes import OTHER_CODES, keep_routes
-from mailer.mailing.audience import filter_condition
-from mailer.mailing.client_filter import ClientFilter
+from mailer.mailing.audience import field_condition
+from mailer.mailing.client_filter import ClientFilter, list_name_keys
 from mailer.mailing.planning import Plan, plan_by_zone, plan_cancelled
 from mailer.mailing.skipped import SkippedMailings
 from mailer.mailing.store import notify_mailings_changed
@@ -152,9 +156,11 @@ async def enqueue_chunk(
 
 async def _enqueue_chunk_of(connection: AsyncConnection, mailing: Row[Any]) -> EnqueuedChunk:
     """Enqueue the next chunk of a locked mailing's audience, and move its cursor."""
-    chunk = (await connection.execute(_select_next_chunk(mailing))).one()
-    if chunk.clients:
-        await _write_messages(connection, mailing, chunk.last_client_id, chunk.time_zones)
+    list_ids = await _list_ids(connection, mailing)
+    chunk = (await connection.execute(_select_next_chunk(mailing, list_ids))).one()
+    if chunk.time_zones:
+        clients = _clients_of_chunk(mailing, chunk.last_client_id, list_ids)
+        await _write_messages(connection, mailing, clients, chunk.time_zones)
     is_last = chunk.clients < _batch_size(mailing) or chunk.last_client_id == mailing.audience_until
     cursor = mailing.audience_until if is_last else chunk.last_client_id
     parameters = {"id": mailing.id, "cursor": cursor, "is_last": is_last}
@@ -167,27 +173,52 @@ def _batch_size(mailing: Row[Any]) -> int:
     return ENQUEUE_BATCH if mailing.audience_cursor else FIRST_BATCH
 
 
-def _select_next_chunk(mailing: Row[Any]) -> Executable:
+async def _list_ids(connection: AsyncConnection, mailing: Row[Any]) -> list[int] | None:
+    """Return the ids of the lists of clients in a mailing's filter; None if it has none."""
+    name_keys = list_name_keys(msgspec.convert(mailing.client_filter, ClientFilter))
+    return None if name_keys is None else await find_existing_ids(connection, name_keys)
+
+
+def _select_next_chunk(mailing: Row[Any], list_ids: list[int] | None) -> Executable:
     """Return a select of the last client id, the time zones and the size of the next chunk.
 
     A chunk is a number of matching clients, not a range of ids, so that an index finds a small
-    audience in a large directory.
+    audience in a large directory. With lists of clients, it is a number of clients on them, also of
+    those who do not match: then the lists are read once, and clients on no list never.
     """
-    candidates = (
-        select(client.c.id, client.c.time_zone)
-        .where(
-            client.c.id > mailing.audience_cursor,
-            client.c.id <= mailing.audience_until,
-            _is_in_audience(mailing),
-        )
-        .order_by(client.c.id)
-        .limit(_batch_size(mailing))
+    size = _batch_size(mailing)
+    if list_ids is None:
+        clients = _clients_of_chunk(mailing, mailing.audience_until)
+        candidates = select(client.c.id.label("client_id"), client.c.time_zone)
+        candidates = candidates.where(*clients.conditions).order_by(client.c.id).limit(size)
+        chunk: FromClause = candidates.subquery("chunk")
+    else:
+        ids = next_members(list_ids, mailing.audience_cursor, mailing.audience_until, size)
+        chunk = with_clients(ids, _is_in_audience(mailing), keeps_others=True)
+    time_zones = func.array_agg(chunk.c.time_zone.distinct())
+    return select(
+        func.max(chunk.c.client_id).label("last_client_id"),
+        time_zones.filter(chunk.c.time_zone.is_not(None)).label("time_zones"),
+        func.count(chunk.c.client_id).label("clients"),
     )
-    chunk = candidates.subquery("chunk")
-    last_client_id = func.max(chunk.c.id).label("last_client_id")
-    time_zones = func.array_agg(chunk.c.time_zone.distinct()).label("time_zones")
-    clients = func.count(chunk.c.id).label("clients")
-    return select(last_client_id, time_zones, clients)
+
+
+class ChunkClients(NamedTuple):
+    """The clients of a chunk: a table with the columns of `client`, and conditions on it."""
+
+    table: FromClause
+    conditions: Sequence[ColumnElement[bool]]
+
+
+def _clients_of_chunk(
+    mailing: Row[Any], last_client_id: int, list_ids: list[int] | None = None
+) -> ChunkClients:
+    """Return the clients of the audience with ids above the cursor, up to `last_client_id`."""
+    if list_ids is not None:
+        ids = next_members(list_ids, mailing.audience_cursor, last_client_id)
+        return ChunkClients(with_clients(ids, _is_in_audience(mailing)), ())
+    is_in_chunk = and_(client.c.id > mailing.audience_cursor, client.c.id <= last_client_id)
+    return ChunkClients(client, (is_in_chunk, _is_in_audience(mailing)))
 
 
 # Whether a client was in the directory when the mailing's audience snapshot was taken. `created_by`
@@ -215,32 +246,33 @@ def _is_in_audience(mailing: Row[Any]) -> ColumnElement[bool]:
 
     Such a client matches the filter now and was in the directory at the audience snapshot. The
     latter does not follow from the id, which may be assigned long before the client is committed.
+    Lists of clients in the filter are not among the conditions: the chunk is read from them.
     """
     return and_(
         client.c.deleted_at.is_(None),
-        filter_condition(msgspec.convert(mailing.client_filter, ClientFilter)),
+        field_condition(msgspec.convert(mailing.client_filter, ClientFilter)),
         text(EXISTED_IN_SNAPSHOT).bindparams(snapshot=mailing.audience_snapshot),
     )
 
 
 async def _write_messages(
-    connection: AsyncConnection, mailing: Row[Any], last_client_id: int, time_zones: list[str]
+    connection: AsyncConnection, mailing: Row[Any], chunk: ChunkClients, time_zones: list[str]
 ) -> None:
-    """Write the messages for clients with ids above the cursor, up to `last_client_id`.
+    """Write the messages for the clients of a chunk.
 
     The messages to clients who have opted out are cancelled, unless the mailing ignores that. A new
     filter may match clients again whom an earlier filter excluded. Their cancelled messages are
     scheduled again; other existing messages are not changed.
     """
     plans = _as_table(_plans(mailing, time_zones))
-    has_opted_out = and_(mailing.respects_opt_outs, client.c.opted_out_at.is_not(None))
-    is_in_chunk = and_(client.c.id > mailing.audience_cursor, client.c.id <= last_client_id)
+    clients = chunk.table.c
+    has_opted_out = and_(mailing.respects_opt_outs, clients.opted_out_at.is_not(None))
     rows = (
         select(
             literal(mailing.id).label("mailing_id"),
-            client.c.id.label("client_id"),
-            client.c.operator_code,
-            client.c.time_zone,
+            clients.id.label("client_id"),
+            clients.operator_code,
+            clients.time_zone,
             # No plan exists for a client who changes time zone at this moment. The message is due
             # now, and the window is checked again before it is sent.
             func.coalesce(plans.c.due_at, mailing.now),
@@ -248,13 +280,13 @@ async def _write_messages(
             case((has_opted_out, "opted_out"), else_=plans.c.reason),
             func.coalesce(
                 literal(mailing.route, Integer),
-                cast(ROUTES_BY_CODE.op("->>")(client.c.operator_code), Integer),
+                cast(ROUTES_BY_CODE.op("->>")(clients.operator_code), Integer),
                 ROUTE_OF_OTHER_CODES,
             ),
         )
-        .join_from(client, plans, client.c.time_zone == plans.c.time_zone, isouter=True)
-        .where(is_in_chunk, _is_in_audience(mailing))
-        .order_by(client.c.id)
+        .join_from(chunk.table, plans, clients.time_zone == plans.c.time_zone, isouter=True)
+        .where(*chunk.conditions)
+        .order_by(clients.id)
     )
     statement = insert(message).from_select(
         [

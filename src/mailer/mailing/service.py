@@ -87,6 +87,7 @@ async def _create(
     connection: AsyncConnection, new: NewMailing, actor: Actor, approval_above: int | None
 ) -> int:
     """Create a mailing in the caller's transaction; return its id."""
+    await audience.ensure_lists_exist(connection, new.client_filter)
     clients_count = await audience.count(connection, new.client_filter)
     values = msgspec.structs.asdict(new)
     columns = values | await route_columns(connection, values)
@@ -166,6 +167,7 @@ async def _derived_columns(
     columns = await route_columns(connection, new_values)
     has_new_filter = "client_filter" in new_values
     if has_new_filter:
+        await audience.ensure_lists_exist(connection, new_values["client_filter"])
         clients_count = await audience.count(connection, new_values["client_filter"])
         # every client who has a message is counted, even one whom the new filter excludes
         columns["clients_count"] = max(clients_count, mailing.created_messages)

@@ -55,9 +55,10 @@ NEWEST_SMALL, OLDEST_SMALL = (
 # - `audience`: the mailings with smaller audiences, each with the parts of its audience snapshot.
 # - `planned`: the plans of a mailing by time zone; null stands for all time zones.
 # - `present`: the lowest transaction id that is not used yet.
-# - `member`: the clients of a matching segment. Each half of the UNION finds them by an index; only
-#   `IS NULL` finds nulls by an index. Clients who do not match are never read, whatever the filter.
-#   OFFSET 0 forces the planner to do so even when it expects few clients.
+# - `member`: the clients of a matching segment. Each part of the UNION finds them by an index; only
+#   `IS NULL` finds nulls by an index. The last part is for filters with lists of clients. Clients
+#   who do not match are never read, whatever the filter. OFFSET 0 forces the planner to do so even
+#   when it expects few clients.
 #
 # A client belongs to an audience when it is not deleted, matches now, and existed at the audience
 # snapshot; see `enqueuing.EXISTED_IN_SNAPSHOT` for that condition.
@@ -97,10 +98,15 @@ INSERT_MESSAGES = text(f"""
             SELECT id, created_by, xmin AS written_by, opted_out_at FROM client
             WHERE deleted_at IS NULL AND operator_code = matching.operator_code
                 AND time_zone = matching.time_zone AND tag = matching.tag
+                AND matching.client_ids IS NULL
             UNION ALL
             SELECT id, created_by, xmin, opted_out_at FROM client
             WHERE deleted_at IS NULL AND operator_code = matching.operator_code
                 AND time_zone = matching.time_zone AND tag IS NULL AND matching.tag IS NULL
+                AND matching.client_ids IS NULL
+            UNION ALL
+            SELECT id, created_by, xmin, opted_out_at FROM client
+            WHERE deleted_at IS NULL AND id = ANY (matching.client_ids)
             OFFSET 0) AS member
         LEFT JOIN planned ON planned.id = audience.id
             AND (planned.time_zone IS NULL OR planned.time_zone = matching.time_zone)

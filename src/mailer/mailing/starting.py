@@ -18,7 +18,7 @@ from mailer.mailing.store import notify_mailings_changed
 # A paused mailing is started too: its audience is enqueued, and its messages wait. The clock is in
 # a subquery, which is evaluated once, so that an index can be used.
 DUE_MAILINGS = """
-    SELECT id, client_filter FROM mailing
+    SELECT id, client_filter, clients_count FROM mailing
     WHERE {is_open} AND audience_until IS NULL AND datetime_start <= (SELECT clock_timestamp())
         AND id <> ALL (:skipped)
     ORDER BY datetime_start {order}, id {order} LIMIT :limit FOR UPDATE SKIP LOCKED"""
@@ -66,7 +66,7 @@ async def start_due(
         if filters.is_full:
             break
         with skipped.on_error(due.id):
-            filter_numbers[due.id] = filters.add(due.client_filter)
+            filter_numbers[due.id] = filters.add(due.client_filter, due.clients_count)
     ids = list(filter_numbers)
     if ids:
         sizes = await combined_filters.count(connection, filters)

@@ -60,7 +60,7 @@ async def find_differences(engine: AsyncEngine, chunk: int = MAILINGS_BATCH) -> 
             after = upper
         for comparison in (
             *(DANGLING_MESSAGES, COMPARE_SETTLED, COMPARE_OUTCOMES, COMPARE_GATEWAYS),
-            *(COMPARE_DELIVERIES, COMPARE_SEGMENTS, COMPARE_OPT_OUTS),
+            *(COMPARE_DELIVERIES, COMPARE_SEGMENTS, COMPARE_LISTS, COMPARE_OPT_OUTS),
         ):
             differences += await _fetch(connection, comparison)
     return differences
@@ -257,6 +257,15 @@ COMPARE_SEGMENTS = text("""
     WHERE coalesce(stored.clients, 0) <> coalesce(counted.clients, 0)
         OR coalesce(stored.opted_out, 0) <> coalesce(counted.opted_out, 0)
     HAVING count(*) > 0""")
+
+# The numbers of clients on lists, against the members; erased clients are on no list.
+COMPARE_LISTS = text("""
+    SELECT NULL, format('clients on the list %s', client_list.id), clients_count,
+        count(client.id)
+    FROM client_list LEFT JOIN client_list_member ON list_id = client_list.id
+        LEFT JOIN client ON client.id = client_id AND client.deleted_at IS NULL
+    WHERE client_list.deleted_at IS NULL
+    GROUP BY client_list.id HAVING clients_count <> count(client.id) ORDER BY client_list.id""")
 
 # The number of opt-outs, and the opt-outs of clients, against the rows.
 COMPARE_OPT_OUTS = text("""

@@ -4,7 +4,7 @@ Every wrong parameter is reported, not only the first one.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any
@@ -105,19 +105,19 @@ def accepts_query(model: type[Input], *, or_csv: bool = False) -> dict[str, Any]
     them. With `or_csv`, OpenAPI also documents that the response may be CSV.
     """
     return {
-        "dependencies": {"query_params": Provide(_query_reader(model))},
+        "dependencies": {"query_params": query_provider(model)},
         "operation_class": _operation(model, or_csv=or_csv),
         "response_headers": [ResponseHeader("Vary", value="Accept")] if or_csv else [],
     }
 
 
-def _query_reader(model: type[Input]) -> Callable[..., Any]:
+def query_provider(model: type[Input]) -> Provide:
     """Return a dependency of handlers that reads the query of a request as a `model`."""
 
     async def provide_query(request: Request[Any, Any, Any]) -> Input:
         return read_query(request, model)
 
-    return provide_query
+    return Provide(provide_query)
 
 
 def read_query(
@@ -174,22 +174,25 @@ def _operation(model: type[Input], *, or_csv: bool) -> type[Operation]:
 
     With `or_csv`, its response may be CSV.
     """
-    _, components = msgspec.json.schema_components([model])
-    properties = components[model.__name__]["properties"]
+    parameters = query_parameters(model)
 
     @dataclass  # like its base class
     class QueryOperation(Operation):
         def __post_init__(self) -> None:
-            self.parameters = [
-                *(self.parameters or ()),
-                *(_parameter(name, dict(schema)) for name, schema in properties.items()),
-            ]
+            self.parameters = [*(self.parameters or ()), *parameters]
             response = (self.responses or {}).get("200")
             if or_csv and isinstance(response, OpenAPIResponse) and response.content is not None:
                 text = Schema(type=OpenAPIType.STRING)
                 response.content["text/csv"] = OpenAPIMediaType(schema=text)
 
     return QueryOperation
+
+
+def query_parameters(model: type[Input]) -> list[Parameter]:
+    """Return the fields of a model as query parameters of OpenAPI."""
+    _, components = msgspec.json.schema_components([model])
+    properties = components[model.__name__]["properties"]
+    return [_parameter(name, dict(schema)) for name, schema in properties.items()]
 
 
 def _parameter(name: str, schema: dict[str, Any]) -> Parameter:

@@ -12,9 +12,13 @@ from mailer.admin.language import translate_message, use_language
 from mailer.admin.render import PageContext, create_page_context
 from mailer.client.api import MAX_IMPORT_BYTES, import_upload, rejected_answer, uploaded_file
 from mailer.client.importing import ImportOptions
+from mailer.client.lists import store as lists
+from mailer.client.lists.model import ListChoice
 from mailer.client.previewing import preview_clients
 from mailer.client.rejected import RejectedLines
 from mailer.client.rows import CSV_COLUMNS
+from mailer.clock import database_clock
+from mailer.validation import check
 from mailer.web.problems import problem_of
 
 
@@ -28,9 +32,16 @@ def render_refusal(request: Request[Any, Any, Any], error: Exception) -> Respons
 def read_options(
     request: Request[Any, Any, Any], rejected: RejectedLines | None = None
 ) -> ImportOptions:
-    """Return the options in the query: `columns` has the field of each column, with commas."""
+    """Return the options in the query: `columns` has the field of each column, with commas.
+
+    `list` is the name of the list to put the clients on. Raises `InvalidError` when it is wrong.
+    """
     columns = request.query_params.get("columns")
-    return ImportOptions(None if columns is None else columns.split(","), rejected)
+    given = {"list": name} if (name := request.query_params.get("list")) else {}
+    choice = check(ListChoice, given, database_clock.now())
+    return ImportOptions(
+        None if columns is None else columns.split(","), rejected, choice.list_name
+    )
 
 
 UPLOAD_OPTIONS: dict[str, Any] = {
@@ -52,10 +63,17 @@ class ClientImport(Controller):
     path = "/clients/import"
 
     @get(required_scope="write")
-    async def show_import(self, context: NamedDependency[PageContext]) -> Response[str]:
+    async def show_import(
+        self, engine: NamedDependency[AsyncEngine], context: NamedDependency[PageContext]
+    ) -> Response[str]:
         """Show the form and the file format."""
+        async with engine.connect() as connection:
+            list_names = await lists.find_newest_names(connection)
         return await context.render_page(
-            "clients/import.html", limit=MAX_IMPORT_BYTES, columns=CSV_COLUMNS
+            "clients/import.html",
+            limit=MAX_IMPORT_BYTES,
+            columns=CSV_COLUMNS,
+            list_names=list_names,
         )
 
     @post(**UPLOAD_OPTIONS)

@@ -27,6 +27,7 @@ from mailer.admin.render import PageContext, redirect_with_flash
 from mailer.client import service, store
 from mailer.client.api import ClientId
 from mailer.client.exporting import export_clients
+from mailer.client.lists.membership import lists_of
 from mailer.client.model import Client
 from mailer.client.phone import normalize_phone
 from mailer.client.store import PhoneTakenError
@@ -41,6 +42,7 @@ from mailer.web.download import csv_answer
 from mailer.web.query import read_query, read_unvalidated_query
 
 PATH = "/clients"
+CLIENT_FILTER_FIELDS = (*CLIENT_FIELDS, "list", "opted_out")
 MAX_CLIENT_REPLIES = 10
 """Replies that the page of a client shows: the newest."""
 
@@ -78,7 +80,10 @@ class Clients(Controller):
             query = read_filter(read_unvalidated_query(request, blank_is_absent=True))
         except InvalidError as error:
             return await _render_wrong_filter(context, form, error)
-        page = await _find_clients(engine, query)
+        try:
+            page = await _find_clients(engine, query)
+        except InvalidError as error:  # there is no such list
+            return await _render_wrong_filter(context, form, error)
         return await context.render_page("clients/list.html", form=form, page=page)
 
     @get("/clients.csv", required_scope="read")
@@ -237,6 +242,7 @@ async def _read_client(
     async with engine.connect() as connection:
         return {
             "client": await store.get(connection, client_id),
+            "client_lists": await lists_of(connection, client_id),
             **await read_messages(connection, client_id, query),
             "recent_replies": await list_recent(
                 connection, MAX_CLIENT_REPLIES, client_id=client_id
@@ -270,7 +276,7 @@ async def _find_clients(engine: AsyncEngine, query: ClientListQuery) -> ClientPa
 def _filter_form(request: Request[Any, Any, Any]) -> Form:
     """Return the filter as a form, as the user entered it."""
     query = read_unvalidated_query(request, blank_is_absent=True)
-    values = {field: query.get(field, "") for field in (*CLIENT_FIELDS, "opted_out")}
+    values = {field: query.get(field, "") for field in CLIENT_FILTER_FIELDS}
     return Form({field: text if isinstance(text, str) else "" for field, text in values.items()})
 
 

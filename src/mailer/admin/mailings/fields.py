@@ -23,8 +23,9 @@ from mailer.mailing.client_filter import ClientFilter
 from mailer.mailing.model import Mailing, MailingChange, NewMailing, passed_end
 from mailer.validation import check
 
-FILTER_LISTS = ("operator_codes", "tags", "time_zones")
-"""The lists of a client filter; each is a name in the API and also a field of the form."""
+FILTER_LISTS = ("lists", "operator_codes", "tags", "time_zones")
+"""The lists of a client filter, one of them with names of lists of clients. Each is a name in the
+API and also a field of the form."""
 FORM_FIELDS_BY_NAME = {
     "name": ("name",),
     "labels": ("labels",),
@@ -89,6 +90,11 @@ def blank_values(now: datetime, zone: str) -> dict[str, str]:
     }
 
 
+def values_for_list(name: str) -> dict[str, str]:
+    """Return the fields of the audience of a mailing for one list of clients."""
+    return {"audience": "lists", "lists": _join([name])}
+
+
 def values_of(mailing: Mailing, zone: str) -> dict[str, str]:
     """Return the fields of a mailing exactly as a browser sends them back if nothing is changed."""
     return {
@@ -150,12 +156,13 @@ def _filter_values(client_filter: ClientFilter) -> dict[str, str]:
 
 def _join(entries: Sequence[str]) -> str:
     """Return a list on one line; entries that contain a comma or a quote are quoted as in CSV."""
-
-    def quoted(entry: str) -> str:
-        needs_quotes = "," in entry or '"' in entry
-        return '"{}"'.format(entry.replace('"', '""')) if needs_quotes else entry
-
     return ", ".join(quoted(_one_line(entry)) for entry in entries)
+
+
+def quoted(entry: str) -> str:
+    """Return an entry of a list on one line: in quotes if it contains a comma or a quote."""
+    needs_quotes = "," in entry or '"' in entry
+    return '"{}"'.format(entry.replace('"', '""')) if needs_quotes else entry
 
 
 def _one_line(text: str) -> str:

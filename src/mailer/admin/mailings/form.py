@@ -17,6 +17,7 @@ from mailer.admin.mailings import fields
 from mailer.admin.mailings.form_page import FINGERPRINT_FIELD, MailingFormPage
 from mailer.admin.mailings.intent import INTENT_FIELDS, read_intent
 from mailer.admin.render import PageContext, redirect_with_flash
+from mailer.client.lists import store as lists
 from mailer.clock import database_clock
 from mailer.errors import FieldError, InvalidError
 from mailer.gateway.channel import Channels
@@ -24,6 +25,7 @@ from mailer.idempotency.model import IdempotencyClaim
 from mailer.mailing import launching, service, store
 from mailer.mailing.actions import ensure_allowed
 from mailer.mailing.api import MailingId
+from mailer.mailing.audience import ensure_lists_exist
 from mailer.mailing.errors import (
     ApprovalRequiredError,
     MailingChangedError,
@@ -75,6 +77,10 @@ def redirect_to_created(mailing_id: int) -> Redirect:
     return redirect_with_flash("mailing-created", f"/mailings/{mailing_id}")
 
 
+ListChoiceId = Annotated[int | None, QueryParameter(name="list", ge=1, le=MAX_ID)]
+"""Id of the list of clients that a new mailing is for, as in `/mailings/new?list=1`."""
+
+
 class MailingForm(Controller):
     """The form of a new or existing mailing, and its preview."""
 
@@ -84,12 +90,17 @@ class MailingForm(Controller):
 
     @get("/new", required_scope="write")
     async def show_new(
-        self, form_page: NamedDependency[MailingFormPage], copied_id: CopiedId = None
+        self,
+        form_page: NamedDependency[MailingFormPage],
+        copied_id: CopiedId = None,
+        list_id: ListChoiceId = None,
     ) -> Response[str]:
-        """Show the form of a new mailing, or of a copy of one."""
+        """Show the form of a new mailing, for a list of clients if one is given, or of a copy."""
         now, zone = database_clock.now(), form_page.context.viewer.time_zone
         if copied_id is None:
             values = fields.blank_values(now, zone)
+            if list_id is not None:
+                values |= fields.values_for_list(await _get_list_name(form_page.engine, list_id))
         else:
             original = await _get_mailing(form_page.engine, copied_id)
             values = fields.copied_values(original, now, zone)
@@ -182,11 +193,12 @@ class MailingForm(Controller):
 async def _ask(form_page: MailingFormPage, form: Form, new: NewMailing) -> Response[str] | None:
     """Return the page that asks for confirmation; None if the user has agreed already.
 
-    `new` is the mailing as it would be. Raises `InvalidError` for a wrong gateway, so that nobody
-    is asked in vain.
+    `new` is the mailing as it would be. Raises `InvalidError` for a wrong gateway or list, so that
+    nobody is asked in vain.
     """
     mailing = form_page.mailing
     async with form_page.engine.connect() as connection:
+        await ensure_lists_exist(connection, new.client_filter)
         if mailing is None or new.gateway != mailing.gateway:
             await service.route_columns(connection, {"gateway": new.gateway})
         intent = await read_intent(
@@ -274,6 +286,11 @@ def _is_saved(values: fields.FormValues, mailing: Mailing, *, is_draft: bool) ->
 async def _get_mailing(engine: AsyncEngine, mailing_id: int) -> Mailing:
     async with engine.connect() as connection:
         return await store.get(connection, mailing_id)
+
+
+async def _get_list_name(engine: AsyncEngine, list_id: int) -> str:
+    async with engine.connect() as connection:
+        return (await lists.get(connection, list_id)).name
 
 
 async def _get_changeable(engine: AsyncEngine, mailing_id: int) -> Mailing:

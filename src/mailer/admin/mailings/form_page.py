@@ -7,6 +7,7 @@ from zoneinfo import ZoneInfo
 import msgspec
 from litestar import Response
 from litestar.status_codes import HTTP_200_OK
+from msgspec import UNSET
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.admin.form import Form
@@ -15,9 +16,12 @@ from mailer.admin.mailings.expectation import expect
 from mailer.admin.mailings.intent import Intent
 from mailer.admin.mailings.preview import build_preview, utc_offset
 from mailer.admin.render import PageContext
+from mailer.client.lists import store as lists
 from mailer.clock import database_clock
+from mailer.errors import InvalidError
 from mailer.gateway import routes
 from mailer.gateway.channel import Channels
+from mailer.mailing.audience import ensure_lists_exist, segments_read_once
 from mailer.mailing.model import Mailing, NewMailing
 
 FINGERPRINT_FIELD = "seen"
@@ -85,9 +89,17 @@ class MailingFormPage(msgspec.Struct, frozen=True, kw_only=True):
         """Return the variables of the templates of the form and of the preview."""
         now, zone = database_clock.now(), fields.zone_of(values)
         typed, typed_errors = fields.read_typed(values, self.mailing, now)
-        built_preview = await build_preview(
-            self.engine, typed, values["text"], zone, self.channels, self.mailing
-        )
+        async with self.engine.connect() as connection:
+            list_names = await lists.find_newest_names(connection)
+            try:
+                await ensure_lists_exist(connection, typed.client_filter)
+            except InvalidError as error:
+                typed = msgspec.structs.replace(typed, client_filter=UNSET)
+                typed_errors["lists"] = error.errors[0].message
+        with segments_read_once():
+            built_preview = await build_preview(
+                self.engine, typed, values["text"], zone, self.channels, self.mailing
+            )
         async with self.engine.connect() as connection:
             gateway_names = await routes.gateway_names(connection)
         intent = built_preview.intent
@@ -107,6 +119,7 @@ class MailingFormPage(msgspec.Struct, frozen=True, kw_only=True):
             "has_started": self.has_started(now),
             "copy_of": self.copy_of,
             "gateway_names": gateway_names,
+            "list_names": [fields.quoted(name) for name in list_names],
         }
 
 

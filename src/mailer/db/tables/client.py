@@ -1,4 +1,4 @@
-"""Tables of clients: the directory, changes of time zones, and numbers of clients by segment."""
+"""Tables of clients: the directory, lists, changes of time zones, and numbers by segment."""
 
 from typing import Any
 
@@ -140,4 +140,36 @@ segment_count = Table(
 )
 segment_count_delta = Table(
     "segment_count_delta", metadata, *_segment_count_columns(), postgresql_with=QUEUE_TABLE_OPTIONS
+)
+
+# A deleted list has no name to be found by. Its members are deleted in chunks, and then its row.
+client_list = Table(
+    "client_list",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    # as written by the user
+    Column("name", String, nullable=False),
+    # in the form in which names are compared: folded by `mailer.text.fold_label`
+    Column("name_key", String, unique=True),
+    # changed in the transactions that change the members
+    *count_columns(["clients_count"]),
+    timestamp_now("created_at"),
+    timestamp("deleted_at", nullable=True),
+    CheckConstraint("char_length(name) BETWEEN 1 AND 100", name="name"),
+    CheckConstraint("clients_count >= 0", name="clients_count"),
+    CheckConstraint("(name_key IS NULL) = (deleted_at IS NOT NULL)", name="deleted"),
+    # for the purge of deleted lists
+    Index("client_list_deleted_idx", "id", postgresql_where=text("deleted_at IS NOT NULL")),
+)
+
+# The clients on each list. It has no foreign keys: they would check each of a million members of an
+# import. The statements that write members lock the list and the clients instead.
+client_list_member = Table(
+    "client_list_member",
+    metadata,
+    # the primary key is for the clients of a list, in the order in which they are enqueued
+    Column("list_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("client_id", BigInteger, primary_key=True, autoincrement=False),
+    # for the lists of a client
+    Index(None, "client_id"),
 )

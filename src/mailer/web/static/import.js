@@ -91,7 +91,7 @@
   function send(name, file, query) {
     const action = ACTIONS[name];
     const request = new XMLHttpRequest();
-    request.open("POST", action.path + query);
+    request.open("POST", action.path + (name === "import" ? withList(query) : query));
     request.responseType = "blob";
     request.setRequestHeader("Content-Type", file.name.toLowerCase().endsWith(".xlsx") ? XLSX_TYPE : "text/csv");
     request.setRequestHeader("Accept", "text/html");
@@ -123,6 +123,13 @@
     [currentFile, currentQuery] = [file, query];
     showProgress(file);
     request.send(file);
+  }
+
+  // Returns the query with the name of the list to put the clients on, if the form has one.
+  function withList(query) {
+    const list = find("list");
+    if (!list || !list.value.trim()) return query;
+    return `${query}${query ? "&" : "?"}list=${encodeURIComponent(list.value.trim())}`;
   }
 
   // Returns the query with the columns that are chosen in the preview, or those of the report.

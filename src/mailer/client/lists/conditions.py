@@ -1,0 +1,108 @@
+"""SQL conditions on clients by lists, and the clients of lists as a table.
+
+All of them cost as much as the lists are large, and never as much as the directory.
+"""
+
+from collections.abc import Sequence
+
+from sqlalchemy import (
+    ARRAY,
+    ColumnElement,
+    FromClause,
+    Integer,
+    Select,
+    String,
+    any_,
+    func,
+    literal,
+    literal_column,
+    select,
+    true,
+    union_all,
+)
+
+from mailer.db.tables.client import client, client_list, client_list_member
+
+BARRIER = literal_column("0", Integer)
+"""As an OFFSET, it keeps the planner from joining a subquery in its own way: a statement must read
+the lists first and then each client by its id, whatever the statistics say."""
+
+NO_LIST = 0
+"""The id of no list."""
+
+
+def _lists_named(name_keys: Sequence[str]) -> Select[tuple[int]]:
+    """Select the ids of lists by their folded names."""
+    is_named = client_list.c.name_key == any_(literal(list(name_keys), ARRAY(String)))
+    return select(client_list.c.id).where(is_named)
+
+
+def is_on_any(client_id: ColumnElement[int], name_keys: Sequence[str]) -> ColumnElement[bool]:
+    """Return the condition that a client is on one of the lists with these folded names.
+
+    It is evaluated by the indexes of the members, once for each client.
+    """
+    lists = func.array(_lists_named(name_keys).scalar_subquery())
+    found = (
+        select(true())
+        .where(
+            client_list_member.c.client_id == client_id,
+            client_list_member.c.list_id == any_(lists),
+        )
+        .limit(1)
+        .scalar_subquery()
+    )
+    return found.is_(True)
+
+
+def clients_on_any(name_keys: Sequence[str]) -> FromClause:
+    """Return the clients on any of the lists with these folded names, each once, as a table."""
+    lists = _lists_named(name_keys).subquery("list")
+    member = (
+        select(client_list_member.c.client_id)
+        .where(client_list_member.c.list_id == lists.c.id)
+        .order_by(client_list_member.c.client_id)
+        .offset(BARRIER)
+        .lateral("member")
+    )
+    ids = select(member.c.client_id).select_from(lists.join(member, true()))
+    if len(name_keys) > 1:
+        ids = ids.distinct()
+    return with_clients(ids.subquery("listed"), client.c.deleted_at.is_(None))
+
+
+def next_members(
+    list_ids: Sequence[int], after: int, until: int, limit: int | None = None
+) -> FromClause:
+    """Return the ids of the clients on any of these lists with after < id <= until, in order.
+
+    The column is `client_id`. At most `limit` ids are returned, and not many more are read: each
+    list is read in the order of its primary key, and the lists are merged.
+    """
+    of_lists = [
+        select(client_list_member.c.client_id).where(
+            client_list_member.c.list_id == list_id,
+            client_list_member.c.client_id > after,
+            client_list_member.c.client_id <= until,
+        )
+        for list_id in list_ids or [NO_LIST]
+    ]
+    listed = union_all(*of_lists).subquery("member")
+    ids = select(listed.c.client_id).distinct().order_by(listed.c.client_id)
+    return (ids if limit is None else ids.limit(limit)).subquery("listed")
+
+
+def with_clients(
+    ids: FromClause, *conditions: ColumnElement[bool], keeps_others: bool = False
+) -> FromClause:
+    """Return the clients with the ids in the column `client_id` who meet conditions, as a table.
+
+    Its columns are those of `client`. With `keeps_others`, an id whose client does not meet the
+    conditions has a row with nulls.
+    """
+    rows = (
+        select(client).where(client.c.id == ids.c.client_id, *conditions).offset(BARRIER).lateral()
+    )
+    joined = ids.join(rows, true(), isouter=keeps_others)
+    columns = [ids.c.client_id, *rows.c]
+    return select(*columns).select_from(joined).subquery("listed_client")
