@@ -16,11 +16,12 @@ from structlog.testing import capture_logs
 from tests.factories import add_clients, add_mailing, add_messages, execute, value
 from tests.mailserver import Mailbox, mail_server
 
-from mailer.daily_report.schedule import MAX_RETRY_DELAY, SEND_LEASE, DailyMail
-from mailer.daily_report.smtp_config import read_smtp_config
+from mailer.daily_report.schedule import SEND_LEASE, DailyMail
 from mailer.dispatch.schedule import JobLimits, jobs
 from mailer.errors import StartError
 from mailer.gateway.channel import NO_CHANNELS
+from mailer.mail.sending import MAX_RETRY_DELAY
+from mailer.mail.smtp_config import read_smtp_config
 from mailer.settings import Settings
 from mailer.worker import serve
 

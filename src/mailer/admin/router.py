@@ -24,6 +24,7 @@ from mailer.admin.mailings.index import MailingList
 from mailer.admin.mailings.launching import MailingLaunch
 from mailer.admin.mailings.messages import MessageList
 from mailer.admin.mailings.testing import MailingTestForm
+from mailer.admin.notices.pages import OwnNotices, UserNotices
 from mailer.admin.opt_outs.importing import OptOutImport
 from mailer.admin.opt_outs.index import OptOuts
 from mailer.admin.redirects import own_path, redirect_back_url
@@ -136,7 +137,11 @@ def site_router() -> Router:
             SignInOidc,
             save_preferences,
             # these pages do not exist while authentication is off
-            Router("/", route_handlers=[Profile, Users, Keys], opt={REQUIRES_AUTH_ENABLED: True}),
+            Router(
+                "/",
+                route_handlers=[Profile, OwnNotices, Users, UserNotices, Keys],
+                opt={REQUIRES_AUTH_ENABLED: True},
+            ),
         ],
         opt={AUTH_METHOD: "session"},
         request_max_body_size=MAX_FORM_BYTES,
