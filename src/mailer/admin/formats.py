@@ -95,7 +95,12 @@ def format_local_time(moment: datetime, zone: str, pattern: str = DATETIME_FORMA
 
 def format_day(day: date) -> str:
     """Return a day with its weekday, such as `Monday, 30 November 2026`."""
-    text = str(format_date(day, "EEEE, d MMMM y", locale(current_language())))
+    return format_date_as(day, "EEEE, d MMMM y")
+
+
+def format_date_as(day: date, pattern: str) -> str:
+    """Return a day in a format in the notation of Unicode (LDML), with a capital letter."""
+    text = str(format_date(day, pattern, locale(current_language())))
     return text[0].upper() + text[1:]
 
 
@@ -164,6 +169,7 @@ FILTERS: Mapping[str, Callable[..., Any]] = {
     "percent": format_share,
     "clock": format_local_time,
     "day": format_day,
+    "date_as": format_date_as,
     "moment": format_moment,
     "is_past": is_past,
     "duration": format_duration,

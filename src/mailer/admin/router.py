@@ -18,6 +18,7 @@ from mailer.admin.gateways.index import GatewayList
 from mailer.admin.gateways.testing import GatewayTest
 from mailer.admin.gateways.trying import TryNow
 from mailer.admin.language import LANGUAGES
+from mailer.admin.mailings.calendar import Calendar
 from mailer.admin.mailings.detail import MailingPage
 from mailer.admin.mailings.form import MailingForm
 from mailer.admin.mailings.index import MailingList
@@ -112,6 +113,7 @@ def site_router() -> Router:
         route_handlers=[
             Overview,
             MailingList,
+            Calendar,
             MailingForm,
             MailingLaunch,
             MailingPage,
