@@ -1219,9 +1219,9 @@ CREATE TABLE notice_trouble (
     subject character varying NOT NULL,
     since timestamp with time zone,
     absent_since timestamp with time zone,
-    told_at timestamp with time zone,
-    is_told boolean DEFAULT false NOT NULL,
-    CONSTRAINT notice_trouble_told_check CHECK (((NOT is_told) OR (told_at IS NOT NULL)))
+    reported_at timestamp with time zone,
+    is_reported boolean DEFAULT false NOT NULL,
+    CONSTRAINT notice_trouble_reported_check CHECK (((NOT is_reported) OR (reported_at IS NOT NULL)))
 );
 
 CREATE TABLE oidc_sign_in (

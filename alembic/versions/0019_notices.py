@@ -1,4 +1,4 @@
-"""Notices by mail: who gets them, what they tell, and what has been told."""
+"""Notices by mail: who gets them, what they tell, and what has been reported."""
 
 from pathlib import Path
 

@@ -39,10 +39,10 @@ CREATE TABLE notice_trouble (
     subject character varying NOT NULL,
     since timestamp with time zone,
     absent_since timestamp with time zone,
-    told_at timestamp with time zone,
-    is_told boolean NOT NULL DEFAULT false,
+    reported_at timestamp with time zone,
+    is_reported boolean NOT NULL DEFAULT false,
     CONSTRAINT notice_trouble_pkey PRIMARY KEY (kind, subject),
-    CONSTRAINT notice_trouble_told_check CHECK (NOT is_told OR told_at IS NOT NULL)
+    CONSTRAINT notice_trouble_reported_check CHECK (NOT is_reported OR reported_at IS NOT NULL)
 );
 
 CREATE FUNCTION add_ended_mailing_of_notices() RETURNS trigger

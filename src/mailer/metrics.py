@@ -193,7 +193,7 @@ def webhook_attempted(result: str, deliveries: int = 1) -> None:
 
 _notice_mails = Counter(
     "mailer_notice_mails",
-    "Mails with notices: sent, retried later, refused for good; and notices that expired unsent.",
+    "Mails with notices: sent, retried later, refused permanently; and expired notices.",
     ["result"],
     registry=REGISTRY,
 )

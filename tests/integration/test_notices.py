@@ -134,7 +134,7 @@ async def pass_minutes(engine: AsyncEngine, minutes: int) -> None:
     await execute(
         engine,
         f"UPDATE notice_trouble SET since = since {earlier},"  # noqa: S608  # a number
-        f" absent_since = absent_since {earlier}, told_at = told_at {earlier}",
+        f" absent_since = absent_since {earlier}, reported_at = reported_at {earlier}",
         f"UPDATE notice_recipient SET next_mail_at = next_mail_at {earlier},"  # noqa: S608  # a number
         f" attempted_at = attempted_at {earlier}",
     )

@@ -98,7 +98,7 @@ async def test_pairs_with_large_audiences_are_estimates_in_a_large_directory(
     await do(engine, lambda connection: segment_counts.merge_deltas(connection, MERGE_ALL))
     await execute(engine, "ANALYZE segment_count")
     monkeypatch.setattr(overlap, "_has_few_segments", _has_many)
-    monkeypatch.setattr(overlap, "MAX_SMALL_AUDIENCE", 0)
+    monkeypatch.setattr(overlap, "MAX_EXACT_AUDIENCE", 0)
     counts, kinds = await do(engine, counted)
     assert kinds == {True}
     for ids, clients in (await do(engine, expected)).items():

@@ -244,7 +244,7 @@ NOTICE_HINTS = {
     ),
     "gateway_trouble": gettext_noop(
         "When it has been out for five minutes, and when it works again. At most once an hour for"
-        " each gateway. A pause by a user is not told."
+        " each gateway. A pause by a user is not reported."
     ),
 }
 """The notices by mail that a user can choose."""

@@ -38,7 +38,7 @@ from mailer.mailing.model import Mailing
 
 MAX_PAIRS = 50
 """Most pairs that are counted at once."""
-MAX_SMALL_AUDIENCE = 10_000
+MAX_EXACT_AUDIENCE = 10_000
 """Clients of an audience whose pairs are always counted exactly."""
 MAX_SEGMENTS = 20_000
 """Segments of the directory up to which every pair is counted exactly; and about as many are in a
@@ -113,8 +113,8 @@ async def count_overlaps(connection: AsyncConnection, pairs: Sequence[Pair]) -> 
     if not pairs:
         return []
     has_few_segments = await _has_few_segments(connection)
-    small = [pair for pair in pairs if pair.smaller.clients_count <= MAX_SMALL_AUDIENCE]
-    large = [pair for pair in pairs if pair.smaller.clients_count > MAX_SMALL_AUDIENCE]
+    small = [pair for pair in pairs if pair.smaller.clients_count <= MAX_EXACT_AUDIENCE]
+    large = [pair for pair in pairs if pair.smaller.clients_count > MAX_EXACT_AUDIENCE]
     if has_few_segments:
         overlaps = await _count_by_all_segments(connection, pairs)
     else:

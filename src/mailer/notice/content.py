@@ -12,14 +12,14 @@ from mailer.mailing import store as mailings
 from mailer.mailing.model import Hold, Mailing
 from mailer.message import counters
 from mailer.message.counters import Counters
-from mailer.notice.model import EXPECTED_REASONS, MAX_LISTED, UnreachedCount
+from mailer.notice.model import EXPECTED_REASONS, MAX_DESCRIBED, UnreachedCount
 from mailer.notice.queue import Notice
 from mailer.statuses import MessageStatus
 
 UNREACHED_STATUSES: tuple[MessageStatus, ...] = ("undelivered", "unknown", "cancelled")
 
 
-class EndedMailing(msgspec.Struct, frozen=True):
+class UnreachedMailing(msgspec.Struct, frozen=True):
     """A mailing that has ended without reaching everybody."""
 
     mailing: Mailing
@@ -46,7 +46,7 @@ class GatewayChange(msgspec.Struct, frozen=True):
 class NoticeContent(msgspec.Struct, frozen=True, kw_only=True):
     """What a mail tells."""
 
-    ended: list[EndedMailing]
+    ended: list[UnreachedMailing]
     more_ended: int
     """Ended mailings that the mail does not describe."""
     held: list[Mailing]
@@ -75,19 +75,19 @@ async def read_content(connection: AsyncConnection, notices: Sequence[Notice]) -
                 gateways.append(convert(notice.data, GatewayChange))
             case "test":
                 is_test = True
-    ended = await _read_ended(connection, list(ended_ids)[:MAX_LISTED])
-    held = await mailings.get_many(connection, list(holds)[:MAX_LISTED]) if holds else []
+    ended = await _read_ended(connection, list(ended_ids)[:MAX_DESCRIBED])
+    held = await mailings.get_many(connection, list(holds)[:MAX_DESCRIBED]) if holds else []
     return NoticeContent(
         ended=ended,
-        more_ended=max(0, len(ended_ids) - MAX_LISTED),
+        more_ended=max(0, len(ended_ids) - MAX_DESCRIBED),
         held=[replace(mailing, held=holds[mailing.id]) for mailing in held],
-        more_held=max(0, len(holds) - MAX_LISTED),
+        more_held=max(0, len(holds) - MAX_DESCRIBED),
         gateways=gateways,
         is_test=is_test,
     )
 
 
-async def _read_ended(connection: AsyncConnection, ids: Sequence[int]) -> list[EndedMailing]:
+async def _read_ended(connection: AsyncConnection, ids: Sequence[int]) -> list[UnreachedMailing]:
     """Return the mailings with clients who were not reached and should have been."""
     if not ids:
         return []
@@ -95,7 +95,7 @@ async def _read_ended(connection: AsyncConnection, ids: Sequence[int]) -> list[E
     for mailing in await mailings.get_many(connection, ids):
         by_reason = await counters.get_by_reason(connection, mailing.id)
         if counts := count_unreached(mailing, by_reason):
-            ended.append(EndedMailing(mailing, counts))
+            ended.append(UnreachedMailing(mailing, counts))
     return ended
 
 

@@ -14,22 +14,22 @@ from mailer.statuses import MessageStatus
 from mailer.validation import STORABLE, Input
 
 NoticeChoice = Literal["mailing_unreached", "mailing_held", "gateway_trouble"]
-"""What a user can choose to be told."""
+"""What a user can choose to get a mail about."""
 NOTICE_CHOICES: tuple[NoticeChoice, ...] = get_args(NoticeChoice)
 NoticeKind = Literal["mailing_unreached", "mailing_held", "gateway_down", "gateway_up", "test"]
 """What one notice tells."""
 Language = Literal["en", "ru"]
 """A language of the mails; they are those of the pages."""
 
-TOLD_AFTER = timedelta(minutes=5)
-"""Trouble is told when it has lasted so long,"""
+REPORT_AFTER = timedelta(minutes=5)
+"""Trouble is reported when it has lasted so long,"""
 OVER_AFTER = timedelta(minutes=2)
 """and it is over when it has not been seen for so long. So trouble that stops for a moment goes
-on, and a gateway that changes between up and down is told once."""
-TOLD_AGAIN_AFTER = timedelta(hours=1)
-"""The same gateway or mailing is told again after this time at the earliest."""
+on, and a gateway that changes between up and down is reported once."""
+REPORT_AGAIN_AFTER = timedelta(hours=1)
+"""The same gateway or mailing is reported again after this time at the earliest."""
 DIGEST_TIME = timedelta(minutes=2)
-"""Mailings that end within this time are told together."""
+"""Mailings that end within this time are reported together."""
 MIN_MAIL_PAUSE = timedelta(minutes=5)
 """Least time between two mails to a user; what happens meanwhile is in the next one."""
 TEST_PAUSE = timedelta(minutes=1)
@@ -37,12 +37,12 @@ TEST_PAUSE = timedelta(minutes=1)
 NOTICE_RETENTION = timedelta(days=3)
 """Notices that could not be mailed for so long are dropped."""
 MAX_NOTICES_PER_MAIL = 50
-MAX_LISTED = 20
+MAX_DESCRIBED = 20
 """Most mailings that a mail describes; of the others it says how many they are."""
-MIN_ADDRESS_LENGTH, MAX_ADDRESS_LENGTH = 3, 254
+MIN_MAIL_ADDRESS_LENGTH, MAX_MAIL_ADDRESS_LENGTH = 3, 254
 
 EXPECTED_REASONS = frozenset({"opted_out", "client_deleted", "filter_changed", "mailing_cancelled"})
-"""Reasons of cancelled messages that nobody has to be told: a client or a user has decided so."""
+"""Reasons of cancelled messages that are not reported: a client or a user has decided so."""
 
 ADDRESS_RULE = "must be a mail address, such as ann@example.org"
 
@@ -60,7 +60,7 @@ class NoticeSettings(Input, frozen=True, kw_only=True):
 
     mail: Annotated[
         str,
-        Meta(max_length=MAX_ADDRESS_LENGTH, pattern=STORABLE, extra={"rule": ADDRESS_RULE}),
+        Meta(max_length=MAX_MAIL_ADDRESS_LENGTH, pattern=STORABLE, extra={"rule": ADDRESS_RULE}),
     ]
     """Empty: no mails at all."""
     kinds: Annotated[
@@ -91,10 +91,12 @@ def is_address(text: str) -> bool:
     if not text.strip():
         return True
     address = normalize_address(text)
-    return address is not None and MIN_ADDRESS_LENGTH <= len(address) <= MAX_ADDRESS_LENGTH
+    return (
+        address is not None and MIN_MAIL_ADDRESS_LENGTH <= len(address) <= MAX_MAIL_ADDRESS_LENGTH
+    )
 
 
-class Recipient(msgspec.Struct, frozen=True, kw_only=True):
+class NoticeRecipient(msgspec.Struct, frozen=True, kw_only=True):
     """A user who has a mail address for notices, and how sending to it goes."""
 
     user_id: int

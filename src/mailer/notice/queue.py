@@ -20,7 +20,7 @@ from mailer.notice.model import (
     NoticeKind,
 )
 
-LEASE = timedelta(minutes=10)
+MAIL_LEASE = timedelta(minutes=10)
 """How long a worker may take to send a mail; longer than all its timeouts together."""
 
 # To all enabled users who have chosen it.
@@ -63,10 +63,10 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
     notices: list[Notice]
 
 
-# A restored copy of the database must not tell what the original has told.
-CLAIM = text(f"""
+# A restored copy of the database must not tell what the original has reported.
+CLAIM_MAIL = text(f"""
     UPDATE notice_recipient SET claims = claims + 1, attempted_at = now(),
-        next_mail_at = now() + make_interval(secs => {LEASE.total_seconds()}),
+        next_mail_at = now() + make_interval(secs => {MAIL_LEASE.total_seconds()}),
         batch_until = coalesce(batch_until, (SELECT max(id) FROM (
             SELECT id FROM notice WHERE notice.user_id = notice_recipient.user_id
             ORDER BY id LIMIT {MAX_NOTICES_PER_MAIL}) AS first))
@@ -90,7 +90,7 @@ async def claim(connection: AsyncConnection) -> Claim | None:
 
     An attempt that is repeated has the notices of the first one.
     """
-    row = (await connection.execute(CLAIM)).mappings().one_or_none()
+    row = (await connection.execute(CLAIM_MAIL)).mappings().one_or_none()
     if row is None:
         return None
     values = {"user_id": row["user_id"], "batch_until": row["batch_until"]}
@@ -102,17 +102,17 @@ DELETE_NOTICES = text("DELETE FROM notice WHERE id = ANY (:ids)").bindparams(
     bindparam("ids", type_=ARRAY(BigInteger))
 )
 # A worker that has lost its lease changes nothing of the recipient.
-RECORD = """
+RECORD_MAIL = """
     UPDATE notice_recipient SET next_mail_at = now() + make_interval(secs => :pause), {values}
     WHERE user_id = :user_id AND claims = :claims"""
 RECORD_SENT = text(
-    RECORD.format(values="batch_until = NULL, sent_at = now(), failures = 0, failure = NULL")
+    RECORD_MAIL.format(values="batch_until = NULL, sent_at = now(), failures = 0, failure = NULL")
 )
-RECORD_NOTHING = text(RECORD.format(values="batch_until = NULL"))
+RECORD_NOTHING = text(RECORD_MAIL.format(values="batch_until = NULL"))
 RECORD_REFUSED = text(
-    RECORD.format(values="batch_until = NULL, failures = failures + 1, failure = :failure")
+    RECORD_MAIL.format(values="batch_until = NULL, failures = failures + 1, failure = :failure")
 )
-RECORD_FAILED = text(RECORD.format(values="failures = failures + 1, failure = :failure"))
+RECORD_FAILED = text(RECORD_MAIL.format(values="failures = failures + 1, failure = :failure"))
 
 
 async def record_sent(connection: AsyncConnection, claim: Claim) -> None:
@@ -128,7 +128,7 @@ async def record_nothing(connection: AsyncConnection, claim: Claim) -> None:
 
 
 async def record_refused(connection: AsyncConnection, claim: Claim, failure: str) -> None:
-    """Record that the mail server refuses the address for good: the notices are dropped."""
+    """Record that the mail server refuses the address permanently: the notices are dropped."""
     await _end(connection, claim)
     values = _values(claim, MIN_MAIL_PAUSE) | {"failure": failure}
     await connection.execute(RECORD_REFUSED, values)
@@ -153,7 +153,7 @@ def _values(claim: Claim, pause: timedelta) -> dict[str, Any]:
     }
 
 
-DELETE_EXPIRED = text(f"""
+DELETE_EXPIRED_NOTICES = text(f"""
     DELETE FROM notice WHERE id = ANY (ARRAY(
         SELECT id FROM (SELECT id, created_at FROM notice ORDER BY id LIMIT :limit) AS oldest
         WHERE created_at < now() - make_interval(
@@ -162,4 +162,4 @@ DELETE_EXPIRED = text(f"""
 
 async def delete_expired(connection: AsyncConnection, limit: int) -> int:
     """Delete up to `limit` notices that could not be mailed for too long; return how many."""
-    return (await connection.execute(DELETE_EXPIRED, {"limit": limit})).rowcount
+    return (await connection.execute(DELETE_EXPIRED_NOTICES, {"limit": limit})).rowcount

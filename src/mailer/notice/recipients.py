@@ -11,9 +11,9 @@ from mailer.notice.model import (
     TEST_PAUSE,
     MailTooSoonError,
     NoAddressError,
+    NoticeRecipient,
     NoticeSettings,
     NoticeSummary,
-    Recipient,
 )
 
 SELECT_RECIPIENT = text("""
@@ -22,10 +22,10 @@ SELECT_RECIPIENT = text("""
     FROM notice_recipient WHERE user_id = :user_id""")
 
 
-async def get(connection: AsyncConnection, user_id: int) -> Recipient | None:
+async def get(connection: AsyncConnection, user_id: int) -> NoticeRecipient | None:
     """Return a user's address and notices; None if the user has no address."""
     row = (await connection.execute(SELECT_RECIPIENT, {"user_id": user_id})).mappings().first()
-    return None if row is None else Recipient(**row)
+    return None if row is None else NoticeRecipient(**row)
 
 
 # A new address has no failures, and what waits for the old one is sent to it at once.
@@ -75,7 +75,7 @@ def _audited(address: str | None, kinds: list[Any]) -> dict[str, Any]:
 
 
 # The row is updated, so two requests at the same time write one notice.
-ADD_TEST = text(f"""
+ADD_TEST_NOTICE = text(f"""
     WITH recipient AS (
         UPDATE notice_recipient SET next_mail_at = now()
         WHERE user_id = :user_id AND NOT EXISTS (
@@ -94,7 +94,7 @@ async def add_test(connection: AsyncConnection, user_id: int, by: Actor) -> None
     """
     if await get(connection, user_id) is None:
         raise NoAddressError
-    if not (await connection.execute(ADD_TEST, {"user_id": user_id})).rowcount:
+    if not (await connection.execute(ADD_TEST_NOTICE, {"user_id": user_id})).rowcount:
         raise MailTooSoonError
     await audit.record(connection, by, "notices_tested", audit.Target("user", user_id))
 

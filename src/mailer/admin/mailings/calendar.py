@@ -30,7 +30,7 @@ from mailer.mailing.overlap import MAX_PAIRS, count_overlaps, find_pairs
 from mailer.validation import Input
 from mailer.web.query import read_query
 
-Day = Annotated[date, Meta(extra={"rule": "must be a date"})]
+CalendarDay = Annotated[date, Meta(extra={"rule": "must be a date"})]
 PATH = "/calendar"
 MAX_PER_DAY = 8
 """Most mailings that a day of the calendar names; the others are in the table below it."""
@@ -40,7 +40,7 @@ class CalendarQuery(Input, frozen=True, kw_only=True):
     """What the calendar shows. Default: the week of today."""
 
     view: Annotated[CalendarView, Meta(extra={"rule": "must be week or month"})] = "week"
-    date: Day | UnsetType = UNSET
+    date: CalendarDay | UnsetType = UNSET
     overlaps: (
         Annotated[Literal["yes"], Meta(extra={"rule": "must be yes or be left out"})] | UnsetType
     ) = UNSET

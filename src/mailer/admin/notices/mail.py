@@ -13,7 +13,7 @@ from mailer.admin.language import ngettext, use_language
 from mailer.admin.render import render_template
 from mailer.admin.viewer import Viewer
 from mailer.mailing.model import Mailing
-from mailer.notice.content import EndedMailing, GatewayChange, NoticeContent
+from mailer.notice.content import GatewayChange, NoticeContent, UnreachedMailing
 from mailer.notice.delivery import MailContent, Reader
 
 
@@ -90,7 +90,7 @@ def _title_of(mailing: Mailing) -> str:
     return _("Mailing %(id)s") % {"id": mailing.id}
 
 
-def _ended_section(ended: EndedMailing, reader: Reader) -> Section:
+def _ended_section(ended: UnreachedMailing, reader: Reader) -> Section:
     mailing = ended.mailing
     values = {
         "mailing": _title_of(mailing),

@@ -1,10 +1,9 @@
 """The pages of a user's notices by mail: the user's own, and that of another user for admins."""
 
-from typing import Annotated, Any
+from typing import Any
 
 from litestar import Controller, Request, Response, get, post
 from litestar.di import NamedDependency
-from litestar.params import Parameter
 from litestar.status_codes import HTTP_400_BAD_REQUEST, HTTP_409_CONFLICT
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -13,20 +12,18 @@ from mailer.access.model import Actor
 from mailer.admin.form import Form, read_form, validate
 from mailer.admin.render import PageContext, redirect_with_flash
 from mailer.admin.users.index import PATH as USERS_PATH
+from mailer.admin.users.index import UserId
 from mailer.admin.users.profile import PATH as PROFILE_PATH
 from mailer.admin.viewer import Viewer
+from mailer.admin.webhooks.fields import CHECKED
 from mailer.clock import database_clock
 from mailer.errors import ConflictError, FieldError, InvalidError
 from mailer.notice import recipients
-from mailer.notice.model import NOTICE_CHOICES, NoticeSettings, Recipient
+from mailer.notice.model import NOTICE_CHOICES, NoticeRecipient, NoticeSettings
 from mailer.settings import Settings
-from mailer.validation import MAX_ID
 
-UserId = Annotated[int, Parameter(ge=1, le=MAX_ID)]
 NOTICE_FIELD = "notice-{}"
 """Name of the checkbox of a kind of notice."""
-CHECKED = "on"
-"""Value of a checkbox that is checked."""
 FIELDS = ("mail", "kinds", "language", "time_zone", *map(NOTICE_FIELD.format, NOTICE_CHOICES))
 """The fields of the form. `kinds` is not sent: errors of the notices belong to it."""
 
@@ -177,7 +174,7 @@ async def _show(  # noqa: PLR0913, PLR0917  # the parts of the page
     )
 
 
-def _form_of(recipient: Recipient | None, viewer: Viewer) -> Form:
+def _form_of(recipient: NoticeRecipient | None, viewer: Viewer) -> Form:
     """Return the form of a user's notices; without any, in the viewer's language and time zone."""
     blank = dict.fromkeys(FIELDS, "")
     if recipient is None:

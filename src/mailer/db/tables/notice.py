@@ -1,4 +1,4 @@
-"""Tables of notices by mail: who gets them, what they tell, and what has been told.
+"""Tables of notices by mail: who gets them, what they tell, and what has been reported.
 
 Notices are an outbox. A trigger writes the mailings that have ended in the transaction that ends
 them. The periodic job `watch_notices` writes the notices, one for each user who wants it.
@@ -80,7 +80,7 @@ notice_ended_mailing = Table(
 
 # Trouble: gateways that are out, and mailings that are held (`kind`); `subject` is the name of the
 # gateway or the id of the mailing. The row of trouble that is over is kept for a while, so that
-# trouble that comes back again and again is not told each time.
+# trouble that comes back again and again is not reported each time.
 notice_trouble = Table(
     "notice_trouble",
     metadata,
@@ -90,8 +90,8 @@ notice_trouble = Table(
     timestamp("since", nullable=True),
     # since when it has not been seen; null while it is seen
     timestamp("absent_since", nullable=True),
-    timestamp("told_at", nullable=True),
-    # whether the trouble of this moment has been told
-    Column("is_told", Boolean, nullable=False, server_default="false"),
-    CheckConstraint("NOT is_told OR told_at IS NOT NULL", name="told"),
+    timestamp("reported_at", nullable=True),
+    # whether the trouble of this moment has been reported
+    Column("is_reported", Boolean, nullable=False, server_default="false"),
+    CheckConstraint("NOT is_reported OR reported_at IS NOT NULL", name="reported"),
 )
