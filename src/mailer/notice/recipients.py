@@ -15,6 +15,7 @@ from mailer.notice.model import (
     NoticeSettings,
     NoticeSummary,
 )
+from mailer.notice.queue import MAIL_LEASE
 
 SELECT_RECIPIENT = text("""
     SELECT user_id, address, kinds, language, time_zone, attempted_at, sent_at, failures, failure,
@@ -74,10 +75,13 @@ def _audited(address: str | None, kinds: list[Any]) -> dict[str, Any]:
     return {"has_mail": address is not None, "notices": kinds if address else []}
 
 
-# The row is updated, so two requests at the same time write one notice.
+# The row is updated, so two requests at the same time write one notice. The lease of an attempt
+# that is running stays: its mail must not be sent twice.
 ADD_TEST_NOTICE = text(f"""
     WITH recipient AS (
-        UPDATE notice_recipient SET next_mail_at = now()
+        UPDATE notice_recipient SET next_mail_at = CASE
+            WHEN next_mail_at = attempted_at + make_interval(secs => {MAIL_LEASE.total_seconds()})
+            THEN next_mail_at ELSE now() END
         WHERE user_id = :user_id AND NOT EXISTS (
                 SELECT FROM notice WHERE notice.user_id = :user_id AND kind = 'test')
             AND coalesce(attempted_at, '-infinity')
