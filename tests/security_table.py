@@ -43,6 +43,8 @@ REASONS = {
     ("POST", "/login"): "signs the user in; wrong passwords are counted",
     ("POST", "/logout"): "ends the user's current session, if there is one",
     ("POST", "/profile/password"): "changes the user's own password, and requires the current one",
+    ("POST", "/profile/notices"): "saves the user's own mail address and notices",
+    ("POST", "/profile/notices/test"): "sends the user a test mail, at most one a minute",
     ("POST", "/profile/sessions"): "ends the user's own sessions",
 }
 """Effects of the routes that change something but require less than `write`."""

@@ -191,6 +191,21 @@ def webhook_attempted(result: str, deliveries: int = 1) -> None:
     _webhook_deliveries.labels(result).inc(deliveries)
 
 
+_notice_mails = Counter(
+    "mailer_notice_mails",
+    "Mails with notices: sent, retried later, refused permanently; and expired notices.",
+    ["result"],
+    registry=REGISTRY,
+)
+for _result in ("sent", "retried", "refused", "expired"):  # exported as 0 at first
+    _notice_mails.labels(_result)
+
+
+def notices_mailed(result: str, number: int = 1) -> None:
+    """Count mails with notices by their result, or notices that have expired."""
+    _notice_mails.labels(result).inc(number)
+
+
 def watch_job(job: str, age: Callable[[], float]) -> None:
     """Export the seconds since a job last succeeded; each scrape calls `age` to get them.
 

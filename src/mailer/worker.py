@@ -22,11 +22,11 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from mailer import demo, metrics
 from mailer.access import users
 from mailer.admin.live import LiveUpdates
+from mailer.admin.notices.mail import compose
 from mailer.admin.render import load_templates
 from mailer.app import CONNECTION_LIMITS, create_app
 from mailer.client.model import known_zones
 from mailer.daily_report.schedule import DailyMail
-from mailer.daily_report.smtp_config import SmtpConfig, read_smtp_config
 from mailer.db import database_info
 from mailer.db.engine import STATEMENT_TIMEOUT, create_engine, pool_usage
 from mailer.db.requirements import WaitReason
@@ -44,6 +44,8 @@ from mailer.gateway.channel import Channels
 from mailer.gateway.opening import open_channels
 from mailer.gateway.toml_file import ConfigFileError
 from mailer.loop_monitor import DEBUG_PROBE_INTERVAL, PROBE_INTERVAL, LoopMonitor
+from mailer.mail.smtp_config import SmtpConfig, read_smtp_config
+from mailer.notice.delivery import NoticeMail
 from mailer.receipt.calls import CALL_PREFIX, ProviderCalls
 from mailer.receipt.inbox import Inbox
 from mailer.reply.rules import ReplyRules
@@ -78,8 +80,9 @@ async def serve(settings: Settings) -> None:
     Waits for the database as long as necessary. Raises `StartError` if a setting is wrong, and
     `UnavailableError` if starting failed for a reason that may pass.
     """
-    has_reports = settings.smtp_url is not None or settings.report_recipients is not None
-    smtp = read_smtp_config(settings) if has_reports else None
+    has_reports = settings.report_recipients is not None
+    has_mail = settings.smtp_url is not None or has_reports
+    smtp = read_smtp_config(settings, needs_recipients=has_reports) if has_mail else None
     async with provide_database_url(DatabaseSource.of(settings)) as url:
         await _serve(settings, url, on_open=partial(_log_started, settings), smtp=smtp)
 
@@ -118,7 +121,7 @@ async def _serve(
 ) -> None:
     """Create all parts, then run them until a signal or an error.
 
-    `smtp` is None if no daily reports are mailed.
+    `smtp` is None without a mail server.
     """
     async with AsyncExitStack() as stack:
         is_debug = settings.log_level == "debug"
@@ -140,7 +143,11 @@ async def _serve(
             statement_timeout=CHUNK_STATEMENT_TIMEOUT,
         )
         channels = _open_channels(settings)
-        mail = None if smtp is None else _create_mail(stack, settings, smtp, dispatcher_engine)
+        mail = notices = None
+        if smtp is not None:
+            notices = _create_notices(stack, settings, smtp, dispatcher_engine)
+            if smtp.recipients:
+                mail = _create_mail(stack, settings, smtp, dispatcher_engine)
         inbox = Inbox(dispatcher_engine, ReplyRules.of(settings))
         dispatcher = Dispatcher(
             database_url,
@@ -148,6 +155,7 @@ async def _serve(
             channels,
             DispatcherLimits.of(settings),
             report=None if mail is None else mail.run,
+            notices=None if notices is None else notices.run,
             inbox=inbox,
         )
         webhook_addresses = AddressPolicy(allows_private=settings.webhook_private_addresses)
@@ -275,6 +283,15 @@ def _create_mail(
     mail = DailyMail(engine, smtp, time_of_day, settings.report_time_zone)
     stack.push_async_callback(mail.finish, settings.shutdown_grace)
     return mail
+
+
+def _create_notices(
+    stack: AsyncExitStack, settings: Settings, smtp: SmtpConfig, engine: AsyncEngine
+) -> NoticeMail:
+    """Return the job that mails notices; `stack` waits for a mail that is being sent."""
+    notices = NoticeMail(engine, smtp, partial(compose, public_url=settings.public_url))
+    stack.push_async_callback(notices.finish, settings.shutdown_grace)
+    return notices
 
 
 def _freeze_garbage_collector() -> None:

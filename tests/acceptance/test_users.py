@@ -102,6 +102,11 @@ async def test_commands_for_users_take_effect_at_once(start_mailer: Mailers) -> 
     users("set-role", "ANN", "operator")
     assert users("list").split("\n")[1].split()[1:3] == ["Ann", "operator"]
 
+    users("set-notices", "ann", "--mail", "a@b.org", "--notice", "mailing_held")
+    assert await mailer.query("SELECT kinds FROM notice_recipient") == ["mailing_held"]
+    users("set-notices", "ann")
+    assert await mailer.query("SELECT count(*) FROM notice_recipient") == 0
+
     users("disable", "ann")
     assert "disabled" in users("list")
     assert await sign_in_status(mailer, "ann") == REFUSED
@@ -131,6 +136,10 @@ def test_invalid_commands_for_users_fail_and_say_why(database_url: str) -> None:
     output = users("create", "bob", "--role", "viewer", stdin="short", status=1)
     assert "must be 12 to 1024 characters" in output
     assert users("create", "bob", "--role", "root", status=2)
+
+    output = users("set-notices", "ann", "--mail", "b.org", "--notice", "all", status=1)
+    assert "mail: must be a mail address" in output
+    assert "kinds: must be of mailing_unreached" in output
 
     assert "There is no such user." in users("set-password", "bob", status=1)
     assert "There is no such user." in users("disable", "bob", status=1)

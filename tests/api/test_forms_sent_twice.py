@@ -58,6 +58,8 @@ CREATE_NOTHING = frozenset(
     {
         "/profile/password",
         "/profile/sessions",
+        "/profile/notices",
+        "/profile/notices/test",  # a test mail a minute at most
         "/clients/import",  # importing a file twice changes nothing
         "/clients/import/preview",
         "/clients/import/rejected",
@@ -87,6 +89,8 @@ CREATE_NOTHING = frozenset(
         "/mailings/{mailing_id:int}/{verb:str}",
         "/users/{user_id:int}/disable",
         "/users/{user_id:int}/enable",
+        "/users/{user_id:int}/notices",
+        "/users/{user_id:int}/notices/test",
         "/users/{user_id:int}/password",
         "/users/{user_id:int}/role",
         "/users/{user_id:int}/sign-out",

@@ -57,6 +57,7 @@ PAGES = (
     "/",
     "/mailings",
     "/mailings/new",
+    "/calendar",
     "/mailings/{coming}",
     "/mailings/{coming}/edit",
     "/mailings/{coming}/cancel",

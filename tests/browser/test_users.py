@@ -17,6 +17,7 @@ from tests.processes import Gateway, MailerProcess, until
 from mailer.roles import Role
 
 ROLES_BY_NAME: dict[str, Role] = {"vera": "viewer", "oleg": "operator", "anna": "admin"}
+USER_PAGES = ("/users", "/users/new", "/users/1", "/users/3", "/users/3/notices")
 RECONNECT = "dispatchEvent(new PageTransitionEvent('pageshow', {persisted: true}))"
 """Script that makes a live page open a new stream, as if the user had gone back to it."""
 
@@ -104,7 +105,7 @@ async def test_pages_of_users_are_accessible_and_fit(page: Page, page_state: Pag
     await check_accessibility(page)
     await sign_in(page, "anna", "/profile")
     await expect(page.locator("html")).to_have_attribute("data-zone", page_state.time_zone)
-    for path in ("/profile", "/users", "/users/new", "/users/1", "/users/3"):
+    for path in ("/profile", "/profile/notices", *USER_PAGES):
         await page.goto(path)
         problems += [f"{path}: {wide}" for wide in await overflows(page)]
         assert await page.locator("h1:visible").count() == 1
@@ -209,4 +210,21 @@ async def test_an_admin_creates_a_user_who_then_signs_in(
     await page.reload()
     await page.locator("button.danger").click()  # disables the user
     await expect(page.locator(".notice.done")).to_be_visible()
+    await check_accessibility(page)
+
+
+async def test_a_user_chooses_notices_by_mail(page: Page, page_errors: PageErrors) -> None:
+    await sign_in(page, "vera", "/profile")
+    await page.get_by_role("link", name="Choose the notices").click()
+    await expect(page.get_by_text("no mail server is configured")).to_be_visible()
+    page_errors.expect("status", "400 POST at .*/profile/notices")
+    await page.get_by_label("A gateway is in trouble").check()
+    await page.get_by_role("button", name="Save").click()
+    await expect(page.get_by_role("alert")).to_contain_text("is required for the notices")
+    await check_accessibility(page)
+    await page.get_by_label("Mail address").fill("vera@example.org")
+    await page.get_by_role("button", name="Save").click()
+    await expect(page.get_by_text("The notices are saved.")).to_be_visible()
+    await expect(page.get_by_label("A gateway is in trouble")).to_be_checked()
+    await expect(page.get_by_text("No mail has been sent yet.")).to_be_visible()
     await check_accessibility(page)

@@ -13,11 +13,12 @@ from msgspec.structs import replace
 from tests.factories import HOUR, NOON
 from tests.mailserver import Mailbox, check_login, mail_server
 
-from mailer.daily_report.mail import MailNotSentError, MailResult, send_report
+from mailer.daily_report.mail import send_report
 from mailer.daily_report.outcomes import FailureCount
 from mailer.daily_report.render import render_html, render_text
 from mailer.daily_report.report import DailyReport
-from mailer.daily_report.smtp_config import SmtpConfig, read_smtp_config
+from mailer.mail.sending import MailNotSentError, MailResult
+from mailer.mail.smtp_config import SmtpConfig, read_smtp_config
 from mailer.settings import Settings
 from mailer.statistics.model import Bucket
 from mailer.statuses import MessageCounts, OutcomeCounts
@@ -152,7 +153,7 @@ async def test_a_wrong_password_is_reported_in_one_line(start_mail_server: Start
     port = await start_mail_server(mailbox, authenticator=check_login, auth_require_tls=False)
     failure = await get_failure(smtp_config(port, login="ops%40example.org:secret@"))
 
-    assert failure.startswith(f"the mail server 127.0.0.1:{port} did not accept the report: 535")
+    assert failure.startswith(f"the mail server 127.0.0.1:{port} did not accept the mail: 535")
     assert "secret" not in failure
     assert not mailbox.envelopes
 
@@ -176,7 +177,7 @@ async def test_an_untrusted_certificate_is_refused(
 
 async def test_an_unreachable_server_is_reported_in_one_line() -> None:
     no_server = smtp_config(port=1)
-    assert "127.0.0.1:1 did not accept the report" in await get_failure(no_server)
+    assert "127.0.0.1:1 did not accept the mail" in await get_failure(no_server)
 
 
 async def test_a_refused_recipient_does_not_stop_the_others(

@@ -16,9 +16,10 @@ from tests.fault_servers import OK, Talk, http_response, read_request, served
 from tests.mailserver import Mailbox, check_login, mail_server
 
 import mailer
-from mailer.daily_report.mail import MailNotSentError, send_report
+from mailer.daily_report.mail import send_report
 from mailer.daily_report.report import daily_report
-from mailer.daily_report.smtp_config import read_smtp_config
+from mailer.mail.sending import MailNotSentError
+from mailer.mail.smtp_config import read_smtp_config
 from mailer.settings import Settings
 
 ROOT = Path(__file__).parents[2]

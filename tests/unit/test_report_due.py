@@ -6,7 +6,8 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from mailer.daily_report.schedule import MAX_RETRY_DELAY, MIN_RETRY_DELAY, newest_due, retry_delay
+from mailer.daily_report.schedule import newest_due
+from mailer.mail.sending import MAX_RETRY_DELAY, MIN_RETRY_DELAY, retry_delay
 
 SECOND = timedelta(seconds=1)
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from mailer.daily_report.smtp_config import read_smtp_config
 from mailer.errors import StartError
+from mailer.mail.smtp_config import read_smtp_config
 from mailer.settings import Settings
 
 

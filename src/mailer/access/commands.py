@@ -120,7 +120,7 @@ async def disable_user(engine: AsyncEngine, name: str, user_id: int | None) -> N
 
     Raises `UserNotFoundError`, and `AmbiguousUserError` if an id is needed.
     """
-    await _change_user(engine, name, user_id, users.disable)
+    await change_user(engine, name, user_id, users.disable)
 
 
 async def enable_user(engine: AsyncEngine, name: str, user_id: int | None) -> None:
@@ -128,7 +128,7 @@ async def enable_user(engine: AsyncEngine, name: str, user_id: int | None) -> No
 
     Raises `UserNotFoundError`, and `AmbiguousUserError` if an id is needed.
     """
-    await _change_user(engine, name, user_id, users.enable)
+    await change_user(engine, name, user_id, users.enable)
 
 
 async def sign_out_user(engine: AsyncEngine, name: str, user_id: int | None) -> None:
@@ -136,7 +136,7 @@ async def sign_out_user(engine: AsyncEngine, name: str, user_id: int | None) -> 
 
     Raises `UserNotFoundError`, and `AmbiguousUserError` if an id is needed.
     """
-    await _change_user(engine, name, user_id, users.end_sessions)
+    await change_user(engine, name, user_id, users.end_sessions)
 
 
 async def list_users(engine: AsyncEngine) -> list[str]:
@@ -146,13 +146,16 @@ async def list_users(engine: AsyncEngine) -> list[str]:
     return list(_table_lines([USER_TABLE_HEADER, *map(_user_row, all_users)]))
 
 
-async def _change_user(
+async def change_user(
     engine: AsyncEngine,
     name: str,
     user_id: int | None,
     change: Callable[[AsyncConnection, int, Actor], Awaitable[object]],
 ) -> None:
-    """Apply `change` to the only user with this name, and with this id unless it is None."""
+    """Apply `change` to the only user with this name, and with this id unless it is None.
+
+    Raises `UserNotFoundError`, and `AmbiguousUserError` if an id is needed.
+    """
     async with engine.begin() as connection:
         ids = [
             user.id

@@ -100,7 +100,12 @@ def format_local_time(moment: datetime, zone: str, pattern: str = DATETIME_FORMA
 
 def format_day(day: date) -> str:
     """Return a day with its weekday, such as `Monday, 30 November 2026`."""
-    text = str(format_date(day, "EEEE, d MMMM y", locale(current_language())))
+    return format_date_as(day, "EEEE, d MMMM y")
+
+
+def format_date_as(day: date, pattern: str) -> str:
+    """Return a day in a format in the notation of Unicode (LDML), with a capital letter."""
+    text = str(format_date(day, pattern, locale(current_language())))
     return text[0].upper() + text[1:]
 
 
@@ -170,6 +175,7 @@ FILTERS: Mapping[str, Callable[..., Any]] = {
     "percent": format_share,
     "clock": format_local_time,
     "day": format_day,
+    "date_as": format_date_as,
     "moment": format_moment,
     "is_past": is_past,
     "duration": format_duration,
@@ -195,6 +201,9 @@ FILTERS: Mapping[str, Callable[..., Any]] = {
     "event": labels.label_lookup(labels.EVENT_LABELS),
     "delivery_status": labels.label_lookup(labels.DELIVERY_STATUS_LABELS),
     "delivery_error": labels.delivery_error_label,
+    "notice": labels.label_lookup(labels.NOTICE_LABELS),
+    "notice_hint": labels.label_lookup(labels.NOTICE_HINTS),
+    "mail_failure": labels.mail_failure_label,
     "gateway_state": labels.label_lookup(labels.GATEWAY_STATE_LABELS),
     "breaker": labels.label_lookup(labels.BREAKER_LABELS),
     "role": labels.label_lookup(labels.ROLE_LABELS),

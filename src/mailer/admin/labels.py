@@ -152,6 +152,8 @@ ACTION_LABELS = {
     "signed_in": gettext_noop("Signed in"),
     "sign_in_failed": gettext_noop("Sign-in failed"),
     "signed_out": gettext_noop("Signed out"),
+    "notices_changed": gettext_noop("Notices by mail changed"),
+    "notices_tested": gettext_noop("Test mail sent"),
     "sessions_ended": gettext_noop("Sessions ended"),
     "sending_resumed": gettext_noop("Sending allowed after a restore"),
 }
@@ -196,6 +198,8 @@ FIELD_LABELS = {
     "url": gettext_noop("URL"),
     "events": gettext_noop("Events"),
     "enabled": gettext_noop("Enabled"),
+    "has_mail": gettext_noop("Mail address is set"),
+    "notices": gettext_noop("Notices"),
     "disabled_reason": gettext_noop("Disabled because"),
     "deliveries": gettext_noop("Deliveries"),
 }
@@ -236,6 +240,28 @@ DELIVERY_ERROR_LABELS = {
 """Why a delivery to a webhook failed; a status of HTTP is not among them."""
 ANSWERED_WITH = gettext_noop("answered with {}")
 """A status of HTTP with which an endpoint refused an event. `{}` is its place."""
+NOTICE_LABELS = {
+    "mailing_unreached": gettext_noop("A mailing has ended and did not reach everybody"),
+    "mailing_held": gettext_noop("A running mailing is held"),
+    "gateway_trouble": gettext_noop("A gateway is in trouble"),
+}
+NOTICE_HINTS = {
+    "mailing_unreached": gettext_noop(
+        "How many clients were not reached, and why. Mailings that end within two minutes are in"
+        " one mail."
+    ),
+    "mailing_held": gettext_noop(
+        "Why it does not send, when that has lasted for five minutes. At most one mail an hour for"
+        " each mailing."
+    ),
+    "gateway_trouble": gettext_noop(
+        "When it has been out for five minutes, and when it works again. At most once an hour for"
+        " each gateway. A pause by a user is not reported."
+    ),
+}
+"""The notices by mail that a user can choose."""
+MAIL_ANSWERED = gettext_noop("the mail server answered with the code {}")
+"""A reply code with which a mail server refused an address. `{}` is its place."""
 PURPOSE_LABELS = {
     "marketing": gettext_noop("Marketing"),
     "service": gettext_noop("Service"),
@@ -318,6 +344,13 @@ def delivery_error_label(error: str) -> str:
     if match := re.fullmatch(r"http_(\d+)", error):
         return gettext(ANSWERED_WITH).format(match[1])
     return gettext(DELIVERY_ERROR_LABELS[error]) if error in DELIVERY_ERROR_LABELS else error
+
+
+def mail_failure_label(failure: str) -> str:
+    """Return why a mail with notices was not sent."""
+    if match := re.fullmatch(r"smtp_(\d+)", failure):
+        return gettext(MAIL_ANSWERED).format(match[1])
+    return failure
 
 
 def label_lookup(labels: Mapping[str, str]) -> Callable[[str], str]:

@@ -223,6 +223,11 @@ def redirect_with_flash(flash: str, path: str, flash_id: int | None = None) -> R
     return Redirect(path, status_code=HTTP_303_SEE_OTHER, cookies=[cookie])
 
 
+def render_template(template: str, **variables: object) -> str:
+    """Return a short text that is no page, such as a mail, in the current language."""
+    return _environment().get_template(template).render(variables)
+
+
 def load_templates() -> None:
     """Compile all templates, and load the date and number formats of each language.
 

@@ -20,12 +20,14 @@ from mailer.admin.gateways.index import GatewayList
 from mailer.admin.gateways.testing import GatewayTest
 from mailer.admin.gateways.trying import TryNow
 from mailer.admin.language import LANGUAGES
+from mailer.admin.mailings.calendar import Calendar
 from mailer.admin.mailings.detail import MailingPage
 from mailer.admin.mailings.form import MailingForm
 from mailer.admin.mailings.index import MailingList
 from mailer.admin.mailings.launching import MailingLaunch
 from mailer.admin.mailings.messages import MessageList
 from mailer.admin.mailings.testing import MailingTestForm
+from mailer.admin.notices.pages import OwnNotices, UserNotices
 from mailer.admin.opt_outs.importing import OptOutImport
 from mailer.admin.opt_outs.index import OptOuts
 from mailer.admin.redirects import own_path, redirect_back_url
@@ -113,6 +115,7 @@ def site_router() -> Router:
         route_handlers=[
             Overview,
             MailingList,
+            Calendar,
             MailingForm,
             MailingLaunch,
             MailingPage,
@@ -140,7 +143,11 @@ def site_router() -> Router:
             SignInOidc,
             save_preferences,
             # these pages do not exist while authentication is off
-            Router("/", route_handlers=[Profile, Users, Keys], opt={REQUIRES_AUTH_ENABLED: True}),
+            Router(
+                "/",
+                route_handlers=[Profile, OwnNotices, Users, UserNotices, Keys],
+                opt={REQUIRES_AUTH_ENABLED: True},
+            ),
         ],
         opt={AUTH_METHOD: "session"},
         request_max_body_size=MAX_FORM_BYTES,

@@ -129,6 +129,42 @@ def set_password(name: str) -> None:
     run_on_database(settings, partial(commands.set_user_password, name=name, password=password))
 
 
+@users.command("set-notices")
+@click.argument("name")
+@ID_OPTION
+@click.option("--mail", metavar="ADDRESS", help="Mail address. Without it, no notices are sent.")
+@click.option(
+    "--notice",
+    "kinds",
+    multiple=True,
+    metavar="NOTICE",
+    help="mailing_unreached, mailing_held or gateway_trouble; repeat it for several.",
+)
+@click.option("--language", default="en", show_default=True, help="Language of the mails: en, ru.")
+@click.option("--time-zone", default="UTC", show_default=True, help="Time zone of the mails.")
+def set_notices(  # noqa: PLR0913, PLR0917  # the options of the command
+    name: str,
+    user_id: int | None,
+    mail: str | None,
+    kinds: tuple[str, ...],
+    language: str,
+    time_zone: str,
+) -> None:
+    """Set the mail address of a user, and the notices that are sent there."""
+    settings = load_settings()
+    from mailer.notice import commands
+
+    values = {
+        "mail": mail or "",
+        "kinds": list(kinds),
+        "language": language,
+        "time_zone": time_zone,
+    }
+    run_on_database(
+        settings, partial(commands.set_notices, name=name, user_id=user_id, values=values)
+    )
+
+
 @users.command("disable")
 @click.argument("name")
 @ID_OPTION

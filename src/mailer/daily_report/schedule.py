@@ -1,6 +1,5 @@
 """Send the daily report when it is due, once for all workers together."""
 
-import asyncio
 from datetime import date, datetime, time, timedelta
 from hashlib import sha256
 from zoneinfo import ZoneInfo
@@ -10,19 +9,17 @@ from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.daily_report import store
-from mailer.daily_report.mail import MailNotSentError, send_report
+from mailer.daily_report.mail import send_report
 from mailer.daily_report.report import daily_report
-from mailer.daily_report.smtp_config import SmtpConfig
 from mailer.daily_report.store import ReportLease
+from mailer.mail.job import MailJob
+from mailer.mail.sending import MailNotSentError, retry_delay
+from mailer.mail.smtp_config import SmtpConfig
 
 log = structlog.get_logger()
 
 SEND_LEASE = timedelta(minutes=10)
 """How long a worker may take to send a report; longer than all its timeouts together."""
-MIN_RETRY_DELAY, MAX_RETRY_DELAY = timedelta(seconds=30), timedelta(minutes=15)
-"""Delay before the second attempt to send a report, and the longest delay before an attempt."""
-MAX_DELAY_DOUBLINGS = 10
-"""After so many doublings the delay is longer than `MAX_RETRY_DELAY` anyway."""
 MAX_REPORT_AGE = timedelta(days=7)
 """How old the day of a report may be. Older reports that could not be sent are dropped."""
 
@@ -42,17 +39,12 @@ def newest_due(now: datetime, at: time, zone: ZoneInfo) -> date:
     return local.date() - timedelta(days=1 if is_due_today else 2)
 
 
-def retry_delay(attempts: int) -> timedelta:
-    """Return the delay after `attempts` failed attempts; it doubles with each attempt."""
-    return min(MAX_RETRY_DELAY, MIN_RETRY_DELAY * (1 << min(attempts - 1, MAX_DELAY_DOUBLINGS)))
-
-
 def _digest(recipient: str) -> bytes:
     """Return the hash that stands for a recipient's address, which the database does not store."""
     return sha256(recipient.lower().encode()).digest()
 
 
-class DailyMail:
+class DailyMail(MailJob):
     """Sends each day's report when it is due, at the time `at` in `time_zone`.
 
     Only one worker sends each report; a row of the table `daily_report` is its lease. If a worker
@@ -66,21 +58,6 @@ class DailyMail:
         self._smtp = smtp
         self._at = at
         self._time_zone = time_zone
-        self._sending: asyncio.Task[None] | None = None
-
-    async def run(self) -> None:
-        """Send the oldest due report. Cancelling this does not stop the sending; see `finish`."""
-        self._sending = asyncio.create_task(self._send_due())
-        await asyncio.shield(self._sending)
-
-    async def finish(self, max_wait: float) -> None:
-        """Wait up to `max_wait` seconds for a mail that is being sent, then cancel it.
-
-        A mail that is cancelled half-way may be sent twice.
-        """
-        if self._sending is not None:
-            await asyncio.wait([self._sending], timeout=max_wait)
-            self._sending.cancel()  # no effect if it has ended
 
     async def _send_due(self) -> None:
         async with self._engine.connect() as connection:

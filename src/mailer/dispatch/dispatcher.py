@@ -60,7 +60,8 @@ class DispatcherLimits(msgspec.Struct, frozen=True, kw_only=True):
 class Dispatcher:
     """Runs and connects the pipeline, the lifecycle, the running mailings and the periodic jobs.
 
-    Without any channel nothing is sent. `report` sends the daily report if it is due. `inbox`
+    Without any channel nothing is sent. `report` sends the daily report if it is due, and `notices`
+    the mails with notices. `inbox`
     stores receipts; None if gateways are not asked for any.
     """
 
@@ -72,6 +73,7 @@ class Dispatcher:
         limits: DispatcherLimits,
         *,
         report: Callable[[], Awaitable[object]] | None = None,
+        notices: Callable[[], Awaitable[object]] | None = None,
         inbox: Inbox | None = None,
     ) -> None:
         self._channels = channels
@@ -93,7 +95,7 @@ class Dispatcher:
             on_messages=self._pipeline.claimer.add_mailings,
             is_sending=lambda: self._pipeline.has_prefetched,
         )
-        self._jobs = jobs(engine, channels, limits.jobs, report, inbox)
+        self._jobs = jobs(engine, channels, limits.jobs, report, inbox, notices)
         self._answers = AnswerSender(
             engine, channels, self._claims.refunds, limits.retry, limits.shutdown_grace
         )

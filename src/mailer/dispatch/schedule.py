@@ -21,6 +21,7 @@ from mailer.gateway.channel import Channels
 from mailer.mailing import downsampling, moved_clients, purging
 from mailer.mailing.restore import OriginCheck
 from mailer.message import counters, recovery
+from mailer.notice.watch import NoticeWatch
 from mailer.opt_out import linking
 from mailer.opt_out import store as opt_outs
 from mailer.receipt import store as receipt_store
@@ -82,17 +83,19 @@ class JobLimits(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-def jobs(
+def jobs(  # noqa: PLR0913, PLR0917  # the parts that jobs run
     engine: AsyncEngine,
     channels: Channels,
     limits: JobLimits,
     report: Callable[[], Awaitable[object]] | None,
     inbox: Inbox | None = None,
+    notices: Callable[[], Awaitable[object]] | None = None,
 ) -> list[Job]:
     """Return the table of periodic jobs.
 
     `report` sends the daily report if it is due; None when no report is sent. `inbox` stores
-    receipts for which gateways are asked; None if none is asked.
+    receipts for which gateways are asked; None if none is asked. `notices` sends the mails with
+    notices that are due; None without a mail server.
     """
     table = [
         Job("update_routes", 1, RouteUpdate(engine, channels).run),
@@ -151,6 +154,7 @@ def jobs(
         table.append(Job("poll_receipts", 2, Polling(engine, channels, inbox).run))
     table += [
         Job("watch_outages", 1, OutageWatch(engine, channels).run),
+        Job("watch_notices", 10, NoticeWatch(engine, channels).run),
         Job("bound_webhook_deliveries", 5, partial(_bound_webhook_deliveries, engine)),
         Job(
             "purge_webhook_events",
@@ -167,6 +171,8 @@ def jobs(
         table.append(Job("purge_replies", 10, _in_transaction(engine, delete_replies)))
     if report is not None:
         table.append(Job("send_report", 20, report))
+    if notices is not None:
+        table.append(Job("send_notices", 5, notices))
     return table
 
 

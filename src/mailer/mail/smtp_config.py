@@ -1,4 +1,4 @@
-"""The mail server, the sender and the recipients of the daily report, from the settings."""
+"""The mail server, the sender, and the recipients of the daily report, from the settings."""
 
 import re
 from urllib.parse import unquote, urlsplit
@@ -28,7 +28,7 @@ class SmtpConfig(msgspec.Struct, frozen=True, kw_only=True):
     sender: str
     """The sender's address."""
     recipients: list[str]
-    """The recipients' addresses."""
+    """The addresses of those who get the daily report; empty if nobody does."""
 
     def __repr__(self) -> str:
         return f"SmtpConfig({self.host}:{self.port})"
@@ -54,11 +54,12 @@ class SmtpConfig(msgspec.Struct, frozen=True, kw_only=True):
         return self.is_tls or self.user is not None
 
 
-def read_smtp_config(settings: Settings) -> SmtpConfig:
+def read_smtp_config(settings: Settings, *, needs_recipients: bool = True) -> SmtpConfig:
     """Return the mail configuration that the settings define.
 
-    Raises `StartError` for a missing or wrong setting. Default ports: 465 for smtps, 587 for smtp
-    with a login, 25 otherwise.
+    Without `needs_recipients`, nobody has to get the report: notices need no recipients. Default
+    ports: 465 for smtps, 587 for smtp with a login, 25 otherwise. Raises `StartError` for a missing
+    or wrong setting.
     """
     if settings.smtp_url is None:
         raise StartError("MAILER_SMTP_URL is not set: sending mail needs a mail server")
@@ -81,7 +82,7 @@ def read_smtp_config(settings: Settings) -> SmtpConfig:
         user=user,
         password=unquote(parts.password or "") if parts.username else None,
         sender=_sender(settings.smtp_from, user, host),
-        recipients=_recipients(settings.report_recipients),
+        recipients=_recipients(settings.report_recipients) if needs_recipients else [],
     )
 
 
@@ -91,15 +92,15 @@ def _sender(smtp_from: str | None, user: str | None, host: str) -> str:
     If `host` cannot be part of an address, as an IPv6 address cannot, it is mailer@localhost.
     """
     if smtp_from is not None:
-        if (address := _normalize_address(smtp_from)) is None:
+        if (address := normalize_address(smtp_from)) is None:
             raise StartError("MAILER_SMTP_FROM: is not a mail address")
         return address
     if user is not None and ADDRESS_PATTERN.fullmatch(user):
         return user
-    return _normalize_address(f"mailer@{host}") or "mailer@localhost"
+    return normalize_address(f"mailer@{host}") or "mailer@localhost"
 
 
-def _normalize_address(text: str) -> str | None:
+def normalize_address(text: str) -> str | None:
     """Return a mail address with its domain in ASCII (RFC 5890); None when it is not valid."""
     local, _, domain = text.strip().rpartition("@")
     try:
@@ -114,7 +115,7 @@ def _recipients(setting: str | None) -> list[str]:
     entries = [entry for part in (setting or "").split(",") if (entry := part.strip())]
     if not entries:
         raise StartError("MAILER_REPORT_RECIPIENTS is not set: the report has no recipients")
-    addresses = {entry: _normalize_address(entry) for entry in entries}
+    addresses = {entry: normalize_address(entry) for entry in entries}
     if invalid := [entry for entry, address in addresses.items() if address is None]:
         raise StartError(f"MAILER_REPORT_RECIPIENTS: {invalid[0]!r} is not a mail address")
     return list(dict.fromkeys(address for address in addresses.values() if address))
