@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from typing import Any
 from zoneinfo import available_timezones
 
 import pytest
@@ -45,7 +46,7 @@ def numbered_phone(number: int) -> str:
     return f"7916{number:07}"
 
 
-async def create_client(engine: AsyncEngine, phone: str, **fields: str) -> int:
+async def create_client(engine: AsyncEngine, phone: str, **fields: Any) -> int:
     async with engine.begin() as connection:
         return (await store.create(connection, NewClient(phone=phone, **fields))).id
 

@@ -1,7 +1,7 @@
 """Creating and changing a client, with an entry in the audit log.
 
 The audit log stays when a client is erased. So it holds no personal data: of a phone only the last
-two digits, of a tag only whether it is set and whether it changed.
+two digits, of a tag only whether it is set and whether it changed, of fields only the names.
 """
 
 from typing import Any
@@ -66,4 +66,9 @@ def _audited_fields(client: Client) -> dict[str, Any]:
     """Return the fields of a client for the audit log, with personal data hidden."""
     fields = {name: getattr(client, name) for name in NewClient.__struct_fields__}
     tag = None if client.tag is None else MASK
-    return msgspec.to_builtins(fields | {"phone": MASK + client.phone[-2:], "tag": tag})  # type: ignore[no-any-return]  # of a dict it returns a dict
+    hidden = {
+        "phone": MASK + client.phone[-2:],
+        "tag": tag,
+        "fields": dict.fromkeys(client.fields, MASK),
+    }
+    return msgspec.to_builtins(fields | hidden)  # type: ignore[no-any-return]  # of a dict it returns a dict
