@@ -48,11 +48,14 @@ def check_fields(given: Mapping[Any, Any]) -> dict[str, str]:
     if errors := list(_errors(given)):
         raise InvalidError(errors)
     cleaned = ((name, clean_value(text)) for name, text in given.items())
-    return {name: value for name, value in cleaned if value}
+    fields = {name: value for name, value in cleaned if value}
+    if len(fields) > MAX_CLIENT_FIELDS:
+        raise InvalidError([FieldError("", TOO_MANY_FIELDS)])
+    return fields
 
 
 def _errors(given: Mapping[Any, Any]) -> Iterable[FieldError]:
-    if len(given) > MAX_CLIENT_FIELDS:
+    if len(given) > MAX_ERRORS:
         yield FieldError("", TOO_MANY_FIELDS)
     for name, text in islice(given.items(), MAX_ERRORS):
         if not is_field_name(name):
