@@ -83,9 +83,14 @@ async def test_saving_unchanged_fields_changes_nothing(api: httpx.AsyncClient) -
 async def test_wrong_rows_are_shown_again_with_their_errors(api: httpx.AsyncClient) -> None:
     anna = await create_client(api, phone=BORIS)
     wrong = {
-        "phone": "12", "field_name_1": "Имя", "field_value_1": "x",
-        "field_name_2": "name", "field_value_2": "x" * 201,
-        "field_name_4": "name", "field_value_4": "y", "field_value_5": "z",
+        "phone": "12",
+        "field_name_1": "Имя",
+        "field_value_1": "x",
+        "field_name_2": "name",
+        "field_value_2": "x" * 201,
+        "field_name_4": "name",
+        "field_value_4": "y",
+        "field_value_5": "z",
     }
     for path in ("/clients/new", f"/clients/{anna}"):
         page = (await post_form(api, path, wrong, 400)).text

@@ -19,7 +19,8 @@ HOSTILE = """"><img src=x onerror="alert('x')">"""
 async def client_ids(engine: AsyncEngine, mailer: MailerProcess) -> dict[str, int]:
     """Create Anna and Boris as the only clients; return their ids by phone."""
     del engine  # requested to empty the database
-    payloads = [{"phone": ANNA, "tag": "vip", "time_zone": "Europe/Moscow"}, {"phone": BORIS}]
+    anna = {"phone": ANNA, "tag": "vip", "time_zone": "Europe/Moscow", "fields": {"name": "Anna"}}
+    payloads = [anna, {"phone": BORIS}]
     clients = [await mailer.call("POST", "/clients", client, 201) for client in payloads]
     return {client["phone"]: client["id"] for client in clients}
 
@@ -79,6 +80,31 @@ async def test_a_client_is_created_found_and_changed(page: Page, mailer: MailerP
     await page.get_by_role("button", name="Save").click()
     await expect(page.get_by_role("status")).to_have_text("Nothing was changed.")
     await page.go_back()
+
+
+@pytest.mark.parametrize("scripts", [True, False], ids=["with scripts", "without scripts"])
+async def test_fields_are_added_changed_and_removed(
+    page: Page, client_ids: dict[str, int], mailer: MailerProcess, *, scripts: bool
+) -> None:
+    if not scripts:
+        await page.route("**/*.js", lambda route: route.abort())
+    await page.goto(f"/clients/{client_ids[ANNA]}")
+    await expect(page.get_by_label("Name of field 1")).to_have_value("name")
+    await page.get_by_label("Value of field 1").fill("Maria")
+    await page.get_by_label("Name of field 2").fill("Bonus")
+    await page.get_by_label("Value of field 2").fill("250")
+    await page.get_by_role("button", name="Save").click()
+    await page.get_by_role("link", name="Name of field 2").click()
+    await expect(page.get_by_label("Name of field 2")).to_be_focused()
+    await page.get_by_label("Name of field 2").fill("bonus")
+    await page.get_by_role("button", name="Save").click()
+    await expect(page.get_by_role("status")).to_have_text("The client is changed.")
+    await expect(page.get_by_label("Value of field 1")).to_have_value("250")  # sorted by name
+    await page.get_by_label("Value of field 1").fill("")
+    await page.get_by_role("button", name="Save").click()
+    await expect(page.get_by_label("Value of field 1")).to_have_value("Maria")
+    changed = await mailer.call("GET", f"/clients/{client_ids[ANNA]}")
+    assert changed["fields"] == {"name": "Maria"}
 
 
 async def test_the_filter_is_in_the_url_and_in_the_history(page: Page) -> None:
