@@ -195,6 +195,7 @@ async def test_columns_of_fields_are_imported_and_named(api: httpx.AsyncClient) 
 
 async def test_the_query_says_what_the_columns_are(api: httpx.AsyncClient) -> None:
     content = f"Имя;Телефон;City;Note\nAnna;{ANNA};Omsk;x\n".encode()
+    assert (await api.post(f"{PATH}?columns=", content=content, headers=CSV)).status_code == 200
     path = f"{PATH}?columns=name,phone, fields.tag,"
     response = await api.post(path, content=content, headers=CSV)
     assert response.json()["fields"] == ["name", "tag"]
@@ -218,6 +219,9 @@ async def test_the_query_says_what_the_columns_are(api: httpx.AsyncClient) -> No
         ("columns=phone,fields.Имя", "fields.Имя"),
         ("columns=name,tag", "phone"),
         (f"columns={',' * 100}", "columns"),
+        ("columns=phone,%ff", "columns"),
+        ("columns=phone,a%00b", "columns"),
+        ("columns=phone,x&columns=phone,y", "columns"),
         ("column=phone,name", "column"),
     ],
 )

@@ -126,8 +126,12 @@ class ImportQuery(Input, frozen=True, kw_only=True):
     ) = UNSET
 
     def options(self, rejected: RejectedLines | None = None) -> ImportOptions:
-        """Return the options of the import; `rejected` receives all rejected lines."""
-        return ImportOptions(None if self.columns is UNSET else self.columns, rejected)
+        """Return the options of the import; `rejected` receives all rejected lines.
+
+        A blank parameter is the same as none.
+        """
+        columns = None if self.columns is UNSET or self.columns == [""] else self.columns
+        return ImportOptions(columns, rejected)
 
 
 async def _import_and_return_rejected(
