@@ -114,6 +114,44 @@ BEGIN
     RETURN NULL;
 END $$;
 
+CREATE FUNCTION add_field_deltas_of_delete() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    INSERT INTO client_field_count_delta (name, clients)
+    SELECT name, -count(*)
+    FROM old_rows CROSS JOIN jsonb_object_keys(fields) AS name
+    WHERE fields <> '{}'
+    GROUP BY name;
+    RETURN NULL;
+END $$;
+
+CREATE FUNCTION add_field_deltas_of_insert() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    INSERT INTO client_field_count_delta (name, clients)
+    SELECT name, count(*)
+    FROM new_rows CROSS JOIN jsonb_object_keys(fields) AS name
+    WHERE fields <> '{}'
+    GROUP BY name;
+    RETURN NULL;
+END $$;
+
+CREATE FUNCTION add_field_deltas_of_update() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    INSERT INTO client_field_count_delta (name, clients)
+    SELECT name, sum(n)
+    FROM (SELECT fields, 1 AS n FROM new_rows WHERE fields <> '{}'
+        UNION ALL SELECT fields, -1 FROM old_rows WHERE fields <> '{}') AS row
+    CROSS JOIN jsonb_object_keys(fields) AS name
+    GROUP BY name
+    HAVING sum(n) <> 0;
+    RETURN NULL;
+END $$;
+
 CREATE FUNCTION add_mailing_pace() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
@@ -688,6 +726,26 @@ CREATE TABLE alembic_version (
     version_num character varying(32) NOT NULL
 );
 
+CREATE TABLE client_field_count (
+    name character varying NOT NULL,
+    clients bigint DEFAULT 0 NOT NULL
+);
+
+CREATE TABLE client_field_count_delta (
+    name character varying NOT NULL,
+    clients bigint DEFAULT 0 NOT NULL
+)
+WITH (autovacuum_vacuum_scale_factor='0', autovacuum_vacuum_threshold='10000');
+
+CREATE VIEW all_client_field_counts AS
+ SELECT client_field_count.name,
+    client_field_count.clients
+   FROM client_field_count
+UNION ALL
+ SELECT client_field_count_delta.name,
+    client_field_count_delta.clients
+   FROM client_field_count_delta;
+
 CREATE TABLE delivery_count (
     bucket_start timestamp with time zone NOT NULL,
     gateway character varying NOT NULL,
@@ -953,11 +1011,13 @@ CREATE TABLE client (
     updated_at timestamp with time zone DEFAULT now() NOT NULL,
     deleted_at timestamp with time zone,
     opted_out_at timestamp with time zone,
+    fields jsonb DEFAULT '{}'::jsonb NOT NULL,
     CONSTRAINT client_erased_check CHECK (
 CASE
     WHEN (deleted_at IS NULL) THEN (phone IS NOT NULL)
-    ELSE ((phone IS NULL) AND (tag IS NULL))
+    ELSE ((phone IS NULL) AND (tag IS NULL) AND (fields = '{}'::jsonb))
 END),
+    CONSTRAINT client_fields_check CHECK ((jsonb_typeof(fields) = 'object'::text)),
     CONSTRAINT client_operator_code_check CHECK (((operator_code)::text ~ '^[0-9]{3}$'::text)),
     CONSTRAINT client_phone_check CHECK (((phone)::text ~ '^7[0-9]{10}$'::text)),
     CONSTRAINT client_tag_check CHECK (((char_length((tag)::text) >= 1) AND (char_length((tag)::text) <= 192))),
@@ -1523,6 +1583,9 @@ ALTER TABLE ONLY app_user
 ALTER TABLE ONLY audit
     ADD CONSTRAINT audit_pkey PRIMARY KEY (id);
 
+ALTER TABLE ONLY client_field_count
+    ADD CONSTRAINT client_field_count_pkey PRIMARY KEY (name);
+
 ALTER TABLE ONLY client_list_member
     ADD CONSTRAINT client_list_member_pkey PRIMARY KEY (list_id, client_id);
 
@@ -1670,6 +1733,8 @@ CREATE INDEX audit_target_kind_id_idx ON audit USING btree (target_kind, id);
 
 CREATE INDEX audit_target_kind_target_id_id_idx ON audit USING btree (target_kind, target_id, id);
 
+CREATE INDEX client_field_count_clients_idx ON client_field_count USING btree (clients);
+
 CREATE INDEX client_list_deleted_idx ON client_list USING btree (id) WHERE (deleted_at IS NOT NULL);
 
 CREATE INDEX client_list_member_client_id_idx ON client_list_member USING btree (client_id);
@@ -1815,6 +1880,12 @@ CREATE TRIGGER add_event_of_started_mailing AFTER UPDATE ON mailing FOR EACH ROW
 CREATE TRIGGER add_events_of_inserted_messages AFTER INSERT ON message REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION add_events_of_inserted_messages();
 
 CREATE TRIGGER add_events_of_updated_messages AFTER UPDATE ON message REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION add_events_of_updated_messages();
+
+CREATE TRIGGER add_field_deltas_of_delete AFTER DELETE ON client REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION add_field_deltas_of_delete();
+
+CREATE TRIGGER add_field_deltas_of_insert AFTER INSERT ON client REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION add_field_deltas_of_insert();
+
+CREATE TRIGGER add_field_deltas_of_update AFTER UPDATE ON client REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION add_field_deltas_of_update();
 
 CREATE TRIGGER add_mailing_pace AFTER INSERT OR UPDATE OF rate ON mailing FOR EACH ROW WHEN ((new.rate IS NOT NULL)) EXECUTE FUNCTION add_mailing_pace();
 

@@ -43,6 +43,7 @@ EMPTY = (
                 daily_report, session, oidc_sign_in, api_key, app_user, login_throttle,
                 known_network, idempotency, origin, audit, message_count, message_count_delta,
                 outcome_count, delivery_count, segment_count, segment_count_delta,
+                client_field_count, client_field_count_delta,
                 operator_route, route, gateway_pause, early_receipt, receipt_poll, opt_out,
                 opt_out_to_link, opt_out_count, answer, reply, reply_part, webhook,
                 webhook_event, webhook_delivery, gateway_outage, mailing_hold, rerouting,

@@ -22,6 +22,7 @@ from mailer import admin
 from mailer.admin.language import LANGUAGES, LOCALE_FOLDER
 from mailer.client import csv_reader, layout, workbook
 from mailer.client.decoding import Encoding
+from mailer.client.fields import TOO_MANY_FIELDS, WRONG_FIELD_NAME, WRONG_FIELD_VALUE
 from mailer.client.phone import ROUNDED_MESSAGE
 from mailer.db import requirements
 from mailer.errors import InvalidError, MailerError, StartError
@@ -100,6 +101,7 @@ def _unmarked() -> Iterable[str]:
     yield from oidc_model.REASON_TEXTS.values()
     yield from (rules.label for rules in STATUSES.values())
     yield from (ROUNDED_MESSAGE, WRONG_TIME)
+    yield from (WRONG_FIELD_NAME, WRONG_FIELD_VALUE, TOO_MANY_FIELDS)
     yield from (f"is not {encoding}" for encoding in get_args(Encoding))
     yield from {*requirements.ERROR_SENTENCES.values(), requirements.UNREACHABLE, STARTING_DETAIL}
     for text in (csv_reader.TOO_LONG, layout.MALFORMED_CSV):

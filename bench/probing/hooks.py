@@ -52,12 +52,13 @@ HEADER_RULES = (
     "appears more than once",
     "is not one of the columns phone, operator_code, tag, time_zone",
     "is not one of the columns phone, opted_out_at",
-    "the header is longer than 2000 characters",
+    "the header is longer than 16000 characters",
+    "must name a field for each column",
     "the header is not well-formed CSV: a quote or a line's end is out of place",
     "the header is not UTF-8",
 )
-"""Messages of errors in the first line of a CSV file. A schema cannot express rules about it,
-because in the schema the whole file is one string."""
+"""Messages of errors in the first line of a CSV file, or in the choice of its columns. A schema
+cannot express rules about it, because in the schema the whole file is one string."""
 IMPORT, OPT_OUT_IMPORT = "/api/v1/clients/import", "/api/v1/opt-outs/import"
 DOWNLOADS = ("/api/v1/clients", "/api/v1/opt-outs", "/api/v1/mailings/{mailing_id}/messages")
 """Paths that also answer in CSV."""

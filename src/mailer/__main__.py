@@ -74,10 +74,17 @@ def clients() -> None:
 @click.option(
     "--list", "list_name", metavar="NAME", help="Put the clients on a list; a new one is created."
 )
-def import_(file: str, rejected: str | None, list_name: str | None) -> None:
+@click.option(
+    "--columns",
+    metavar="NAMES",
+    help="What the columns of FILE are, in its order, with commas, as phone,,name: a blank one is"
+    " ignored.",
+)
+def import_(file: str, rejected: str | None, list_name: str | None, columns: str | None) -> None:
     """Import clients from FILE, or from standard input for -; exit 1 if a line was rejected.
 
-    FILE is CSV or an Excel workbook (.xlsx).
+    FILE is CSV or an Excel workbook (.xlsx). Columns whose names are valid for a field, such as
+    name, are imported as fields.
     """
     settings = load_settings()
     from mailer.client import commands
@@ -88,6 +95,7 @@ def import_(file: str, rejected: str | None, list_name: str | None) -> None:
         console=Console(stderr=True),
         rejected_path=rejected,
         list_name=list_name,
+        columns=None if columns is None else [name.strip() for name in columns.split(",")],
     )
     import_report = run_on_database(settings, import_file)
     if import_report.rejected:

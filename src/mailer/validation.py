@@ -40,6 +40,8 @@ class Input(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     A field's annotation may have `Meta(extra={"rule": ..., "normalize": ...})`. `rule` is the error
     message for a wrong value. `normalize` is a function that returns the form in which a text is
     validated and stored; `normalize_list` is one for a list, whose entries may be wrong.
+    `check_object` is a function that validates an object: it returns the form in which the object
+    is stored, or raises `InvalidError` with every wrong name and value in it.
     """
 
     @classmethod
@@ -63,6 +65,7 @@ class FieldRule(msgspec.Struct, frozen=True):
     """The message for a wrong value; None: that of msgspec."""
     normalize: Callable[[str], str] | None
     normalize_list: Callable[[list[Any]], list[Any]] | None
+    check_object: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None
     is_list: bool
     """Whether the value is a list."""
     attribute: str
@@ -114,6 +117,8 @@ def _convert(field: FieldRule, value: object, at: datetime, *, strict: bool) -> 
     """
     if field.inner_model is not None and isinstance(value, Mapping):
         return check(field.inner_model, value, at, strict=strict)
+    if field.check_object is not None and isinstance(value, Mapping):
+        return field.check_object(value)
     if field.normalize is not None and isinstance(value, str):
         value = field.normalize(value)
     if field.is_list and not strict:
@@ -166,6 +171,7 @@ def _field_rule(field: msgspec.structs.FieldInfo) -> FieldRule:
         error_message=extra.get("rule"),
         normalize=extra.get("normalize"),
         normalize_list=extra.get("normalize_list"),
+        check_object=extra.get("check_object"),
         is_list=_is_list(field.type),
         attribute=field.name,
         inner_model=_inner_model(field.type),

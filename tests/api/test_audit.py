@@ -125,7 +125,12 @@ async def test_actions_on_clients_are_recorded_without_personal_data(
     counts = {"created": 1, "updated": 0, "unchanged": 0, "rejected": 1}
     not_masked = {"operator_code": "916", "time_zone": "Europe/Moscow"}
     assert changes(await entries(api)) == [
-        ("client_created", client_id, None, not_masked | {"phone": "***67", "tag": "***"}),
+        (
+            "client_created",
+            client_id,
+            None,
+            not_masked | {"phone": "***67", "tag": "***", "fields": {}},
+        ),
         (
             "client_changed",
             client_id,

@@ -50,6 +50,7 @@ async def test_a_client_created_with_a_phone_alone_has_defaults_in_all_other_fie
         "operator_code": "916",
         "tag": None,
         "time_zone": "UTC",
+        "fields": {},
         "opted_out_at": None,
         "created_at": created["created_at"],
         "updated_at": created["created_at"],

@@ -116,7 +116,7 @@ CONTROLS = [
 ]
 """Method and path of the routes that take no body, or an empty object."""
 QUERIES = [(path, name) for method, path, name in _parameters("query") if method == "GET"]
-"""Path and name of every query parameter of a list."""
+"""Path and name of every query parameter of routes that read."""
 LISTS = list(dict.fromkeys(path for path, _ in QUERIES))
 """Paths of the routes with query parameters."""
 WITH_ID = [(method, path) for method, path, _ in _parameters("path")]

@@ -16,6 +16,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from mailer.access import audit, reauthorize
 from mailer.access.model import Actor
 from mailer.client.decoding import Encoding
+from mailer.client.field_columns import ExtraColumns, extra_columns
+from mailer.client.field_limit import delete_lines_over_limit, errors_over_limit
 from mailer.client.lists.membership import add_imported
 from mailer.client.lists.model import ImportedList
 from mailer.client.reading import ClientFile, usable_zones
@@ -43,9 +45,10 @@ class ImportReport(msgspec.Struct, frozen=True):
     """Result of an import: counts of lines, without the header and empty lines.
 
     `errors` lists every wrong field of the first 100 rejected lines. `ignored_columns` names the
-    columns that are no field of a client. `encoding` is the detected encoding of the file; it is
-    absent for UTF-8. `list` is the list that the clients of all stored lines, also of unchanged
-    ones, were put on; it is absent without one.
+    columns that are no field of a client. `fields` names the fields, named by users, that the file
+    has columns for; it is absent if there are none. `encoding` is the detected encoding of the
+    file; it is absent for UTF-8. `list` is the list that the clients of all stored lines, also of
+    unchanged ones, were put on; it is absent without one.
     """
 
     EXAMPLE: ClassVar[dict[str, Any]] = {
@@ -61,7 +64,8 @@ class ImportReport(msgspec.Struct, frozen=True):
                 "message": "must be three digits, such as 916",
             }
         ],
-        "ignored_columns": ["city"],
+        "ignored_columns": ["City"],
+        "fields": ["name"],
     }
 
     created: int
@@ -70,6 +74,7 @@ class ImportReport(msgspec.Struct, frozen=True):
     rejected: int
     errors: list[RejectedField]
     ignored_columns: list[str]
+    fields: list[str] | UnsetType = UNSET
     encoding: Encoding | UnsetType = UNSET
     client_list: ImportedList | UnsetType = msgspec.field(default=UNSET, name="list")
 
@@ -100,6 +105,8 @@ class ImportOptions(NamedTuple):
     """Receives all rejected lines."""
     list_name: str | None = None
     """The list to put the clients of all valid lines on; it is created if it does not exist."""
+    extra: ExtraColumns = extra_columns
+    """Gives a meaning to the columns that are none of the usual ones, when fields are detected."""
 
 
 AS_DETECTED = ImportOptions()
@@ -119,6 +126,9 @@ async def import_clients(
     becomes null. A new client without an operator code gets that of its phone, and one without a
     time zone gets UTC. When a phone is in several lines, the last one wins; the earlier ones change
     nothing and count as unchanged. Apostrophes that an export put before formulas are removed.
+
+    Of the fields that users have named, an update changes those that the file has columns for. An
+    empty cell removes the field. A line that would give its client too many fields is rejected.
 
     All valid lines are stored in one transaction; invalid lines are reported. Nothing is stored
     when `parts` raises, when the file cannot be read (`InvalidError`), or when `actor` has lost the
@@ -146,7 +156,8 @@ async def import_clients(
 # every table.
 CREATE_STAGING_TABLE = """
     CREATE TEMPORARY TABLE client_import (
-        line bigint, phone text, operator_code text, tag text, tag_written text, time_zone text)"""
+        line bigint, phone text, operator_code text, tag text, tag_written text, time_zone text,
+        fields jsonb)"""
 
 
 async def _import(
@@ -157,7 +168,8 @@ async def _import(
     options: ImportOptions,
 ) -> ImportReport:
     """Read, validate and stage the lines as they arrive; then store them. See `import_clients`."""
-    file = ClientFile(parts, await usable_zones(database), options.columns, options.rejected)
+    zones = await usable_zones(database)
+    file = ClientFile(parts, zones, options.columns, options.rejected, options.extra)
     await database.execute(CREATE_STAGING_TABLE)
     staged_count = 0
     async with aclosing(file.batches()) as batches:
@@ -173,9 +185,16 @@ async def _import(
         rejected=file.validator.rejected,
         errors=errors,
         ignored_columns=layout.ignored,
+        fields=file.reader.field_names or UNSET,
         encoding=UNSET if file.decoder.encoding == "UTF-8" else file.decoder.encoding,
     )
-    staged = _StagedFile(staged_count, "tag" in layout.fields, report, options.list_name)
+    staged = _StagedFile(
+        line_count=staged_count,
+        has_tags="tag" in layout.fields,
+        field_names=file.reader.field_names,
+        report=report,
+        list_name=options.list_name,
+    )
     return await _store(database, staged, actor, claim)
 
 
@@ -214,24 +233,29 @@ DELETE_REPEATED_PHONES = """
     WHERE client_import.phone = repeated.phone AND client_import.line < repeated.last"""
 # Creates a client for each phone that no client has, in the order of the lines.
 INSERT_NEW = """
-    INSERT INTO client (phone, operator_code, tag, tag_written, time_zone)
+    INSERT INTO client (phone, operator_code, tag, tag_written, time_zone, fields)
     SELECT phone, coalesce(operator_code, substr(phone, 2, 3)), tag, tag_written,
-        coalesce(time_zone, 'UTC')
+        coalesce(time_zone, 'UTC'), coalesce(fields, '{}')
     FROM client_import AS staged
     WHERE NOT EXISTS (SELECT FROM client WHERE client.phone = staged.phone)
     ORDER BY line"""
 # Updates each client whose phone is in the file, if a column differs. Clients of INSERT_NEW do not
 # differ. Null leaves a column as it is, but empties a tag if $1: if the file has a column of tags.
+# Of the fields, those of the names $2 are replaced: the names that the file has columns for.
 UPDATE_EXISTING = """
     UPDATE client SET operator_code = coalesce(staged.operator_code, client.operator_code),
         tag = CASE WHEN $1 THEN staged.tag ELSE client.tag END,
         tag_written = CASE WHEN $1 THEN staged.tag_written ELSE client.tag_written END,
         time_zone = coalesce(staged.time_zone, client.time_zone),
+        fields = CASE WHEN $2::text[] = '{}' THEN client.fields
+            ELSE (client.fields - $2::text[]) || staged.fields END,
         updated_at = now()
     FROM client_import AS staged
     WHERE client.phone = staged.phone
         AND (client.operator_code <> staged.operator_code
             OR client.time_zone <> staged.time_zone
+            OR ($2::text[] <> '{}'
+                AND client.fields <> ((client.fields - $2::text[]) || staged.fields))
             OR ($1 AND (client.tag IS DISTINCT FROM staged.tag
                 OR client.tag_written IS DISTINCT FROM staged.tag_written)))"""
 DROP_STAGING_TABLE = "DROP TABLE client_import"
@@ -244,6 +268,8 @@ class _StagedFile(msgspec.Struct, frozen=True):
     """Lines in the staging table."""
     has_tags: bool
     """Whether the file has a column of tags."""
+    field_names: list[str]
+    """The names of the fields that the file has columns for."""
     report: ImportReport
     """The report on the rejected lines; it counts no stored lines yet."""
     list_name: str | None
@@ -284,11 +310,17 @@ async def _store_lines(
     await database.execute(LOCK_IMPORT, IMPORT_LOCK, timeout=IMPORT_STATEMENT_TIMEOUT)
     await database.execute(ANALYZE_STAGED_LINES, timeout=IMPORT_STATEMENT_TIMEOUT)
     await database.execute(DELETE_REPEATED_PHONES, timeout=IMPORT_STATEMENT_TIMEOUT)
+    over_limit = await delete_lines_over_limit(
+        database, staged.field_names, timeout=IMPORT_STATEMENT_TIMEOUT
+    )
     created = affected_rows(await database.execute(INSERT_NEW, timeout=IMPORT_STATEMENT_TIMEOUT))
     updated = 0
     if created < staged.line_count:  # else every line has created a client
         status = await database.execute(
-            UPDATE_EXISTING, staged.has_tags, timeout=IMPORT_STATEMENT_TIMEOUT
+            UPDATE_EXISTING,
+            staged.has_tags,
+            staged.field_names,
+            timeout=IMPORT_STATEMENT_TIMEOUT,
         )
         updated = affected_rows(status)
     report = staged.report
@@ -296,13 +328,15 @@ async def _store_lines(
         client_list = await add_imported(database, staged.list_name, IMPORT_STATEMENT_TIMEOUT)
         report = msgspec.structs.replace(report, client_list=client_list)
     await database.execute(DROP_STAGING_TABLE)
-    unchanged = staged.line_count - created - updated
+    unchanged = staged.line_count - len(over_limit) - created - updated
     # the right may have been revoked during a long upload
     await reauthorize.ensure_authorized(database, actor, "write")
     counts = {"created": created, "updated": updated, "unchanged": unchanged}
-    after: dict[str, object] = {**counts, "rejected": report.rejected}
+    all_counts = counts | {"rejected": report.rejected + len(over_limit)}
+    after: dict[str, object] = {**all_counts}
     if report.client_list:
         after |= {"list": report.client_list.name, "added": report.client_list.added}
     target = audit.Target("directory")
     await audit.record(database, actor, "clients_imported", target, after=after)
-    return msgspec.structs.replace(report, **counts)
+    errors = report.errors + errors_over_limit(over_limit, report.rejected)
+    return msgspec.structs.replace(report, errors=errors, **all_counts)

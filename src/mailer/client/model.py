@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from mailer.client.fields import Fields
 from mailer.errors import FieldError
 from mailer.text import clean_label, fold_label
 from mailer.validation import STORABLE, Input
@@ -98,12 +99,14 @@ class NewClient(ClientInput, frozen=True, kw_only=True):
         "phone": "79161234567",
         "tag": "vip",
         "time_zone": "Europe/Moscow",
+        "fields": {"name": "Anna", "bonus": "250"},
     }
 
     phone: Phone
     operator_code: OperatorCode | UnsetType = UNSET
     tag: Tag | None = None
     time_zone: TimeZone = "UTC"
+    fields: Fields = msgspec.field(default_factory=dict)
 
     def values(self) -> dict[str, Any]:
         """Return the columns to store, by name."""
@@ -112,17 +115,23 @@ class NewClient(ClientInput, frozen=True, kw_only=True):
 
 
 class ClientChange(ClientInput, frozen=True, kw_only=True):
-    """Changes to a client; absent fields stay as they are.
+    """Changes to a client; what is absent stays as it is.
 
     A new phone also sets the operator code to digits 2-4 of that phone, unless one is given.
+    `fields` replaces all fields: to keep one, repeat it.
     """
 
-    EXAMPLE: ClassVar[dict[str, Any]] = {"tag": None, "time_zone": "Asia/Vladivostok"}
+    EXAMPLE: ClassVar[dict[str, Any]] = {
+        "tag": None,
+        "time_zone": "Asia/Vladivostok",
+        "fields": {"name": "Anna", "bonus": "300"},
+    }
 
     phone: Phone | UnsetType = UNSET
     operator_code: OperatorCode | UnsetType = UNSET
     tag: Tag | UnsetType | None = UNSET
     time_zone: TimeZone | UnsetType = UNSET
+    fields: Fields | UnsetType = UNSET
 
     def values(self) -> dict[str, Any]:
         """Return the columns to change, by name."""
@@ -143,6 +152,7 @@ class Client(msgspec.Struct, frozen=True):
         "operator_code": "916",
         "tag": "vip",
         "time_zone": "Europe/Moscow",
+        "fields": {"name": "Anna", "bonus": "250"},
         "opted_out_at": None,
         "created_at": "2030-01-10T08:00:00Z",
         "updated_at": "2030-01-10T08:00:00Z",
@@ -153,6 +163,7 @@ class Client(msgspec.Struct, frozen=True):
     operator_code: OperatorCode
     tag: Tag | None
     time_zone: TimeZone
+    fields: Fields
     opted_out_at: datetime | None
     """Since when marketing messages are not sent to the client; null while they are."""
     created_at: datetime

@@ -177,8 +177,8 @@ async def page(
 # The row stays, without personal data, because messages refer to it. A trigger keeps the opt-out of
 # the phone, without the client.
 ERASE = text("""
-    UPDATE client SET phone = NULL, tag = NULL, tag_written = NULL, opted_out_at = NULL,
-        deleted_at = now(), updated_at = now()
+    UPDATE client SET phone = NULL, tag = NULL, tag_written = NULL, fields = '{}',
+        opted_out_at = NULL, deleted_at = now(), updated_at = now()
     WHERE id = :client_id AND deleted_at IS NULL""")
 
 

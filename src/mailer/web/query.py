@@ -174,12 +174,11 @@ def _operation(model: type[Input], *, or_csv: bool) -> type[Operation]:
 
     With `or_csv`, its response may be CSV.
     """
-    parameters = query_parameters(model)
 
     @dataclass  # like its base class
     class QueryOperation(Operation):
         def __post_init__(self) -> None:
-            self.parameters = [*(self.parameters or ()), *parameters]
+            self.parameters = [*(self.parameters or ()), *query_parameters(model)]
             response = (self.responses or {}).get("200")
             if or_csv and isinstance(response, OpenAPIResponse) and response.content is not None:
                 text = Schema(type=OpenAPIType.STRING)

@@ -1,4 +1,4 @@
-"""Tables of clients: the directory, lists, changes of time zones, and numbers by segment."""
+"""Tables of clients: the directory, lists, changes of time zones, and numbers of clients."""
 
 from typing import Any
 
@@ -12,6 +12,7 @@ from sqlalchemy import (
     Table,
     text,
 )
+from sqlalchemy.dialects.postgresql import JSONB
 
 from mailer.db.sql import (
     QUEUE_TABLE_OPTIONS,
@@ -46,6 +47,8 @@ client = Table(
     ),
     timestamp_now("updated_at"),
     timestamp("deleted_at", nullable=True),
+    # values for the placeholders in texts of mailings, by name
+    Column("fields", JSONB, nullable=False, server_default=text("'{}'::jsonb")),
     CheckConstraint("phone ~ '^7[0-9]{10}$'", name="phone"),
     CheckConstraint("operator_code ~ '^[0-9]{3}$'", name="operator_code"),
     # a tag has at most 64 characters as written, and folding turns one into at most three
@@ -61,9 +64,10 @@ client = Table(
     # a deleted client has no personal data left
     CheckConstraint(
         "CASE WHEN deleted_at IS NULL THEN phone IS NOT NULL"
-        " ELSE phone IS NULL AND tag IS NULL END",
+        " ELSE phone IS NULL AND tag IS NULL AND fields = '{}'::jsonb END",
         name="erased",
     ),
+    CheckConstraint("jsonb_typeof(fields) = 'object'", name="fields"),
     # The next three are for pages of the directory, newest first, filtered by the index's first
     # column. They include the columns of the other filters, so that a client that does not match
     # is skipped without reading the table.
@@ -172,4 +176,21 @@ client_list_member = Table(
     Column("client_id", BigInteger, primary_key=True, autoincrement=False),
     # for the lists of a client
     Index(None, "client_id"),
+)
+
+# Numbers of clients by the name of a field that they have, deleted clients excluded. Deltas are
+# merged as those of `segment_count` are.
+client_field_count = Table(
+    "client_field_count",
+    metadata,
+    Column("name", String, primary_key=True),
+    *count_columns(["clients"]),
+    Index(None, "clients"),  # for the most used names
+)
+client_field_count_delta = Table(
+    "client_field_count_delta",
+    metadata,
+    Column("name", String, nullable=False),
+    *count_columns(["clients"]),
+    postgresql_with=QUEUE_TABLE_OPTIONS,
 )
