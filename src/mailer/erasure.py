@@ -1,4 +1,4 @@
-"""Erasing a client: also cancels scheduled messages and erases replies and stored responses.
+"""Erasing a client: cancels scheduled messages, erases field values, replies, stored responses.
 
 It is apart from `mailer.client`, which knows nothing of messages.
 """
@@ -13,6 +13,7 @@ from mailer.client import store as clients
 from mailer.client.api import ClientId
 from mailer.idempotency import store as claims
 from mailer.mailing import ending
+from mailer.message import erasing
 from mailer.reply import store as replies
 
 
@@ -26,6 +27,7 @@ async def erase_client(engine: AsyncEngine, client_id: int, actor: Actor) -> Non
         await clients.erase(connection, client_id)
         await claims.erase_of_client(connection, client_id)
         await ending.cancel_scheduled_of_client(connection, client_id)
+        await erasing.erase_values_of_client(connection, client_id)
         await audit.record(connection, actor, "client_erased", audit.Target("client", client_id))
 
 

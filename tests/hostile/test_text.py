@@ -125,6 +125,8 @@ def is_accepted(field: Field, value: str) -> bool:
     """Return whether a field accepts a text of `STORABLE_TEXTS`."""
     if field.place == ("sender",):
         return SENDER.fullmatch(value) is not None
+    if "/mailings" in field.path and field.place == ("text",) and "{{" in value:
+        return False  # looks like a placeholder
     if "/mailings" in field.path and field.place in MAX_LENGTH_OF_MAILINGS:
         return (
             not is_blank(value) and len(clean_label(value)) <= MAX_LENGTH_OF_MAILINGS[field.place]

@@ -18,7 +18,7 @@ from mailer.mailing.text_template import (
 NAMES = st.from_regex(r"[a-z][a-z0-9_]{0,31}", fullmatch=True)
 BLANKS = st.text(" \t\n\u00a0", max_size=3)
 LITERALS = st.text(st.characters(exclude_characters="{}", exclude_categories=["Cs"]), min_size=1)
-DEFAULTS = st.from_regex(r"[A-Za-zА-я0-9][^{}|\s\0]*", fullmatch=True)
+DEFAULTS = st.from_regex(r"[A-Za-z0-9][^{}|\s\0]*", fullmatch=True)
 VALUES = st.text(st.characters(exclude_categories=["Cs"]), max_size=20).map(lambda text: f"x{text}")
 PLACEHOLDERS = st.builds(Placeholder, NAMES, st.none() | DEFAULTS)
 
@@ -81,12 +81,15 @@ def test_stored_template_is_read_as_it_was(given_text: tuple[str, list[Placehold
 
 @given(st.text(st.sampled_from("{}| name_Ж1"), max_size=30))
 def test_any_text_is_parsed_or_refused_with_a_place_in_it(text: str) -> None:
+    message = ""
     try:
         template = parse(text)
     except TemplateError as error:
-        place = str(error).partition("at character ")[2].partition(":")[0]
+        message = str(error)
+    if message:
+        place = message.partition("at character ")[2].partition(":")[0]
         assert 1 <= int(place) <= len(text)
-        assert "{" not in str(error)
+        assert "{" not in message  # so that the pages can translate it
     else:
         assert "{{" not in "".join(piece for piece in template.pieces if isinstance(piece, str))
 

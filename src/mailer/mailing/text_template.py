@@ -4,7 +4,7 @@ A text is parsed once and rendered for each client. A text that has no placehold
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -71,7 +71,7 @@ class TextTemplate(msgspec.Struct, frozen=True):
 
         A text that is stored without a template is literal, whatever braces it has.
         """
-        return msgspec.to_builtins(self.pieces) if self.placeholders else None  # type: ignore[no-any-return]  # a list
+        return msgspec.to_builtins(self.pieces) if self.placeholders else None
 
 
 def parse(text: str) -> TextTemplate:
@@ -84,6 +84,12 @@ def parse_stored(stored: str | bytes | None) -> TextTemplate | None:
     if stored is None:
         return None
     return TextTemplate(msgspec.json.decode(stored, type=tuple[str | Placeholder, ...]))
+
+
+def stored_field_names(stored: Sequence[Any] | None) -> list[str]:
+    """Return `field_names` of the template that is stored in this form."""
+    pieces = msgspec.convert(stored or (), tuple[str | Placeholder, ...])
+    return TextTemplate(pieces).field_names
 
 
 def render(template: TextTemplate, fields: Mapping[str, str]) -> str | MissingField:

@@ -130,6 +130,8 @@ mailing = Table(
     timestamp_now("created_at"),
     timestamp_now("updated_at"),
     timestamp("deleted_at", nullable=True),
+    # the parsed text, if it has placeholders; null: the text is literal
+    Column("template", JSONB(none_as_null=True)),
     CheckConstraint("char_length(name) BETWEEN 1 AND 100", name="name"),
     CheckConstraint(
         "cardinality(labels) <= 10 AND cardinality(label_keys) = cardinality(labels)", name="labels"
@@ -243,6 +245,8 @@ mailing_text = Table(
     Column("version", Integer, primary_key=True, autoincrement=False),
     Column("text", String, nullable=False),
     timestamp_now("created_at"),
+    # the parsed text, if it has placeholders; null: the text is literal
+    Column("template", JSONB(none_as_null=True)),
 )
 
 # Counts of a mailing's messages by status: one row per mailing, updated by triggers on `message` in

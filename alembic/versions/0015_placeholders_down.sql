@@ -1,0 +1,21 @@
+DROP FUNCTION render_text(text, jsonb, jsonb);
+
+CREATE OR REPLACE FUNCTION keep_text() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    INSERT INTO mailing_text (mailing_id, version, text)
+    VALUES (new.id, new.text_version, new.text);
+    RETURN NULL;
+END $$;
+
+UPDATE message SET failures = (
+        SELECT jsonb_agg(failure - 'field_values' ORDER BY position)
+        FROM jsonb_array_elements(failures) WITH ORDINALITY AS kept (failure, position))
+    WHERE field_values IS NOT NULL AND failures IS NOT NULL;
+
+ALTER TABLE message DROP COLUMN field_values;
+
+ALTER TABLE mailing_text DROP COLUMN template;
+
+ALTER TABLE mailing DROP COLUMN template;
