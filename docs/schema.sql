@@ -1619,6 +1619,8 @@ CREATE INDEX audit_target_kind_id_idx ON audit USING btree (target_kind, id);
 
 CREATE INDEX audit_target_kind_target_id_id_idx ON audit USING btree (target_kind, target_id, id);
 
+CREATE INDEX client_field_count_clients_idx ON client_field_count USING btree (clients);
+
 CREATE INDEX client_operator_code_id_idx ON client USING btree (operator_code, id) INCLUDE (tag, time_zone) WHERE (deleted_at IS NULL);
 
 CREATE INDEX client_opted_out_idx ON client USING btree (id) INCLUDE (operator_code, tag, time_zone) WHERE ((opted_out_at IS NOT NULL) AND (deleted_at IS NULL));

@@ -18,6 +18,8 @@ CREATE TABLE client_field_count (
     clients bigint DEFAULT 0 NOT NULL
 );
 
+CREATE INDEX client_field_count_clients_idx ON client_field_count (clients);
+
 CREATE TABLE client_field_count_delta (
     name character varying NOT NULL,
     clients bigint DEFAULT 0 NOT NULL

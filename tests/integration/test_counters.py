@@ -268,6 +268,10 @@ async def test_a_periodic_job_merges_segment_deltas_every_two_seconds(engine: As
             "all: client segments with a wrong count: 1, expected 0",
         ),
         (
+            "INSERT INTO client_field_count_delta VALUES ('city', 1)",
+            "all: count of clients with the field city: 1, expected 0",
+        ),
+        (
             "UPDATE settled_totals SET finished = 5",
             "all: count of finished mailings: 5, expected 0",
         ),

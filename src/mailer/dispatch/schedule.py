@@ -11,7 +11,7 @@ import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer import metrics
-from mailer.client import segment_counts
+from mailer.client import field_names, segment_counts
 from mailer.clock import elapsed, sample_wall_clock
 from mailer.dispatch import expiry
 from mailer.dispatch.loop_failures import log_task_error
@@ -205,6 +205,7 @@ async def _merge_deltas(connection: AsyncConnection) -> None:
     """Add the stored changes of counters to the counters."""
     await counters.merge_deltas(connection, DELTA_BATCH)
     await segment_counts.merge_deltas(connection, DELTA_BATCH)
+    await field_names.merge_deltas(connection, DELTA_BATCH)
     await opt_outs.merge_counts(connection)
 
 

@@ -60,7 +60,7 @@ async def find_differences(engine: AsyncEngine, chunk: int = MAILINGS_BATCH) -> 
             after = upper
         for comparison in (
             *(DANGLING_MESSAGES, COMPARE_SETTLED, COMPARE_OUTCOMES, COMPARE_GATEWAYS),
-            *(COMPARE_DELIVERIES, COMPARE_SEGMENTS, COMPARE_OPT_OUTS),
+            *(COMPARE_DELIVERIES, COMPARE_SEGMENTS, COMPARE_FIELDS, COMPARE_OPT_OUTS),
         ):
             differences += await _fetch(connection, comparison)
     return differences
@@ -257,6 +257,20 @@ COMPARE_SEGMENTS = text("""
     WHERE coalesce(stored.clients, 0) <> coalesce(counted.clients, 0)
         OR coalesce(stored.opted_out, 0) <> coalesce(counted.opted_out, 0)
     HAVING count(*) > 0""")
+
+# The counts of clients by field, against the clients.
+COMPARE_FIELDS = text("""
+    SELECT NULL, format('count of clients with the field %s', name), found, expected
+    FROM (
+        SELECT name, sum(clients) AS clients FROM all_client_field_counts GROUP BY name
+    ) AS stored FULL JOIN (
+        SELECT name, count(*) AS clients FROM client CROSS JOIN jsonb_object_keys(fields) AS name
+        GROUP BY name
+    ) AS counted USING (name) CROSS JOIN LATERAL (
+        SELECT coalesce(stored.clients, 0)::bigint AS found,
+            coalesce(counted.clients, 0) AS expected
+    ) AS compared
+    WHERE found <> expected ORDER BY name""")
 
 # The number of opt-outs, and the opt-outs of clients, against the rows.
 COMPARE_OPT_OUTS = text("""

@@ -153,6 +153,7 @@ client_field_count = Table(
     metadata,
     Column("name", String, primary_key=True),
     *count_columns(["clients"]),
+    Index(None, "clients"),  # for the most used names
 )
 client_field_count_delta = Table(
     "client_field_count_delta",
