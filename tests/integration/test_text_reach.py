@@ -36,6 +36,7 @@ async def test_parts_and_missing_fields_of_a_small_audience_are_exact(engine: As
     assert result.by_parts == (PartsCount(1, 4), PartsCount(2, 4))
     assert (result.clients, result.missing, result.total_parts) == (10, 2, 12)
     assert (result.missing_ids, result.missing_fields) == (tuple(ids[:2]), ("name",))
+    assert result.in_unicode == 4
     assert not result.is_estimate
     assert (await reach(engine, "Dear {{ name | friend }}", "916")).unreached == 0
 

@@ -38,6 +38,8 @@ class TextReach(msgspec.Struct, frozen=True, kw_only=True):
     """Clients whose fields were read."""
     by_parts: tuple[PartsCount, ...]
     """The clients who get the text, by parts, the fewest first."""
+    in_unicode: int
+    """Those of them whose text needs Unicode, which has less room in a part."""
     missing: int
     """Clients who lack a field that has no default."""
     too_long: int
@@ -56,6 +58,11 @@ class TextReach(msgspec.Struct, frozen=True, kw_only=True):
     def unreached(self) -> int:
         """The clients who do not get the text, because of their fields."""
         return self.missing + self.too_long
+
+    @property
+    def average_parts(self) -> float:
+        """The parts of a message, on average; those who do not get it count as 0."""
+        return self.total_parts / max(1, self.clients)
 
     @property
     def total_parts(self) -> int:
@@ -79,7 +86,7 @@ async def read_text_reach(
 def count_reach(template: TextTemplate, sample: FieldSample) -> Generator[None, None, TextReach]:
     """Return the reach of a text for a sample of clients. Yields after each step."""
     by_parts, missing_fields = Counter[int](), Counter[str]()
-    missing_ids, too_long = list[int](), 0
+    missing_ids, too_long, in_unicode = list[int](), 0, 0
     decode = msgspec.json.Decoder(dict[str, str]).decode
     for number, (client_id, fields) in enumerate(sample.rows):
         if number % 10 == 0:
@@ -91,7 +98,9 @@ def count_reach(template: TextTemplate, sample: FieldSample) -> Generator[None, 
         elif len(text) > MAX_TEXT_LENGTH:
             too_long += 1
         else:
-            by_parts[count_parts(text).parts] += 1
+            size = count_parts(text)
+            by_parts[size.parts] += 1
+            in_unicode += size.forced_by is not None
     factor = sample.audience_size / max(1, len(sample.rows))
 
     def of_all(clients: int) -> int:
@@ -102,6 +111,7 @@ def count_reach(template: TextTemplate, sample: FieldSample) -> Generator[None, 
         clients=sample.audience_size,
         read_clients=len(sample.rows),
         by_parts=tuple(PartsCount(parts, of_all(by_parts[parts])) for parts in sorted(by_parts)),
+        in_unicode=of_all(in_unicode),
         missing=of_all(missing_fields.total()),
         too_long=of_all(too_long),
         missing_ids=tuple(sorted(missing_ids)[:MAX_SHOWN_CLIENTS]),

@@ -22,13 +22,33 @@ MAX_TEXT_LENGTH = 1_600
 _BRACES = re.compile(r"\{{2,}|\}{2,}|\{\s*[^\W\d]\w*\s*(?:\|[^{}]*)?\}")
 """Two or more braces, or what looks like a placeholder with single ones, as `{name}`."""
 
+NOT_CLOSED = "has opening braces without closing ones at character {}"
+NOT_OPENED = "has closing braces without opening ones at character {}"
+NESTED = "has braces inside a placeholder at character {}"
+TOO_MANY_BRACES = "has more than two braces in a row at character {}"
+SINGLE_BRACES = "has single braces at character {}: a placeholder has two"
+NO_NAME = "has a placeholder without a name at character {}"
+WRONG_NAME = (
+    "has a placeholder with a wrong name at character {}: use up to 32 of a-z, digits and _, and a"
+    " letter first"
+)
+TWO_DEFAULTS = "has a placeholder with two defaults at character {}"
+EMPTY_DEFAULT = "has a placeholder with an empty default at character {}"
+MISTAKES = (
+    *(NOT_CLOSED, NOT_OPENED, NESTED, TOO_MANY_BRACES, SINGLE_BRACES),
+    *(NO_NAME, WRONG_NAME, TWO_DEFAULTS, EMPTY_DEFAULT),
+)
+"""The messages of `TemplateError`; `{}` is the place."""
+
 
 class TemplateError(ValueError):
     """A text has something that looks like a placeholder and is none.
 
-    The message names its place, to be read after the name of the field. It has no brace, so that
-    the pages can translate it.
+    The message names its place, to be read after the name of the field.
     """
+
+    def __init__(self, mistake: str, index: int) -> None:
+        super().__init__(mistake.format(f"{index + 1}"))
 
 
 class Placeholder(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -116,45 +136,39 @@ def _pieces(text: str) -> Iterator[str | Placeholder]:
     """Yield the literal parts and the placeholders of a text."""
     literal_start, opening = 0, None  # of a placeholder: its opening braces
     for braces in _BRACES.finditer(text):
-        place = f"at character {braces.start() + 1}"
-        match braces.group(), opening:
-            case "{{", None:
-                opening = braces
-            case "}}", re.Match():
-                if literal_start < opening.start():
-                    yield text[literal_start : opening.start()]
-                content = text[opening.end() : braces.start()]
-                yield _read_placeholder(content, f"at character {opening.start() + 1}")
-                literal_start, opening = braces.end(), None
-            case _, re.Match():
-                raise TemplateError(f"has braces inside a placeholder {place}")
-            case "}}", None:
-                raise TemplateError(f"has closing braces without opening ones {place}")
-            case token, _ if token.startswith("{") and token.endswith("}"):
-                raise TemplateError(f"has single braces {place}: a placeholder has two")
-            case _:
-                raise TemplateError(f"has more than two braces in a row {place}")
+        found, place = braces.group(), braces.start()
+        if found == "}}" and opening is not None:
+            if literal_start < opening.start():
+                yield text[literal_start : opening.start()]
+            yield _read_placeholder(text[opening.end() : place], opening.start())
+            literal_start, opening = braces.end(), None
+        elif opening is not None:
+            raise TemplateError(NESTED, place)
+        elif found == "{{":
+            opening = braces
+        elif found == "}}":
+            raise TemplateError(NOT_OPENED, place)
+        elif found.startswith("{") and found.endswith("}"):
+            raise TemplateError(SINGLE_BRACES, place)
+        else:
+            raise TemplateError(TOO_MANY_BRACES, place)
     if opening is not None:
-        place = f"at character {opening.start() + 1}"
-        raise TemplateError(f"has opening braces without closing ones {place}")
+        raise TemplateError(NOT_CLOSED, opening.start())
     if literal_start < len(text):
         yield text[literal_start:]
 
 
-def _read_placeholder(content: str, place: str) -> Placeholder:
-    """Return the placeholder with this content between its braces; `place` is for an error."""
+def _read_placeholder(content: str, place: int) -> Placeholder:
+    """Return the placeholder with this content between its braces, the first of them at `place`."""
     name, separator, default = (part.strip() for part in content.partition("|"))
     if "{" in content or "}" in content:
-        raise TemplateError(f"has braces inside a placeholder {place}")
+        raise TemplateError(NESTED, place)
     if not name:
-        raise TemplateError(f"has a placeholder without a name {place}")
+        raise TemplateError(NO_NAME, place)
     if not is_field_name(name):
-        raise TemplateError(
-            f"has a placeholder with a wrong name {place}: use up to 32 of a-z, digits and _, and a"
-            " letter first"
-        )
+        raise TemplateError(WRONG_NAME, place)
     if "|" in default:
-        raise TemplateError(f"has a placeholder with two defaults {place}")
+        raise TemplateError(TWO_DEFAULTS, place)
     if separator and is_blank(default):
-        raise TemplateError(f"has a placeholder with an empty default {place}")
+        raise TemplateError(EMPTY_DEFAULT, place)
     return Placeholder(name, default if separator else None)

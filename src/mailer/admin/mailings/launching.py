@@ -20,6 +20,7 @@ from mailer.admin.mailings.intent import (
     Intent,
     launch_intent,
 )
+from mailer.admin.mailings.template_preview import read_reach_of
 from mailer.admin.render import PageContext, redirect_with_flash
 from mailer.clock import database_clock
 from mailer.errors import ConflictError, InvalidError
@@ -87,6 +88,7 @@ class LaunchQuestion(msgspec.Struct, frozen=True):
             mailing=mailing,
             verb=verb,
             intent=intent,
+            reach=await read_reach_of(self.engine, mailing),
             form=form,
             must_type=intent.must_type(self.settings.confirm_above),
             now=now,
