@@ -232,7 +232,7 @@ FILE_WITH_INVALID_LINES = b"\n".join(
         b"79160000006,,,UTC,fifth field",  # line 7
         b'79160000007,,"unclosed,UTC',
         b"79160000008,," + b"x" * 65 + b",UTC",
-        b"79160000009,," + b"x" * 5000 + b",UTC",  # line 10
+        b"79160000009,," + b"x" * 20_000 + b",UTC",  # line 10
         b",,,,",
         f'{BORIS},,"two\r\nlines",'.encode(),
         b"79160000010,\xd9\xa1\xd9\xa2\xd9\xa3,,europe/moscow",  # line 14; Arabic digits

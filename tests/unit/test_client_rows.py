@@ -69,7 +69,7 @@ def test_line_is_valid_exactly_when_the_model_accepts_it(line: Line) -> None:
     if is_accepted_by_the_model(line):
         phone, code, tag, zone = normalized(line)
         tags = tag_columns(tag or None)
-        row = (2, phone, code or None, tags["tag"], tags["tag_written"], zone or None)
+        row = (2, phone, code or None, tags["tag"], tags["tag_written"], zone or None, None)
         assert validator.valid_rows == [row]
         assert not validator.rejected
     else:
@@ -80,7 +80,7 @@ def test_line_is_valid_exactly_when_the_model_accepts_it(line: Line) -> None:
 
 def test_invisible_characters_around_a_field_are_ignored() -> None:
     validator = validate(("79160000001", "\ufeff912\u00a0", "\u200bvip", "Europe/Moscow\u200b"))
-    assert validator.valid_rows == [(2, "79160000001", "912", "vip", None, "Europe/Moscow")]
+    assert validator.valid_rows == [(2, "79160000001", "912", "vip", None, "Europe/Moscow", None)]
 
 
 def test_invalid_value_is_reported_shortened_and_printable() -> None:

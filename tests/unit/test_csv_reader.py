@@ -182,7 +182,12 @@ def lines_of_one_record(lines: Sequence[str]) -> list[str]:
 
 LINES = st.lists(
     st.text('",\r ;x', max_size=6)
-    | st.text('"x', min_size=MAX_RECORD_LENGTH - 3, max_size=MAX_RECORD_LENGTH + 3),
+    | st.builds(
+        lambda start, length, end: start + "x" * length + end,
+        st.text('"x', max_size=3),
+        st.integers(MAX_RECORD_LENGTH - 6, MAX_RECORD_LENGTH),
+        st.text('"x', max_size=3),
+    ),
     max_size=40,
 )
 

@@ -3,7 +3,8 @@
 import pytest
 
 from mailer.client.columns import CLIENT_FILE_COLUMNS
-from mailer.client.layout import REASON_COLUMN, Layout, LayoutError, detect_layout
+from mailer.client.field_columns import REASON_COLUMN
+from mailer.client.layout import Layout, LayoutError, detect_layout
 from mailer.opt_out.importing import OPT_OUT_COLUMNS
 
 ANNA, BORIS = "79161234567", "+7 (903) 765-43-21"
@@ -110,7 +111,7 @@ def test_chosen_fields_must_fit_the_file() -> None:
     layout = layout_of("a,b,c")
     chosen = layout.with_fields(("tag", "", "phone"), CLIENT_FILE_COLUMNS)
     assert chosen.fields == ("tag", "", "phone")
-    for wrong in (("phone",), ("phone", "tag", "name"), ("",) * 4):
+    for wrong in (("phone",), ("phone", "tag", "Name"), ("",) * 4):
         with pytest.raises(LayoutError):
             layout.with_fields(wrong, CLIENT_FILE_COLUMNS)
 

@@ -14,6 +14,7 @@ from operator import itemgetter
 from typing import Literal, NamedTuple, Self, TypeAlias
 
 from mailer.client.columns import Column
+from mailer.client.field_columns import ExtraColumns, field_name
 from mailer.client.layout import (
     MALFORMED_CSV,
     SAMPLE_LINES,
@@ -21,12 +22,14 @@ from mailer.client.layout import (
     LayoutError,
     detect_layout,
     header_error,
+    ignore_extra_columns,
 )
 from mailer.errors import FieldError, InvalidError
 from mailer.text import strip_invisible
 
-MAX_RECORD_LENGTH = 2000
-"""Characters of a record, over all its lines, to bound the memory; a client needs about 200."""
+MAX_RECORD_LENGTH = 16_000
+"""Characters of a record, over all its lines, to bound the memory; a client needs about 200, and
+one with all fields, and only quotes in them, 13,000."""
 SEPARATOR_LINE = re.compile("\ufeff?sep=([,;\t])[,;]*", re.IGNORECASE)
 """A line before the header that names the delimiter; Excel reads it and some programs write it."""
 
@@ -51,8 +54,11 @@ UNFINISHED: Literal["unfinished"] = "unfinished"
 class CsvReader:
     """Reads the `columns` of every record, in that order; a column that the file lacks is "".
 
+    The columns of `field_names` follow them, if the file has fields that users have named.
+
     The delimiter and the columns are found in the first lines (`detect_layout`). `chosen` are the
     fields of the file's columns, if a user has chosen them; a column with an empty one is ignored.
+    Otherwise `extra` gives the names in the header a meaning that are not those of `columns`.
 
     Lines end with LF, CRLF or CR; lines without a value are skipped. Two habits of Excel are
     accepted: trailing columns without a name and a value are ignored, and a line such as `sep=;`
@@ -64,15 +70,23 @@ class CsvReader:
     lines after it are read as records of their own.
     """
 
-    def __init__(self, columns: Sequence[Column], chosen: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        columns: Sequence[Column],
+        chosen: Sequence[str] | None = None,
+        extra: ExtraColumns = ignore_extra_columns,
+    ) -> None:
         self.layout: Layout | None = None
         """The delimiter and the columns; None until the first lines were read."""
+        self.field_names: list[str] = []
+        """The names of the fields in the file that are not `columns`, once the layout is known."""
         self.row: list[str] = []
         """All fields of the latest record that could be read, in the file's order."""
         self.given_delimiter = ""
         """The delimiter if it is known: a line such as `sep=;` names it."""
         self._columns = columns
         self._chosen = chosen
+        self._extra = extra
         self._width = 0
         """The number of the file's columns."""
         self._sample: list[str] = []
@@ -262,7 +276,7 @@ class CsvReader:
         if len(lines[0]) > MAX_RECORD_LENGTH:
             raise header_error(TOO_LONG)
         readable = [line for line in lines if len(line) <= MAX_RECORD_LENGTH]
-        self.layout = detect_layout(readable, self._columns, self.given_delimiter)
+        self.layout = detect_layout(readable, self._columns, self.given_delimiter, self._extra)
         if self._chosen is not None:
             self.layout = self.layout.with_fields(self._chosen, self._columns)
         if errors := self.layout.errors(self._columns):
@@ -273,8 +287,13 @@ class CsvReader:
         self._parser = _LineParser(self.layout.delimiter)
         self._width = len(self.layout.fields)
         indexes = {name: index for index, name in enumerate(self.layout.fields)}
+        extra = [field for field in self.layout.fields if field_name(field)]
+        self.field_names = [field_name(field) for field in extra]
         # index -1: the empty value that `_to_record` appends
-        self._select_columns = itemgetter(*(indexes.get(each.name, -1) for each in self._columns))
+        self._select_columns = itemgetter(
+            *(indexes.get(each.name, -1) for each in self._columns),
+            *(indexes[field] for field in extra),
+        )
         return [*lines, *later_lines]
 
 

@@ -1,7 +1,7 @@
 """Export of the clients as a CSV file that can be imported again."""
 
 import re
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -9,6 +9,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from mailer.access import audit
 from mailer.access.audited_export import stream_audited
 from mailer.access.model import Actor
+from mailer.client.field_columns import field_column, header_of
+from mailer.client.field_names import known_field_names
 from mailer.client.store import find_ids_by_phone, normalize_filter
 from mailer.db.csv_export import CsvPart, CsvSource, copy_in_chunks
 
@@ -56,6 +58,18 @@ CLIENT_SOURCE = CsvSource(
 )
 
 
+def with_fields(source: CsvSource, names: Iterable[str]) -> CsvSource:
+    """Return a source of clients with a column for each of these fields.
+
+    Their names need no quotes in SQL strings: they have letters, digits and _ alone.
+    """
+    columns = []
+    for name in sorted(names):
+        value = escape_formula_sql(f"fields ->> '{name}'")
+        columns.append(f'{value} AS "{header_of(field_column(name))}"')
+    return source._replace(columns=", ".join([source.columns, *columns]))
+
+
 async def export_clients(
     engine: AsyncEngine, actor: Actor, *, opted_out: bool | None = None, **filters: str
 ) -> AsyncGenerator[CsvPart, None]:
@@ -66,12 +80,15 @@ async def export_clients(
 
     PostgreSQL's COPY quotes the fields. A formula in a tag gets an apostrophe, which an import
     removes. A null tag is written as an empty field, which an import reads as null; no stored tag
-    is empty. So importing an export changes nothing.
+    is empty. The same holds for the fields that users have named: each of the most used names has a
+    column (`mailer.client.field_names`). So importing an export changes nothing.
 
     The start of the export is written to the audit log before the first part is yielded. Raises
     `AccessRevokedError` midway when `actor` loses the right to read.
     """
-    source, filtered_by = CLIENT_SOURCE, sorted(filters)
+    async with engine.connect() as connection:
+        source = with_fields(CLIENT_SOURCE, await known_field_names(connection))
+    filtered_by = sorted(filters)
     if opted_out is not None:
         condition = f"opted_out_at IS {'NOT ' if opted_out else ''}NULL"
         source = source._replace(where=f"{source.where} AND {condition}")

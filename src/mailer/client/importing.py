@@ -16,6 +16,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from mailer.access import audit, reauthorize
 from mailer.access.model import Actor
 from mailer.client.decoding import Encoding
+from mailer.client.field_columns import ExtraColumns, extra_columns
+from mailer.client.field_limit import delete_lines_over_limit, errors_over_limit
 from mailer.client.reading import ClientFile, usable_zones
 from mailer.client.rejected import RejectedLines
 from mailer.client.rows import RejectedField, RowValidator, without_value
@@ -94,6 +96,8 @@ class ImportOptions(NamedTuple):
     """The field of each column, "" for those to ignore; None: the fields are detected."""
     rejected: RejectedLines | None = None
     """Receives all rejected lines."""
+    extra: ExtraColumns = extra_columns
+    """Gives a meaning to the columns that are none of the usual ones, when fields are detected."""
 
 
 AS_DETECTED = ImportOptions()
@@ -113,6 +117,9 @@ async def import_clients(
     becomes null. A new client without an operator code gets that of its phone, and one without a
     time zone gets UTC. When a phone is in several lines, the last one wins; the earlier ones change
     nothing and count as unchanged. Apostrophes that an export put before formulas are removed.
+
+    Of the fields that users have named, an update changes those that the file has columns for. An
+    empty cell removes the field. A line that would give its client too many fields is rejected.
 
     All valid lines are stored in one transaction; invalid lines are reported. Nothing is stored
     when `parts` raises, when the file cannot be read (`InvalidError`), or when `actor` has lost the
@@ -140,7 +147,8 @@ async def import_clients(
 # every table.
 CREATE_STAGING_TABLE = """
     CREATE TEMPORARY TABLE client_import (
-        line bigint, phone text, operator_code text, tag text, tag_written text, time_zone text)"""
+        line bigint, phone text, operator_code text, tag text, tag_written text, time_zone text,
+        fields jsonb)"""
 
 
 async def _import(
@@ -151,7 +159,8 @@ async def _import(
     options: ImportOptions,
 ) -> ImportReport:
     """Read, validate and stage the lines as they arrive; then store them. See `import_clients`."""
-    file = ClientFile(parts, await usable_zones(database), options.columns, options.rejected)
+    zones = await usable_zones(database)
+    file = ClientFile(parts, zones, options.columns, options.rejected, options.extra)
     await database.execute(CREATE_STAGING_TABLE)
     staged_count = 0
     async with aclosing(file.batches()) as batches:
@@ -169,7 +178,12 @@ async def _import(
         ignored_columns=layout.ignored,
         encoding=UNSET if file.decoder.encoding == "UTF-8" else file.decoder.encoding,
     )
-    staged = _StagedFile(line_count=staged_count, has_tags="tag" in layout.fields, report=report)
+    staged = _StagedFile(
+        line_count=staged_count,
+        has_tags="tag" in layout.fields,
+        field_names=file.reader.field_names,
+        report=report,
+    )
     return await _store(database, staged, actor, claim)
 
 
@@ -208,24 +222,29 @@ DELETE_REPEATED_PHONES = """
     WHERE client_import.phone = repeated.phone AND client_import.line < repeated.last"""
 # Creates a client for each phone that no client has, in the order of the lines.
 INSERT_NEW = """
-    INSERT INTO client (phone, operator_code, tag, tag_written, time_zone)
+    INSERT INTO client (phone, operator_code, tag, tag_written, time_zone, fields)
     SELECT phone, coalesce(operator_code, substr(phone, 2, 3)), tag, tag_written,
-        coalesce(time_zone, 'UTC')
+        coalesce(time_zone, 'UTC'), coalesce(fields, '{}')
     FROM client_import AS staged
     WHERE NOT EXISTS (SELECT FROM client WHERE client.phone = staged.phone)
     ORDER BY line"""
 # Updates each client whose phone is in the file, if a column differs. Clients of INSERT_NEW do not
 # differ. Null leaves a column as it is, but empties a tag if $1: if the file has a column of tags.
+# Of the fields, those of the names $2 are replaced: the names that the file has columns for.
 UPDATE_EXISTING = """
     UPDATE client SET operator_code = coalesce(staged.operator_code, client.operator_code),
         tag = CASE WHEN $1 THEN staged.tag ELSE client.tag END,
         tag_written = CASE WHEN $1 THEN staged.tag_written ELSE client.tag_written END,
         time_zone = coalesce(staged.time_zone, client.time_zone),
+        fields = CASE WHEN $2::text[] = '{}' THEN client.fields
+            ELSE (client.fields - $2::text[]) || staged.fields END,
         updated_at = now()
     FROM client_import AS staged
     WHERE client.phone = staged.phone
         AND (client.operator_code <> staged.operator_code
             OR client.time_zone <> staged.time_zone
+            OR ($2::text[] <> '{}'
+                AND client.fields <> ((client.fields - $2::text[]) || staged.fields))
             OR ($1 AND (client.tag IS DISTINCT FROM staged.tag
                 OR client.tag_written IS DISTINCT FROM staged.tag_written)))"""
 DROP_STAGING_TABLE = "DROP TABLE client_import"
@@ -238,6 +257,8 @@ class _StagedFile(msgspec.Struct, frozen=True):
     """Lines in the staging table."""
     has_tags: bool
     """Whether the file has a column of tags."""
+    field_names: list[str]
+    """The names of the fields that the file has columns for."""
     report: ImportReport
     """The report on the rejected lines; it counts no stored lines yet."""
 
@@ -276,19 +297,26 @@ async def _store_lines(
     await database.execute(LOCK_IMPORT, IMPORT_LOCK, timeout=IMPORT_STATEMENT_TIMEOUT)
     await database.execute(ANALYZE_STAGED_LINES, timeout=IMPORT_STATEMENT_TIMEOUT)
     await database.execute(DELETE_REPEATED_PHONES, timeout=IMPORT_STATEMENT_TIMEOUT)
+    over_limit = await delete_lines_over_limit(
+        database, staged.field_names, timeout=IMPORT_STATEMENT_TIMEOUT
+    )
     created = affected_rows(await database.execute(INSERT_NEW, timeout=IMPORT_STATEMENT_TIMEOUT))
     updated = 0
     if created < staged.line_count:  # else every line has created a client
         status = await database.execute(
-            UPDATE_EXISTING, staged.has_tags, timeout=IMPORT_STATEMENT_TIMEOUT
+            UPDATE_EXISTING,
+            staged.has_tags,
+            staged.field_names,
+            timeout=IMPORT_STATEMENT_TIMEOUT,
         )
         updated = affected_rows(status)
     await database.execute(DROP_STAGING_TABLE)
-    unchanged = staged.line_count - created - updated
+    unchanged = staged.line_count - len(over_limit) - created - updated
     # the right may have been revoked during a long upload
     await reauthorize.ensure_authorized(database, actor, "write")
     counts = {"created": created, "updated": updated, "unchanged": unchanged}
-    all_counts = counts | {"rejected": staged.report.rejected}
+    all_counts = counts | {"rejected": staged.report.rejected + len(over_limit)}
     target = audit.Target("directory")
     await audit.record(database, actor, "clients_imported", target, after=all_counts)
-    return msgspec.structs.replace(staged.report, **counts)
+    errors = staged.report.errors + errors_over_limit(over_limit, staged.report.rejected)
+    return msgspec.structs.replace(staged.report, errors=errors, **all_counts)

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from mailer.client.columns import Column, may_be_phone
+from mailer.client.field_columns import REASON_COLUMN, ExtraColumns, field_column, field_name
+from mailer.client.fields import WRONG_FIELD_NAME, is_field_name
 from mailer.client.phone import is_rounded
 from mailer.errors import FieldError, InvalidError
 from mailer.text import strip_invisible
@@ -16,8 +18,6 @@ MAX_COLUMNS = 100
 """Columns of a file, to bound the time and the size of the preview."""
 DELIMITERS = ",;\t"
 """Possible delimiters: commas by the standard (RFC 4180), semicolons and tabs in Excel."""
-REASON_COLUMN = "rejected_reason"
-"""The column that a file of rejected lines has in addition; an import ignores it."""
 MALFORMED_CSV = "is not well-formed CSV: a quote or a line's end is out of place"
 
 Rows = Sequence[Sequence[str]]
@@ -32,7 +32,8 @@ class Layout(msgspec.Struct, frozen=True):
     names: tuple[str, ...]
     """The names of the columns in the header; all are empty without one."""
     fields: tuple[str, ...]
-    """The field of each column; empty if the column is ignored."""
+    """The field of each column; empty if the column is ignored. Fields that a user has named begin
+    with `fields.`."""
     examples: tuple[str, ...]
     """A value of each column in the first lines; empty if there is none."""
 
@@ -47,21 +48,35 @@ class Layout(msgspec.Struct, frozen=True):
 
     def errors(self, columns: Sequence[Column]) -> list[FieldError]:
         """Return why the file cannot be read with these fields. The first column is required."""
+        named = {field: field_name(field) for field in self.fields if field_name(field)}
         errors = [
-            FieldError(column.name, "appears more than once")
-            for column in columns
-            if self.fields.count(column.name) > 1
+            FieldError(field, "appears more than once")
+            for field in (*(column.name for column in columns), *named)
+            if self.fields.count(field) > 1
         ]
+        errors += (
+            FieldError(field, WRONG_FIELD_NAME)
+            for field, name in named.items()
+            if not is_field_name(name)
+        )
         if columns[0].name not in self.fields:
             errors.append(FieldError(columns[0].name, "is required"))
         return errors
 
     def with_fields(self, fields: Sequence[str], columns: Sequence[Column]) -> "Layout":
-        """Return the layout with other fields; raises `LayoutError` if they do not fit."""
+        """Return the layout with other fields; raises `LayoutError` if they do not fit.
+
+        A name that is of no column is that of a field.
+        """
         known = {"", *(column.name for column in columns)}
-        if len(fields) != len(self.fields) or not known.issuperset(fields):
+        chosen = tuple(
+            field_column(field) if field not in known and is_field_name(field) else field
+            for field in fields
+        )
+        are_known = all(field in known or field_name(field) for field in chosen)
+        if len(fields) != len(self.fields) or not are_known:
             raise LayoutError([FieldError("columns", "must name a field for each column")])
-        return msgspec.structs.replace(self, fields=tuple(fields))
+        return msgspec.structs.replace(self, fields=chosen)
 
 
 class LayoutError(InvalidError):
@@ -84,11 +99,22 @@ def safe_column_name(number: int, written: str) -> str:
     return written.strip().encode(errors="replace").decode()
 
 
-def detect_layout(lines: Sequence[str], columns: Sequence[Column], delimiter: str = "") -> Layout:
+def ignore_extra_columns(names: Sequence[str]) -> Sequence[str]:
+    """Return no column for any name in a header; see `ExtraColumns`."""
+    return [""] * len(names)
+
+
+def detect_layout(
+    lines: Sequence[str],
+    columns: Sequence[Column],
+    delimiter: str = "",
+    extra: ExtraColumns = ignore_extra_columns,
+) -> Layout:
     """Return the layout of a file that begins with `lines`, of which the first is not empty.
 
     The first line is the header if it has a name of a column. Otherwise the first of `columns` is
-    found by its values, the phones; the first line is a header if it has no digits there.
+    found by its values, the phones; the first line is a header if it has no digits there. `extra`
+    gives the other names in the header a meaning.
 
     The delimiter, unless given, is the one with which the header has the most names, and then the
     one with which the most lines have a phone. Raises `InvalidError` for a malformed first line,
@@ -108,7 +134,7 @@ def detect_layout(lines: Sequence[str], columns: Sequence[Column], delimiter: st
         raise header_error(MALFORMED_CSV)
     if len(best.rows[0]) > MAX_COLUMNS:
         raise header_error(f"has more than {MAX_COLUMNS} columns")
-    return best.layout()
+    return best.layout(extra)
 
 
 def _parse_lines(lines: Sequence[str], delimiter: str) -> Rows:
@@ -149,10 +175,10 @@ class _Sample:
         """Return how well the delimiter fits: names in the first row, then rows with a phone."""
         return self._name_count, self._key_count
 
-    def layout(self) -> Layout:
+    def layout(self, extra: ExtraColumns) -> Layout:
         """Return the layout of the file."""
         has_header = self._has_header()
-        fields = self._named_fields() if has_header else self._recognized_fields()
+        fields = self._named_fields(extra) if has_header else self._recognized_fields()
         width = len(fields)
         names = self.rows[0][:width] if has_header else [""] * width
         data = self.rows[1:] if has_header else self.rows
@@ -175,7 +201,7 @@ class _Sample:
         is_data = may_be_phone(first_key) or is_rounded(first_key) or first_key.isdigit()
         return self._name_count > 0 or not is_data
 
-    def _named_fields(self) -> list[str]:
+    def _named_fields(self, extra: ExtraColumns) -> list[str]:
         """Return the fields that the header names, without empty names at its end."""
         fields, key = list(self._named), self._columns[0].name
         while fields and not self.rows[0][len(fields) - 1]:
@@ -183,7 +209,10 @@ class _Sample:
         index = self._key_index
         if key not in fields and index is not None and index < len(fields) and not fields[index]:
             fields[index] = key
-        return fields
+        others = extra(
+            ["" if field else name for field, name in zip(fields, self.rows[0], strict=False)]
+        )
+        return [field or other for field, other in zip(fields, others, strict=True)]
 
     def _recognized_fields(self) -> list[str]:
         """Return the fields of a file without a header, as far as its values show them.

@@ -25,6 +25,7 @@ class PreviewRow(msgspec.Struct, frozen=True):
     operator_code: str
     tag: str | None
     time_zone: str
+    fields: dict[str, str]
 
 
 class ImportPreview(msgspec.Struct, frozen=True):
@@ -60,7 +61,7 @@ async def preview_clients(
     """
     async with engine.connect() as connection:
         zones = await usable_zones(await asyncpg_connection(connection))
-    file = ClientFile(parts, zones, options.columns, options.rejected)
+    file = ClientFile(parts, zones, options.columns, options.rejected, options.extra)
     valid, first_rows = 0, list[StagedRow]()
     errors: Sequence[FieldError] = ()
     try:
@@ -87,5 +88,6 @@ async def preview_clients(
 
 
 def _preview_row(row: StagedRow) -> PreviewRow:
-    _, phone, code, tag, written_tag, zone = row
-    return PreviewRow(phone, code or phone[1:4], written_tag or tag, zone or "UTC")
+    _, phone, code, tag, written_tag, zone, fields = row
+    values = msgspec.json.decode(fields or "{}", type=dict[str, str])
+    return PreviewRow(phone, code or phone[1:4], written_tag or tag, zone or "UTC", values)

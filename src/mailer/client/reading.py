@@ -9,6 +9,7 @@ import asyncpg
 from mailer.client.columns import CLIENT_FILE_COLUMNS
 from mailer.client.csv_reader import CsvReader
 from mailer.client.decoding import TextDecoder
+from mailer.client.field_columns import ExtraColumns, extra_columns
 from mailer.client.layout import Layout
 from mailer.client.model import known_zones
 from mailer.client.rejected import RejectedLines
@@ -34,8 +35,9 @@ async def usable_zones(database: asyncpg.Connection) -> frozenset[str]:
 class ClientFile:
     """A file of clients that arrives in `parts`, of which some lines are valid.
 
-    `chosen` are the fields of its columns, if a user has chosen them. All rejected lines are added
-    to `rejected`, if it is given.
+    `chosen` are the fields of its columns, if a user has chosen them; otherwise `extra` gives the
+    other columns of the header a meaning. All rejected lines are added to `rejected`, if it is
+    given.
     """
 
     def __init__(
@@ -44,10 +46,11 @@ class ClientFile:
         zones: frozenset[str],
         chosen: Sequence[str] | None = None,
         rejected: RejectedLines | None = None,
+        extra: ExtraColumns = extra_columns,
     ) -> None:
         self.slices = TimeSlices()
         self.decoder = TextDecoder()
-        self.reader = CsvReader(CLIENT_FILE_COLUMNS, chosen)
+        self.reader = CsvReader(CLIENT_FILE_COLUMNS, chosen, extra)
         self.validator = RowValidator(zones, self.decoder, self.reader, rejected)
         self.uploaded = UploadedFile(parts)
         self._rejected = rejected

@@ -10,7 +10,7 @@ from typing import Self
 from mailer.client.csv_reader import CsvReader, UnreadableRecord
 from mailer.client.disk import on_disk
 from mailer.client.exporting import BEFORE_FORMULA
-from mailer.client.layout import REASON_COLUMN
+from mailer.client.field_columns import REASON_COLUMN, header_of
 from mailer.db.csv_export import CsvPart
 
 MAX_REJECTED_BYTES = 64 * 1024 * 1024
@@ -111,7 +111,10 @@ class RejectedLines:
             raise RuntimeError
         self._delimiter = layout.delimiter
         self._kept = [index for index, name in enumerate(layout.names) if name != REASON_COLUMN]
-        names = [field or name for field, name in zip(layout.fields, layout.names, strict=True)]
+        names = [
+            header_of(field) or name
+            for field, name in zip(layout.fields, layout.names, strict=True)
+        ]
         self._text.write(BYTE_ORDER_MARK)
         self._write(names, REASON_COLUMN)
 

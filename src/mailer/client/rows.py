@@ -12,6 +12,8 @@ from mailer.client.columns import CLIENT_FILE_COLUMNS
 from mailer.client.csv_reader import CsvReader, Record, UnreadableRecord
 from mailer.client.decoding import TextDecoder, is_decoded
 from mailer.client.exporting import unescape_formula
+from mailer.client.field_columns import field_column
+from mailer.client.fields import MAX_CLIENT_FIELDS, clean_value, is_value
 from mailer.client.model import (
     UNKNOWN_ZONE_MESSAGE,
     NewClient,
@@ -28,9 +30,11 @@ from mailer.text import clean_label, strip_invisible
 from mailer.validation import check
 
 CSV_COLUMNS = tuple(column.name for column in CLIENT_FILE_COLUMNS)
-"""The columns that a file may have."""
-StagedRow: TypeAlias = tuple[int, str, str | None, str | None, str | None, str | None]
-"""A row of the staging table: line number, phone, operator code, tag, tag as written, time zone."""
+"""The columns that a file may have, besides fields that users have named."""
+COLUMN_COUNT = len(CSV_COLUMNS)
+StagedRow: TypeAlias = tuple[int, str, str | None, str | None, str | None, str | None, str | None]
+"""A row of the staging table: line number, phone, operator code, tag, tag as written, time zone,
+and as JSON the fields that users have named; null if the file has none."""
 CACHED_VALUES = 4096
 """Operator codes, and tags, whose validation is remembered: a file has few, on many lines."""
 MAX_REPORTED_LINES = 100
@@ -83,13 +87,15 @@ class RowValidator:
         self._is_code = functools.lru_cache(CACHED_VALUES)(_compile_rule(OperatorCode))
         self._is_tag = functools.lru_cache(CACHED_VALUES)(_compile_rule(Tag))
         self._tag_columns = functools.lru_cache(CACHED_VALUES)(_tag_columns)
+        self._clean_value = functools.lru_cache(CACHED_VALUES)(_clean_value)
 
     def validate(self, records: Iterable[Record]) -> None:
         """Validate more records. Beyond `MAX_REPORTED_LINES`, rejected lines are only counted.
 
         Bytes that are invalid in the file's encoding are lone surrogates here (`TextDecoder`). They
         need no check of their own: no phone, operator code or time zone has one, and the pattern of
-        a tag (`STORABLE`) excludes them. `_find_errors` only gives such a field a better message.
+        a tag and of named fields (`STORABLE`) excludes them. `_find_errors` only gives such a field
+        a better message.
         """
         # local names are found faster than attributes, and this loop is the longest of an import
         add_row, zones = self.valid_rows.append, self._zones
@@ -105,11 +111,26 @@ class RowValidator:
                 and (not code or is_code(code))
                 and (not tag or is_tag(tag))
                 and (not zone or zone in zones)
+                and (not (values := fields[COLUMN_COUNT:]) or self._are_values(values))
             ):
                 folded, written = to_columns(tag)
-                add_row((line, phone, code or None, folded, written, zone or None))
+                named = self._to_json(values) if values else None
+                add_row((line, phone, code or None, folded, written, zone or None, named))
             else:
                 self._reject(line, fields)
+
+    def _are_values(self, values: Sequence[str]) -> bool:
+        """Return whether the values of fields are valid, and the client has not too many."""
+        cleaned = [self._clean_value(value) for value in values]
+        return all(map(is_value, cleaned)) and sum(map(bool, cleaned)) <= MAX_CLIENT_FIELDS
+
+    def _to_json(self, values: Sequence[str]) -> str:
+        """Return the fields to store, without those that are empty."""
+        return msgspec.json.encode(self._fields(values)).decode()
+
+    def _fields(self, values: Sequence[str]) -> dict[str, str]:
+        cleaned = zip(self._reader.field_names, map(self._clean_value, values), strict=True)
+        return {name: value for name, value in cleaned if value}
 
     def _reject(self, line: int, fields: Sequence[str] | UnreadableRecord) -> None:
         """Count a rejected line, and report its errors up to `MAX_REPORTED_LINES`."""
@@ -122,7 +143,8 @@ class RowValidator:
             values = {"": fields.line}
         else:
             unreadable, messages = None, self._find_errors(fields)
-            values = dict(zip(CSV_COLUMNS, fields, strict=True))
+            columns = (*CSV_COLUMNS, *map(field_column, self._reader.field_names))
+            values = {**dict(zip(columns, fields, strict=True)), "fields": ""}
         if is_reported:
             self.errors += (
                 RejectedField(line, name, excerpt(value), messages[name])
@@ -137,9 +159,10 @@ class RowValidator:
         all_values = zip(CSV_COLUMNS, _normalize(fields), strict=True)
         # an empty field means no value, except that a phone is required
         values = {name: value for name, value in all_values if value or name == "phone"}
+        named = self._fields(fields[COLUMN_COUNT:])
         messages = {}
         try:
-            check(NewClient, values, database_clock.now())
+            check(NewClient, {**values, "fields": named}, database_clock.now())
         except InvalidError as error:
             messages = {error.field: error.message for error in error.errors}
         if values.get("time_zone", "UTC") not in self._zones:
@@ -148,6 +171,7 @@ class RowValidator:
             messages["phone"] = ROUNDED_MESSAGE
         # rejected by the rules of the model already; this message is more exact
         undecodable = f"is not {self._decoder.encoding}"
+        values |= {field_column(name): value for name, value in named.items()}
         return messages | {
             name: undecodable for name, value in values.items() if not is_decoded(value)
         }
@@ -155,9 +179,14 @@ class RowValidator:
 
 def _normalize(fields: Sequence[str]) -> tuple[str, str, str, str]:
     """Return the fields of a line, in the order of `CSV_COLUMNS`, in the form that is validated."""
-    phone, code, tag, zone = fields
+    phone, code, tag, zone = fields[:COLUMN_COUNT]
     code, zone = (strip_invisible(field).strip() for field in (code, zone))
     return normalize_phone(phone), code, clean_label(unescape_formula(tag)), zone
+
+
+def _clean_value(value: str) -> str:
+    """Return the value of a field that a user has named in the form that is validated."""
+    return clean_value(unescape_formula(value))
 
 
 def _tag_columns(tag: str) -> tuple[str | None, str | None]:
