@@ -20,7 +20,7 @@ from mailer.gateway.protocol import (
 )
 from mailer.mailing.model import RunningMailing
 from mailer.mailing.text_template import (
-    MAX_TEXT_LENGTH,
+    MAX_CHARACTERS,
     MISSING_FIELD,
     TEXT_TOO_LONG,
     MissingField,
@@ -166,7 +166,7 @@ def _with_text(claim: ClaimedMessage, mailing: RunningMailing) -> RunningMailing
     match render(mailing.template, fields):
         case MissingField():
             return end_untried(claim, "cancelled", MISSING_FIELD)
-        case text if len(text) > MAX_TEXT_LENGTH:
+        case text if len(text) > MAX_CHARACTERS:
             return end_untried(claim, "undelivered", TEXT_TOO_LONG)
         case text:
             return mailing.with_text(claim.text_version, text)

@@ -29,7 +29,7 @@ from mailer.mailing import store as mailings
 from mailer.mailing.actions import ensure_allowed
 from mailer.mailing.model import Mailing
 from mailer.mailing.text_template import (
-    MAX_TEXT_LENGTH,
+    MAX_CHARACTERS,
     MISSING_FIELD,
     TEXT_TOO_LONG,
     MissingField,
@@ -165,7 +165,7 @@ def _render(mailing: Mailing, recipient: Recipient) -> str | PhoneResult:
     text = render(parse(mailing.text), fields)
     if isinstance(text, MissingField):
         return PhoneResult.not_sent(recipient.phone, MISSING_FIELD)
-    if len(text) > MAX_TEXT_LENGTH:
+    if len(text) > MAX_CHARACTERS:
         return PhoneResult.not_sent(recipient.phone, TEXT_TOO_LONG)
     return text
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 from mailer.errors import FieldError, InvalidError
-from mailer.mailing.text_template import MAX_TEXT_LENGTH, TemplateError, parse
+from mailer.mailing.text_template import MAX_CHARACTERS, TemplateError, parse
 from mailer.text import clean_label, compose, fold_label
 from mailer.validation import STORABLE
 
@@ -37,7 +37,7 @@ Text = Annotated[
     str,
     Meta(
         min_length=1,
-        max_length=MAX_TEXT_LENGTH,
+        max_length=MAX_CHARACTERS,
         pattern=STORABLE,
         description="The text of the message, with at least one visible character; stored in"
         " Unicode normalization form C (NFC).",

@@ -11,7 +11,7 @@ from mailer.mailing.client_filter import ClientFilter
 from mailer.mailing.field_sample import FieldSample, read_fields
 from mailer.mailing.field_types import Purpose
 from mailer.mailing.model import excluded_opt_outs
-from mailer.mailing.text_template import MAX_TEXT_LENGTH, MissingField, TextTemplate, render
+from mailer.mailing.text_template import MAX_CHARACTERS, MissingField, TextTemplate, render
 from mailer.time_slices import run_in_slices
 
 MAX_SHOWN_CLIENTS = 5
@@ -95,7 +95,7 @@ def count_reach(template: TextTemplate, sample: FieldSample) -> Generator[None, 
         if isinstance(text, MissingField):
             missing_fields[text.field] += 1
             missing_ids.append(client_id)
-        elif len(text) > MAX_TEXT_LENGTH:
+        elif len(text) > MAX_CHARACTERS:
             too_long += 1
         else:
             size = count_parts(text)

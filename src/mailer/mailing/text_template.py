@@ -16,7 +16,7 @@ MISSING_FIELD = "missing_field"
 """Reason of a cancelled message: the client lacks a field of the text that has no default."""
 TEXT_TOO_LONG = "text_too_long"
 """Reason of an undelivered message: with the client's fields, the text is too long."""
-MAX_TEXT_LENGTH = 1_600
+MAX_CHARACTERS = 1_600
 """Characters of a text, also with the fields of the client."""
 
 _BRACES = re.compile(r"\{{2,}|\}{2,}|\{\s*[^\W\d]\w*\s*(?:\|[^{}]*)?\}")
