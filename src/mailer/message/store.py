@@ -33,7 +33,7 @@ FIRST_CURSOR: ClaimCursor = (EARLIEST_DUE, 0)
 # A message is sent with the newest text. But if delivery by an earlier attempt is unknown, the same
 # text is sent again: the client may have got it already. It is version 1 if the attempt was made
 # before texts had versions. The same applies to the values of the client's fields in the text; for
-# a literal text no field is read.
+# a literal text no field is read: the fields are in a subselect, which is not executed then.
 # The subselects call volatile functions once. Without one around clock_timestamp(), PostgreSQL
 # would not use it as an index condition and would scan the index to its end. A restored database
 # may not send: then nothing is claimed.
@@ -59,10 +59,11 @@ CLAIM_DUE = """
                             ELSE coalesce(message.text_version, 1) END,
         field_values = CASE WHEN message.unknown_reason IS NOT NULL THEN message.field_values
             WHEN due.template IS NOT NULL THEN (
-                SELECT coalesce(jsonb_object_agg(name, client.fields -> name), '{}')
-                FROM jsonb_array_elements(due.template) AS piece
+                SELECT coalesce(jsonb_object_agg(name, own.fields -> name), '{}')
+                FROM client AS own CROSS JOIN jsonb_array_elements(due.template) AS piece
                     CROSS JOIN LATERAL (SELECT piece ->> 'field' AS name) AS placeholder
-                WHERE jsonb_typeof(piece) = 'object' AND client.fields ? name) END,
+                WHERE own.id = due.client_id AND jsonb_typeof(piece) = 'object'
+                    AND own.fields ? name) END,
         gateway = $8, lease_owner = $3, lease_expires_at = clock_timestamp() + $4,
         updated_at = now()
     FROM due JOIN client ON client.id = due.client_id
