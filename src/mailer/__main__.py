@@ -71,16 +71,27 @@ def clients() -> None:
 @clients.command("import")
 @click.argument("file")
 @click.option("--rejected", metavar="FILE", help="Write the rejected lines to FILE, to correct.")
-def import_(file: str, rejected: str | None) -> None:
+@click.option(
+    "--columns",
+    metavar="NAMES",
+    help="What the columns of FILE are, in its order, with commas, as phone,,name: a blank one is"
+    " ignored.",
+)
+def import_(file: str, rejected: str | None, columns: str | None) -> None:
     """Import clients from FILE, or from standard input for -; exit 1 if a line was rejected.
 
-    FILE is CSV or an Excel workbook (.xlsx).
+    FILE is CSV or an Excel workbook (.xlsx). Columns whose names are valid for a field, such as
+    name, are imported as fields.
     """
     settings = load_settings()
     from mailer.client import commands
 
     import_file = partial(
-        commands.import_file, path=file, console=Console(stderr=True), rejected_path=rejected
+        commands.import_file,
+        path=file,
+        console=Console(stderr=True),
+        rejected_path=rejected,
+        columns=None if columns is None else [name.strip() for name in columns.split(",")],
     )
     import_report = run_on_database(settings, import_file)
     if import_report.rejected:

@@ -31,6 +31,7 @@ from mailer.sample_data import (
     create_clients,
     create_mailings,
     create_messages,
+    set_fields,
     settle_mailings,
 )
 from mailer.settings import Settings
@@ -63,6 +64,16 @@ TIME_ZONES = (
     "Asia/Vladivostok",
     "Asia/Kamchatka",
 )
+FIELDS: tuple[dict[str, str], ...] = (
+    {"name": "Anna", "bonus": "250"},
+    {"name": "Boris", "bonus": "40"},
+    {"name": "Vera"},
+    {"name": "Gleb", "bonus": "1200"},
+    {"name": "Daria", "bonus": "75"},
+    {"name": "Ivan"},
+    {},
+)
+"""Fields of the clients: some have no bonus, and some no name."""
 
 DAY = timedelta(days=1)
 HOUR = timedelta(hours=1)
@@ -173,9 +184,10 @@ async def create_demo_data(engine: AsyncEngine) -> None:
     now = database_clock.now()
     async with engine.connect() as pooled:
         database = await asyncpg_connection(pooled)
-        await create_clients(
+        ids = await create_clients(
             database, CLIENT_COUNT, operator_codes=OPERATOR_CODES, tags=TAGS, time_zones=TIME_ZONES
         )
+        await set_fields(database, ids, *FIELDS)
         for ended in ENDED_MAILINGS:
             await _create_ended_mailing(database, ended, start=now - ended.started_ago)
 

@@ -3,7 +3,7 @@
 They are written into the database directly, past the rules of the API; triggers keep the counts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, time, timedelta
 from typing import Any
 
@@ -30,6 +30,10 @@ INSERT_CLIENTS = """
     CROSS JOIN LATERAL generate_series(existing + 1, existing + $1::bigint) AS n
     CROSS JOIN LATERAL (SELECT ($2::text[])[1 + n % cardinality($2)] AS code) AS drawn
     ORDER BY n RETURNING id"""
+# Gives the clients $1 the fields $2 in turn.
+SET_FIELDS = """
+    UPDATE client SET fields = ($2::text[])[1 + position % cardinality($2)]::jsonb
+    FROM unnest($1::bigint[]) WITH ORDINALITY AS given (id, position) WHERE client.id = given.id"""
 ENQUEUED_UNTIL = 10_000_000
 """An id above those of all sample clients: up to here, all clients of the audience are enqueued."""
 # Inserts one mailing for each element of the arrays $1 to $8, with its row of counts; returns their
@@ -109,6 +113,14 @@ async def create_clients(
     """
     rows = await database.fetch(INSERT_CLIENTS, count, operator_codes, tags, time_zones)
     return [row["id"] for row in rows]
+
+
+async def set_fields(
+    database: asyncpg.Connection, clients: Sequence[int], *fields: Mapping[str, str]
+) -> None:
+    """Give each client one of these objects of fields, in turn."""
+    objects = [msgspec.json.encode(each).decode() for each in fields]
+    await database.execute(SET_FIELDS, clients, objects)
 
 
 async def create_mailings(database: asyncpg.Connection, *mailings: SampleMailing) -> list[int]:

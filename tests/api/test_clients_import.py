@@ -20,6 +20,7 @@ from mailer.web.body import MAX_BODY_BYTES
 
 PATH = "/clients/import"
 CSV = {"Content-Type": "text/csv"}
+ACCEPT_CSV = CSV | {"Accept": "text/csv"}
 ANNA = "79160000001"
 COUNT_STAGING_TABLES = "SELECT count(*) FROM pg_class WHERE relname = 'client_import'"
 """Each import has a staging table, from its first bytes to its end."""
@@ -181,6 +182,53 @@ async def test_a_workbook_is_imported_and_ignored_columns_are_named(api: httpx.A
     assert (response.json()["created"], response.json()["rejected"]) == (1, 1)
     assert response.json()["errors"][0]["line"] == 3
     assert response.json()["ignored_columns"] == ["Город"]
+
+
+async def test_columns_of_fields_are_imported_and_named(api: httpx.AsyncClient) -> None:
+    content = by_xlsxwriter([["name", "Телефон", "City"], ["Anna", 79160000001, "Omsk"]])
+    response = await api.post(PATH, content=content, headers=XLSX)
+    assert response.json()["fields"] == ["name"]
+    assert response.json()["ignored_columns"] == ["City"]
+    [client] = (await api.get("/clients")).json()["results"]
+    assert client["fields"] == {"name": "Anna"}
+
+
+async def test_the_query_says_what_the_columns_are(api: httpx.AsyncClient) -> None:
+    content = f"Имя;Телефон;City;Note\nAnna;{ANNA};Omsk;x\n".encode()
+    path = f"{PATH}?columns=name,phone, fields.tag,"
+    response = await api.post(path, content=content, headers=CSV)
+    assert response.json()["fields"] == ["name", "tag"]
+    assert response.json()["ignored_columns"] == ["Note"]
+    [client] = (await api.get("/clients")).json()["results"]
+    assert (client["fields"], client["tag"]) == ({"name": "Anna", "tag": "Omsk"}, None)
+
+    answer = await api.post(
+        f"{PATH}?columns=name,phone,,", content=b"a,b,c,d\nAnna,1,2,3\n", headers=ACCEPT_CSV
+    )
+    header, line = answer.content.decode("utf-8-sig").splitlines()
+    assert header == "name,phone,c,d,rejected_reason"
+    assert line.startswith("Anna,1,2,3,")
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [
+        ("columns=phone", "columns"),
+        ("columns=phone,Имя", "columns"),
+        ("columns=phone,fields.Имя", "fields.Имя"),
+        ("columns=name,tag", "phone"),
+        (f"columns={',' * 100}", "columns"),
+        ("column=phone,name", "column"),
+    ],
+)
+async def test_a_wrong_choice_of_columns_is_400_and_names_it(
+    api: httpx.AsyncClient, query: str, field: str
+) -> None:
+    content = f"phone,Имя\n{ANNA},Anna\n".encode()
+    response = await api.post(f"{PATH}?{query}", content=content, headers=CSV)
+    assert response.status_code == 400
+    assert [error["field"] for error in response.json()["errors"]] == [field]
+    assert (await api.get("/clients")).json()["count"] == 0
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,52 @@ async def test_a_preview_with_wrong_columns_asks_for_others(
     await send(api, FILE, 400, path=f"?columns={columns}")
 
 
+FILE_WITH_FIELDS = f"Имя;phone;city;Любимый цвет\nЮлия;{ANNA};<b>Тверь;синий\n".encode()
+"""A file with columns that may become fields."""
+
+
+def shown_columns(page: str) -> list[str]:
+    """Return what each column is imported as in a preview, with the name of the field."""
+    columns = []
+    cells = re.findall(r'<select name="column".*?<input name="field_name"[^>]*>', page, re.DOTALL)
+    for cell in cells:
+        [chosen] = re.findall(r'<option value="([^"]*)" selected>', cell) or [""]
+        [name] = re.findall(r'<input name="field_name" value="([^"]*)"', cell)
+        assert ("hidden>" in cell) == (chosen != "fields.")
+        columns.append(chosen + name if chosen == "fields." else chosen or f"({name})")
+    return columns
+
+
+async def test_the_preview_proposes_fields_for_the_other_columns(api: httpx.AsyncClient) -> None:
+    page = await send(api, FILE_WITH_FIELDS, path="/preview")
+    assert shown_columns(page) == ["fields.name", "phone", "fields.city", "(lyubimyy_tsvet)"]
+    assert '<td data-label="name"><bdi>Юлия</bdi></td>' in page
+    assert '<td data-label="city"><bdi>&lt;b&gt;Тверь</bdi></td>' in page
+
+
+async def test_the_fields_can_be_chosen_in_the_preview(api: httpx.AsyncClient) -> None:
+    query = "?columns=,phone,fields.town,fields.tag"
+    page = await send(api, FILE_WITH_FIELDS, path=f"/preview{query}")
+    assert shown_columns(page) == ["(name)", "phone", "fields.town", "fields.tag"]
+    report = await send(api, FILE_WITH_FIELDS, path=query)
+    assert "Imported fields: <code>town</code>, <code>tag</code>" in report
+    [client] = (await api.get("/clients")).json()["results"]
+    assert client["fields"] == {"town": "<b>Тверь", "tag": "синий"}
+
+    again = await send(api, f"Tag,phone,Town\n,{ANNA},\n".encode(), path="/preview")
+    assert shown_columns(again) == ["tag", "phone", "fields.town"]  # clients have this field
+    assert '<option value="town">' in again
+
+
+async def test_a_wrong_name_of_a_field_is_shown_in_the_preview(api: httpx.AsyncClient) -> None:
+    query = "?columns=fields.%D0%98%D0%BC%D1%8F,phone,fields.a,fields.a"
+    page = await send(api, FILE_WITH_FIELDS, path=f"/preview{query}")
+    assert shown_columns(page) == ["fields.Имя", "phone", "fields.a", "fields.a"]
+    assert "<li>Имя must be named with 1 to 32 of a-z, 0-9 and _" in page
+    assert "<li>a appears more than once</li>" in page
+    assert 'data-action="import"' not in page
+
+
 async def test_the_preview_of_a_workbook_in_russian(api: httpx.AsyncClient) -> None:
     content = by_openpyxl([[79160000001, "vip"], [79160000002, None]])
     russian: dict[str, Any] = XLSX | {"Accept-Language": "ru"}
@@ -137,7 +183,7 @@ async def test_a_preview_of_hostile_names_and_values_is_escaped(api: httpx.Async
     content = f"<b>,phone,tag\n<i>,{ANNA},<u>\n".encode()
     page = await send(api, content, path="/preview")
     assert not re.search("<[biu]>", page)
-    assert page.count("&lt;b&gt;") == 2  # as a name, and as the label of its field
+    assert page.count("&lt;b&gt;") == 3  # as a name, and in the labels of its fields
 
 
 async def test_lines_with_errors_are_downloaded_in_the_language_of_the_page(

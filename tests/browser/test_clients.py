@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from playwright.async_api import Page, expect
+from playwright.async_api import Browser, Page, expect
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.browser.accessibility import check_accessibility
 from tests.browser.measure import overflows
@@ -19,7 +19,8 @@ HOSTILE = """"><img src=x onerror="alert('x')">"""
 async def client_ids(engine: AsyncEngine, mailer: MailerProcess) -> dict[str, int]:
     """Create Anna and Boris as the only clients; return their ids by phone."""
     del engine  # requested to empty the database
-    payloads = [{"phone": ANNA, "tag": "vip", "time_zone": "Europe/Moscow"}, {"phone": BORIS}]
+    anna = {"phone": ANNA, "tag": "vip", "time_zone": "Europe/Moscow", "fields": {"name": "Anna"}}
+    payloads = [anna, {"phone": BORIS}]
     clients = [await mailer.call("POST", "/clients", client, 201) for client in payloads]
     return {client["phone"]: client["id"] for client in clients}
 
@@ -79,6 +80,45 @@ async def test_a_client_is_created_found_and_changed(page: Page, mailer: MailerP
     await page.get_by_role("button", name="Save").click()
     await expect(page.get_by_role("status")).to_have_text("Nothing was changed.")
     await page.go_back()
+
+
+async def change_fields(page: Page, url: str) -> None:
+    """Change, add and remove fields of Anna, who has the field `name`."""
+    await page.goto(url)
+    await expect(page.get_by_label("Name of field 1")).to_have_value("name")
+    await page.get_by_label("Value of field 1").fill("Maria")
+    await page.get_by_label("Name of field 2").fill("Bonus")
+    await page.get_by_label("Value of field 2").fill("250")
+    await page.get_by_role("button", name="Save").click()
+    await page.get_by_role("link", name="Name of field 2").click()
+    await expect(page.get_by_label("Name of field 2")).to_be_focused()
+    await page.get_by_label("Name of field 2").fill("bonus")
+    await page.get_by_role("button", name="Save").click()
+    await expect(page.get_by_role("status")).to_have_text("The client is changed.")
+    await expect(page.get_by_label("Value of field 1")).to_have_value("250")  # sorted by name
+    await page.get_by_label("Value of field 1").fill("")
+    await page.get_by_role("button", name="Save").click()
+    await expect(page.get_by_label("Value of field 1")).to_have_value("Maria")
+
+
+async def test_fields_are_added_changed_and_removed(
+    page: Page, client_ids: dict[str, int], mailer: MailerProcess, page_errors: PageErrors
+) -> None:
+    page_errors.expect("status", "400 POST at .*/clients/")
+    await change_fields(page, f"/clients/{client_ids[ANNA]}")
+    changed = await mailer.call("GET", f"/clients/{client_ids[ANNA]}")
+    assert changed["fields"] == {"name": "Maria"}
+
+
+async def test_fields_are_changed_without_scripts(
+    browser: Browser, client_ids: dict[str, int], mailer: MailerProcess
+) -> None:
+    context = await browser.new_context(java_script_enabled=False)
+    page = await context.new_page()
+    await change_fields(page, f"{mailer.address}/clients/{client_ids[ANNA]}")
+    await context.close()
+    changed = await mailer.call("GET", f"/clients/{client_ids[ANNA]}")
+    assert changed["fields"] == {"name": "Maria"}
 
 
 async def test_the_filter_is_in_the_url_and_in_the_history(page: Page) -> None:
@@ -205,7 +245,8 @@ async def test_the_download_contains_the_filtered_clients(page: Page) -> None:
     download = await downloading.value
     assert download.suggested_filename == "clients.csv"
     lines = Path(await download.path()).read_text().splitlines()
-    assert lines == ["phone,operator_code,tag,time_zone", f"{ANNA},916,vip,Europe/Moscow"]
+    header = "phone,operator_code,tag,time_zone,name"
+    assert lines == [header, f"{ANNA},916,vip,Europe/Moscow,Anna"]
 
 
 async def test_pages_link_to_older_and_newer_ones(page: Page, mailer: MailerProcess) -> None:

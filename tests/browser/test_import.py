@@ -300,6 +300,29 @@ async def test_columns_are_chosen_in_the_preview_before_anything_is_stored(
     assert (await mailer.call("GET", "/clients?tag=vip"))["count"] == 2
 
 
+async def test_other_columns_become_fields_with_proposed_and_chosen_names(
+    page: Page, mailer: MailerProcess
+) -> None:
+    rows: list[list[Any]] = [["Имя", "Телефон", "Цвет"], ["Anna", 79160000001, "red"]]
+    await check_file(page, by_openpyxl(rows), "clients.xlsx")
+    await expect(page.get_by_label("Field for the column Имя")).to_have_value("name")
+    name = page.get_by_label("Field for the column Цвет")
+    await expect(name).to_be_hidden()
+    await page.get_by_label("Import the column Цвет as").select_option("a field with this name:")
+    await expect(name).to_have_value("tsvet")
+    await name.fill("Цвет, red")
+    check = page.get_by_role("button", name="Check again with these columns")
+    await check.click()
+    await expect(page.get_by_role("heading", name="Choose the columns")).to_be_focused()
+    await expect(page.locator("#report .error")).to_contain_text("must be named with 1 to 32")
+    await name.fill("colour")
+    await check.click()
+    await page.get_by_role("button", name="Import 1 client").click()
+    await expect(page.locator("#report")).to_contain_text("Imported fields: name, colour")
+    [client] = (await mailer.call("GET", "/clients"))["results"]
+    assert client["fields"] == {"name": "Anna", "colour": "red"}
+
+
 async def test_a_file_without_a_column_of_phones_can_be_imported_after_a_choice(page: Page) -> None:
     await check_file(page, b"name,number\nAnna,8916\nBoris,+79160000001\nOlga,8917\nIvan,8918\n")
     await expect(page.get_by_role("heading", name="Choose the columns")).to_be_focused()
@@ -332,7 +355,7 @@ async def test_lines_with_errors_are_downloaded_corrected_and_imported(
     ids=["desktop", "russian on a phone, dark", "360 pixels"],
 )
 async def test_the_preview_is_accessible_and_fits_the_screen(page: Page) -> None:
-    long = ["Очень длинное название столбца " * 3, "x" * 60, "телефон", "Населённый_пункт"]
+    long = ["Очень длинное название столбца " * 3, "x" * 32, "телефон", "Населённый_пункт"]
     rows: list[list[Any]] = [
         long,
         ["я" * 70, "w" * 100, 79160000001, ""],

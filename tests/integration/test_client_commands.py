@@ -28,12 +28,33 @@ def console_with_output(*, is_terminal: bool = False) -> tuple[Console, io.Strin
     return Console(file=output, force_terminal=is_terminal, width=80), output
 
 
-async def import_text(engine: AsyncEngine, path: Path, content: str) -> str:
+async def import_text(
+    engine: AsyncEngine, path: Path, content: str, columns: list[str] | None = None
+) -> str:
     """Write a file and import it; return what the command prints."""
     path.write_text(content)
     console, output = console_with_output()
-    await import_file(engine, str(path), console)
+    await import_file(engine, str(path), console, columns=columns)
     return output.getvalue()
+
+
+async def test_import_names_the_fields_and_takes_the_columns_as_told(
+    engine: AsyncEngine, tmp_path: Path
+) -> None:
+    content = f"Имя,phone,city\nAnna,{ANNA},Omsk\n"
+    printed = await import_text(engine, tmp_path / "clients.csv", content)
+    assert printed.splitlines()[:2] == ["fields: city", "ignored columns: Имя"]
+
+    columns = ["name", "phone", ""]
+    printed = await import_text(engine, tmp_path / "clients.csv", content, columns)
+    assert printed.splitlines()[:2] == ["fields: name", "ignored columns: city"]
+    console, output = console_with_output()
+    await export_file(engine, str(tmp_path / "exported.csv"), console)
+    assert (tmp_path / "exported.csv").read_text().splitlines() == [
+        "phone,operator_code,tag,time_zone,city,name",
+        f"{ANNA},916,,UTC,Omsk,Anna",
+    ]
+    assert output.getvalue()
 
 
 async def test_import_prints_the_rejected_lines_and_the_counts(

@@ -27,6 +27,7 @@ from mailer.client import service, store
 from mailer.client.decoding import Encoding
 from mailer.client.exporting import export_clients
 from mailer.client.importing import AS_DETECTED, ImportOptions, ImportReport, import_clients
+from mailer.client.layout import MAX_COLUMNS
 from mailer.client.model import (
     Client,
     ClientChange,
@@ -42,11 +43,11 @@ from mailer.client.workbook import XLSX_TYPE, require_workbook
 from mailer.errors import FieldError, InvalidError
 from mailer.idempotency.model import IdempotencyClaim
 from mailer.limits import ConcurrencyLimiter
-from mailer.validation import MAX_ID
+from mailer.validation import MAX_ID, Input
 from mailer.web.body import JsonBody, StalledUploadError, read_with_stall_timeout
 from mailer.web.download import Download, csv_answer, wants_csv
 from mailer.web.paging import Page, page_of
-from mailer.web.query import PageQuery, accepts_query
+from mailer.web.query import PageQuery, accepts_query, query_parameters, read_query
 
 MAX_IMPORT_BYTES = 1024**3
 """Bytes of an imported file, 1 GiB: about thirty million clients."""
@@ -106,12 +107,35 @@ async def import_upload(
         return await import_clients(engine, parts, actor, claim, options)
 
 
+class ImportQuery(Input, frozen=True, kw_only=True):
+    """Query parameters of the import."""
+
+    columns: (
+        Annotated[
+            list[str],
+            Meta(
+                max_length=MAX_COLUMNS,
+                description="What each column of the file is, in the file's order, instead of what"
+                " its header says: `phone`, `operator_code`, `tag`, `time_zone`, the name of a"
+                " field, or nothing for a column to ignore. For example `phone,,name`. A field that"
+                " is called like a column is written as `fields.tag`.",
+                extra={"rule": f"must have one entry for each of up to {MAX_COLUMNS} columns"},
+            ),
+        ]
+        | UnsetType
+    ) = UNSET
+
+    def options(self, rejected: RejectedLines | None = None) -> ImportOptions:
+        """Return the options of the import; `rejected` receives all rejected lines."""
+        return ImportOptions(None if self.columns is UNSET else self.columns, rejected)
+
+
 async def _import_and_return_rejected(
-    engine: AsyncEngine, request: Request[Any, Any, Any], actor: Actor
+    engine: AsyncEngine, request: Request[Any, Any, Any], actor: Actor, query: ImportQuery
 ) -> Download:
     """Import the file in the body of a request; return a response with the rejected lines."""
     with RejectedLines() as rejected:
-        options = ImportOptions(rejected=rejected)
+        options = query.options(rejected)
         report = await import_upload(engine, request, actor, options=options)
         answer = await rejected_answer(rejected, actor)
     counts = ("created", "updated", "unchanged", "rejected")
@@ -165,20 +189,23 @@ class ImportOperation(Operation):
     """OpenAPI operation of the import. It describes the body, which the handler reads itself."""
 
     def __post_init__(self) -> None:
-        """Set the media type, the description and an example of the body."""
+        """Set the query, and the media type, the description and an example of the body."""
+        self.parameters = [*(self.parameters or ()), *query_parameters(ImportQuery)]
         text = Schema(
             type=OpenAPIType.STRING,
             description="A header, then one client per line. The header must name `phone` and may"
             " name `operator_code`, `tag` and `time_zone`, in any order, in English or Russian"
-            " (`телефон`, `код оператора`, `тег` or `метка`, `часовой пояс`). Other columns are"
-            " ignored. Without a header the phone is found by its content, and the columns after"
-            " it have the order above. A phone may be written in any usual way, such as"
-            " `+7 (916) 123-45-67` or `8 916 123 45 67`. The delimiter (comma, semicolon or tab)"
+            " (`телефон`, `код оператора`, `тег` or `метка`, `часовой пояс`). Other columns whose"
+            " names are valid for a field, such as `name`, are imported as fields; columns with"
+            " other names are ignored, unless `columns` says what they are. Without a header the"
+            " phone is found by its content, and the columns after it have the order above. A phone"
+            " may be written in any usual way, such as `+7 (916) 123-45-67` or"
+            " `8 916 123 45 67`. The delimiter (comma, semicolon or tab)"
             " is detected in the first lines. The encoding is UTF-8, UTF-16 or windows-1251; the"
             " response names it unless it is UTF-8. At most 1 GiB. An apostrophe that keeps a"
             " spreadsheet from running a tag as a formula, as in `'=1+1`, is removed.",
         )
-        example = "phone,tag,time_zone\n79161234567,vip,Europe/Moscow\n79031234567,,\n"
+        example = "phone,tag,time_zone,name\n79161234567,vip,Europe/Moscow,Anna\n79031234567,,,\n"
         media = OpenAPIMediaType(schema=text, example=example)
         content = {"text/csv": media, XLSX_TYPE: workbook_media()}
         self.request_body = RequestBody(content=content, required=True)
@@ -223,18 +250,20 @@ class ClientController(Controller):
 
         A line updates the client with its phone. All valid lines are stored in one transaction.
         Invalid lines are rejected and reported, the first 100 with every wrong field. Columns that
-        the file lacks stay as they are. When a phone is in several lines, the last one counts.
+        the file lacks stay as they are. An empty cell removes the tag or the field. When a phone is
+        in several lines, the last one counts.
 
         With `Accept: text/csv` the response is a file of all rejected lines, with the column
         `rejected_reason`: correct it and import it again. The header `Import-Counts` has the
         counts. An `Idempotency-Key` is then refused, because the response would be stored.
         """
+        query = read_query(request, ImportQuery)
         if not wants_csv(request):
-            return await import_upload(engine, request, by, claim)
+            return await import_upload(engine, request, by, claim, query.options())
         if claim is not None:
             message = "cannot be given together with Accept: text/csv"
             raise InvalidError([FieldError("Idempotency-Key", message)])
-        return await _import_and_return_rejected(engine, request, by)  # type: ignore[return-value]  # the OpenAPI schema shows the JSON response
+        return await _import_and_return_rejected(engine, request, by, query)  # type: ignore[return-value]  # the OpenAPI schema shows the JSON response
 
     @get(required_scope="read", **accepts_query(ClientQuery, or_csv=True))
     async def list_clients(
@@ -247,7 +276,8 @@ class ClientController(Controller):
         """List the clients that match all given filters, newest first.
 
         With `Accept: text/csv` the response is a file of all of them, oldest first, which can be
-        imported again. In this file a tag that a spreadsheet would run as a formula begins with an
+        imported again. It has a column for each field that clients have, at most the 90 most used
+        ones. In this file a tag or a field that a spreadsheet would run as a formula begins with an
         apostrophe.
         """
         if wants_csv(request):
@@ -274,8 +304,9 @@ class ClientController(Controller):
         client_id: ClientId,
         data: JSONBody[ClientChange],
     ) -> Client:
-        """Change the given fields of a client.
+        """Change what is given of a client.
 
         A new phone also sets the operator code to digits 2-4 of that phone, unless one is given.
+        `fields` replaces all fields of the client: repeat those to keep; `{}` removes them all.
         """
         return await service.change(engine, client_id, data, by)

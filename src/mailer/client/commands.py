@@ -4,7 +4,7 @@ import asyncio
 import os
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, contextmanager, nullcontext
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -40,19 +40,24 @@ class FileError(MailerError):
 
 
 async def import_file(
-    engine: AsyncEngine, path: str, console: Console, rejected_path: str | None = None
+    engine: AsyncEngine,
+    path: str,
+    console: Console,
+    rejected_path: str | None = None,
+    columns: Sequence[str] | None = None,
 ) -> ImportReport:
     """Import the CSV file or Excel workbook at `path`.
 
-    The progress and the report are printed to `console`. The rejected lines are written to
-    `rejected_path`, where an existing file is replaced.
+    `columns` are those of the file, in its order; None: they are detected. The progress and the
+    report are printed to `console`. The rejected lines are written to `rejected_path`, where an
+    existing file is replaced.
 
     Raises `FileError` when the file cannot be read, or that of the rejected lines cannot be
     created, and `InvalidError` when its columns are wrong; then nothing is stored.
     """
     target = nullcontext() if rejected_path is None else _open_output(rejected_path)
     with target as rejected_file, _open_input(path) as file, RejectedLines() as rejected:
-        options = ImportOptions(rejected=rejected if rejected_file else None)
+        options = ImportOptions(columns, rejected if rejected_file else None)
         with _progress(console, DownloadColumn()) as progress:
             parts = _read_parts(file, path, progress)
             actor = command_line_actor()
@@ -135,6 +140,8 @@ def _print_report(report: ImportReport, console: Console) -> None:
     def print_line(text: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
+    if report.fields:
+        print_line(f"fields: {', '.join(report.fields)}")
     if report.ignored_columns:
         names = ", ".join(excerpt(name) for name in report.ignored_columns)
         print_line(f"ignored columns: {names}")

@@ -15,7 +15,9 @@ MAX_CLIENT_FIELDS = 32
 """Fields of a client."""
 MAX_VALUE_LENGTH = 200
 """Characters of a value."""
-FIELD_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
+MAX_CLIENT_FIELD_NAME = 32
+"""Characters of a name."""
+FIELD_NAME = re.compile(rf"[a-z][a-z0-9_]{{0,{MAX_CLIENT_FIELD_NAME - 1}}}")
 """A name of a field, as it is also in a placeholder."""
 WRONG_FIELD_NAME = "must be named with 1 to 32 of a-z, 0-9 and _, the first of them a letter"
 WRONG_FIELD_VALUE = f"must be a text of up to {MAX_VALUE_LENGTH} characters"
@@ -48,11 +50,14 @@ def check_fields(given: Mapping[Any, Any]) -> dict[str, str]:
     if errors := list(_errors(given)):
         raise InvalidError(errors)
     cleaned = ((name, clean_value(text)) for name, text in given.items())
-    return {name: value for name, value in cleaned if value}
+    fields = {name: value for name, value in cleaned if value}
+    if len(fields) > MAX_CLIENT_FIELDS:
+        raise InvalidError([FieldError("", TOO_MANY_FIELDS)])
+    return fields
 
 
 def _errors(given: Mapping[Any, Any]) -> Iterable[FieldError]:
-    if len(given) > MAX_CLIENT_FIELDS:
+    if len(given) > MAX_ERRORS:
         yield FieldError("", TOO_MANY_FIELDS)
     for name, text in islice(given.items(), MAX_ERRORS):
         if not is_field_name(name):
@@ -69,7 +74,7 @@ def _start(name: str) -> str:
 
 Fields = Annotated[
     dict[
-        Annotated[str, Meta(pattern=rf"^{FIELD_NAME.pattern}$", max_length=32)],
+        Annotated[str, Meta(pattern=rf"^{FIELD_NAME.pattern}$", max_length=MAX_CLIENT_FIELD_NAME)],
         Annotated[str, Meta(max_length=MAX_VALUE_LENGTH)],
     ],
     Meta(

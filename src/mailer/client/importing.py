@@ -43,8 +43,9 @@ class ImportReport(msgspec.Struct, frozen=True):
     """Result of an import: counts of lines, without the header and empty lines.
 
     `errors` lists every wrong field of the first 100 rejected lines. `ignored_columns` names the
-    columns that are no field of a client. `encoding` is the detected encoding of the file; it is
-    absent for UTF-8.
+    columns that are no field of a client. `fields` names the fields, named by users, that the file
+    has columns for; it is absent if there are none. `encoding` is the detected encoding of the
+    file; it is absent for UTF-8.
     """
 
     EXAMPLE: ClassVar[dict[str, Any]] = {
@@ -60,7 +61,8 @@ class ImportReport(msgspec.Struct, frozen=True):
                 "message": "must be three digits, such as 916",
             }
         ],
-        "ignored_columns": ["city"],
+        "ignored_columns": ["City"],
+        "fields": ["name"],
     }
 
     created: int
@@ -69,6 +71,7 @@ class ImportReport(msgspec.Struct, frozen=True):
     rejected: int
     errors: list[RejectedField]
     ignored_columns: list[str]
+    fields: list[str] | UnsetType = UNSET
     encoding: Encoding | UnsetType = UNSET
 
     @property
@@ -176,6 +179,7 @@ async def _import(
         rejected=file.validator.rejected,
         errors=errors,
         ignored_columns=layout.ignored,
+        fields=file.reader.field_names or UNSET,
         encoding=UNSET if file.decoder.encoding == "UTF-8" else file.decoder.encoding,
     )
     staged = _StagedFile(

@@ -4,6 +4,7 @@ The audit log stays when a client is erased. So it holds no personal data: of a 
 two digits, of a tag only whether it is set and whether it changed, of fields only the names.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -12,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from mailer.access import audit
 from mailer.access.model import Actor
 from mailer.client import store
+from mailer.client.fields import check_fields
 from mailer.client.model import Client, ClientChange, NewClient
 from mailer.idempotency.do_once import do_once
 from mailer.idempotency.model import IdempotencyClaim
@@ -40,12 +42,35 @@ async def _create(connection: AsyncConnection, new: NewClient, actor: Actor) -> 
     return client.id
 
 
+class FieldEdits(msgspec.Struct, frozen=True):
+    """Changes to some fields of a client; the other fields stay as they are."""
+
+    values: Mapping[str, str] = {}
+    """The new values by name; an empty one removes the field."""
+
+    def apply(self, fields: Mapping[str, str]) -> Mapping[str, str]:
+        """Return all fields after the changes; raises `InvalidError` for too many."""
+        return check_fields({**fields, **self.values})
+
+
+NO_EDITS = FieldEdits()
+
+
 async def change(
-    engine: AsyncEngine, client_id: int, changes: ClientChange, actor: Actor
+    engine: AsyncEngine,
+    client_id: int,
+    changes: ClientChange,
+    actor: Actor,
+    edits: FieldEdits = NO_EDITS,
 ) -> Client:
-    """Change a client; raises `ClientNotFoundError` and `PhoneTakenError`."""
+    """Change a client; raises `ClientNotFoundError` and `PhoneTakenError`.
+
+    With `edits`, raises `InvalidError` if the client would have too many fields.
+    """
     async with engine.begin() as connection:
         old = await store.get(connection, client_id, lock=True)
+        if edits.values:
+            changes = msgspec.structs.replace(changes, fields=edits.apply(old.fields))
         await store.change(connection, client_id, changes)
         client = await store.get(connection, client_id)  # a new phone may be opted out
         before, after = _audited_fields(old), _audited_fields(client)

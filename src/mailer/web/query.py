@@ -174,22 +174,24 @@ def _operation(model: type[Input], *, or_csv: bool) -> type[Operation]:
 
     With `or_csv`, its response may be CSV.
     """
-    _, components = msgspec.json.schema_components([model])
-    properties = components[model.__name__]["properties"]
 
     @dataclass  # like its base class
     class QueryOperation(Operation):
         def __post_init__(self) -> None:
-            self.parameters = [
-                *(self.parameters or ()),
-                *(_parameter(name, dict(schema)) for name, schema in properties.items()),
-            ]
+            self.parameters = [*(self.parameters or ()), *query_parameters(model)]
             response = (self.responses or {}).get("200")
             if or_csv and isinstance(response, OpenAPIResponse) and response.content is not None:
                 text = Schema(type=OpenAPIType.STRING)
                 response.content["text/csv"] = OpenAPIMediaType(schema=text)
 
     return QueryOperation
+
+
+def query_parameters(model: type[Input]) -> list[Parameter]:
+    """Return the query parameters of a model for OpenAPI."""
+    _, components = msgspec.json.schema_components([model])
+    properties = components[model.__name__]["properties"]
+    return [_parameter(name, dict(schema)) for name, schema in properties.items()]
 
 
 def _parameter(name: str, schema: dict[str, Any]) -> Parameter:

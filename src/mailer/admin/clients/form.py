@@ -9,10 +9,13 @@ from typing import Any
 
 from msgspec import UNSET, UnsetType
 
+from mailer.admin.clients.field_rows import read_edits, read_rows, row_values
+from mailer.admin.form import validate
 from mailer.client.api import ClientQuery
 from mailer.client.model import Client, ClientChange, NewClient, operator_code
 from mailer.client.phone import normalize_phone
 from mailer.client.phone_search import PhoneSearch
+from mailer.client.service import FieldEdits
 from mailer.clock import database_clock
 from mailer.text import clean_label
 from mailer.validation import check
@@ -49,19 +52,24 @@ def read_new(form: Mapping[str, str]) -> NewClient:
     normalized = {field: _normalize(field, form[field]) for field in CLIENT_FIELDS}
     # a blank field gets its default, but the phone has none
     values = {field: text for field, text in normalized.items() if text or field == "phone"}
-    return check(NewClient, values, database_clock.now())
+    fields, errors = read_rows(form)
+    # the names of wrong rows would be reported again
+    given = {**values, "fields": {} if errors else fields}
+    return validate(NewClient, given, errors, database_clock.now())
 
 
 def form_values(client: Client) -> dict[str, str]:
     """Return the initial values of the form of a client, including the hidden fields."""
     values = {field: getattr(client, field) or "" for field in CLIENT_FIELDS}
-    return values | {original: values[field] for field, original in ORIGINAL_FIELDS.items()}
+    original = {original: values[field] for field, original in ORIGINAL_FIELDS.items()}
+    return values | original | row_values(client.fields)
 
 
-def read_change(form: Mapping[str, str]) -> ClientChange:
+def read_change(form: Mapping[str, str]) -> tuple[ClientChange, FieldEdits]:
     """Return the fields whose values differ from those that the form was rendered with.
 
-    The other fields of the client do not change. Raises `InvalidError` with every wrong field.
+    Those that the users have named are the `FieldEdits`. The other fields of the client do not
+    change. Raises `InvalidError` with every wrong field.
     """
     changes: dict[str, Any] = {}
     for field, original_field in ORIGINAL_FIELDS.items():
@@ -78,7 +86,9 @@ def read_change(form: Mapping[str, str]) -> ClientChange:
         changes["tag"] = None
     if changes.get("time_zone") == "":
         changes["time_zone"] = "UTC"
-    return check(ClientChange, changes, database_clock.now())
+    fields, errors = read_rows(form)
+    change = validate(ClientChange, changes, errors, database_clock.now())
+    return change, FieldEdits(read_edits(form, fields))
 
 
 def _normalize(field: str, text: str) -> str:

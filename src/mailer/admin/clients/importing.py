@@ -8,9 +8,12 @@ from litestar.status_codes import HTTP_200_OK
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.access.model import Actor
+from mailer.admin.clients.field_proposals import propose_names, select_fields
 from mailer.admin.language import translate_message, use_language
 from mailer.admin.render import PageContext, create_page_context
 from mailer.client.api import MAX_IMPORT_BYTES, import_upload, rejected_answer, uploaded_file
+from mailer.client.field_columns import FIELD_PREFIX, field_name
+from mailer.client.field_names import known_field_names
 from mailer.client.importing import ImportOptions
 from mailer.client.previewing import preview_clients
 from mailer.client.rejected import RejectedLines
@@ -79,10 +82,20 @@ class ClientImport(Controller):
         request: Request[Any, Any, Any],
     ) -> Response[str]:
         """Read a file and store nothing; return the section of the page with the preview."""
+        async with engine.connect() as connection:
+            known_names = await known_field_names(connection)
+        options = read_options(request)._replace(extra=select_fields(known_names))
         async with uploaded_file(request, by) as parts:
-            preview = await preview_clients(engine, parts, read_options(request))
+            preview = await preview_clients(engine, parts, options)
+        layout = preview.layout
         return await context.render_page(
-            "clients/import_preview.html", preview=preview, fields=CSV_COLUMNS
+            "clients/import_preview.html",
+            preview=preview,
+            fields=CSV_COLUMNS,
+            field_names=list(filter(None, map(field_name, layout.fields))),
+            proposed_names=propose_names(layout.names, layout.fields),
+            known_names=known_names,
+            field_prefix=FIELD_PREFIX,
         )
 
     @post("/rejected", **UPLOAD_OPTIONS)

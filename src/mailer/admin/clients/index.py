@@ -11,6 +11,7 @@ from litestar.status_codes import HTTP_400_BAD_REQUEST, HTTP_409_CONFLICT
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.access.model import Actor
+from mailer.admin.clients.field_rows import ORIGINAL_FIELDS_OF_ROWS, ROW_FIELDS, shown_rows
 from mailer.admin.clients.form import (
     CLIENT_FIELDS,
     ORIGINAL_FIELDS,
@@ -21,12 +22,13 @@ from mailer.admin.clients.form import (
     read_new,
 )
 from mailer.admin.clients.messages import NEWEST_MESSAGES, ClientMessagesQuery, read_messages
-from mailer.admin.form import Form, read_form
+from mailer.admin.form import MAX_LONG_FORM_BYTES, Form, read_form
 from mailer.admin.listing import PageLinks, list_url, page_links
 from mailer.admin.render import PageContext, redirect_with_flash
 from mailer.client import service, store
 from mailer.client.api import ClientId
 from mailer.client.exporting import export_clients
+from mailer.client.field_names import known_field_names
 from mailer.client.model import Client
 from mailer.client.phone import normalize_phone
 from mailer.client.store import PhoneTakenError
@@ -41,6 +43,12 @@ from mailer.web.download import csv_answer
 from mailer.web.query import read_query, read_unvalidated_query
 
 PATH = "/clients"
+CHANGE_FORM_FIELDS = (
+    *CLIENT_FIELDS,
+    *ORIGINAL_FIELDS.values(),
+    *ROW_FIELDS,
+    ORIGINAL_FIELDS_OF_ROWS,
+)
 MAX_CLIENT_REPLIES = 10
 """Replies that the page of a client shows: the newest."""
 
@@ -99,13 +107,21 @@ class Clients(Controller):
         )
 
     @get("/clients/new", required_scope="write")
-    async def show_empty(self, context: NamedDependency[PageContext]) -> Response[str]:
+    async def show_empty(
+        self, engine: NamedDependency[AsyncEngine], context: NamedDependency[PageContext]
+    ) -> Response[str]:
         """Show the form of a new client."""
+        form = Form({"time_zone": "UTC"})
         return await context.render_page(
-            "clients/new.html", form=Form({"time_zone": "UTC"}), taken_phone=None
+            "clients/new.html", **await _form_variables(engine, form), taken_phone=None
         )
 
-    @post("/clients/new", required_scope="write", creates=redirect_to_created)
+    @post(
+        "/clients/new",
+        required_scope="write",
+        creates=redirect_to_created,
+        request_max_body_size=MAX_LONG_FORM_BYTES,
+    )
     async def create_client(
         self,
         engine: NamedDependency[AsyncEngine],
@@ -115,12 +131,13 @@ class Clients(Controller):
         request: Request[Any, Any, Any],
     ) -> Response[Any]:
         """Create a client, or show the form again with its errors."""
-        form = Form(await read_form(request, *CLIENT_FIELDS))
+        form = Form(await read_form(request, *CLIENT_FIELDS, *ROW_FIELDS))
         try:
             new = read_new(form.values)
             created = await service.create(engine, new, by, claim)
         except (InvalidError, PhoneTakenError) as error:
             status, variables = _refused_form(form, error)
+            variables |= await _form_variables(engine, variables["form"])
             return await context.render_page("clients/new.html", status, **variables)
         return redirect_to_created(created.id)
 
@@ -136,11 +153,14 @@ class Clients(Controller):
         query = read_query(request, ClientMessagesQuery, blank_is_absent=True)
         variables = await _read_client(engine, client_id, query)
         form = Form(form_values(variables["client"]))
-        return await context.render_page(
-            "clients/client.html", **variables, form=form, taken_phone=None
-        )
+        variables |= await _form_variables(engine, form)
+        return await context.render_page("clients/client.html", **variables, taken_phone=None)
 
-    @post("/clients/{client_id:int}", required_scope="write")
+    @post(
+        "/clients/{client_id:int}",
+        required_scope="write",
+        request_max_body_size=MAX_LONG_FORM_BYTES,
+    )
     async def change_client(
         self,
         engine: NamedDependency[AsyncEngine],
@@ -150,14 +170,15 @@ class Clients(Controller):
         client_id: ClientId,
     ) -> Response[Any]:
         """Save the fields changed in the form, or show the form again with its errors."""
-        form = Form(await read_form(request, *CLIENT_FIELDS, *ORIGINAL_FIELDS.values()))
+        form = Form(await read_form(request, *CHANGE_FORM_FIELDS))
         try:
-            change = read_change(form.values)
-            if not change.values():
+            change, edits = read_change(form.values)
+            if not change.values() and not edits.values:
                 return redirect_with_flash("client-unchanged", f"{PATH}/{client_id}")
-            await service.change(engine, client_id, change, by)
+            await service.change(engine, client_id, change, by, edits)
         except (InvalidError, PhoneTakenError) as error:
             status, variables = _refused_form(form, error)
+            variables |= await _form_variables(engine, variables["form"])
             variables |= await _read_client(engine, client_id)
             return await context.render_page("clients/client.html", status, **variables)
         return redirect_with_flash("client-changed", f"{PATH}/{client_id}")
@@ -243,6 +264,13 @@ async def _read_client(
             ),
             "replies_url": f"/replies?client_id={client_id}",
         }
+
+
+async def _form_variables(engine: AsyncEngine, form: Form) -> dict[str, Any]:
+    """Return the template variables of the form of a client: also its rows of fields."""
+    async with engine.connect() as connection:
+        known_names = await known_field_names(connection)
+    return {"form": form, "field_rows": shown_rows(form.values), "known_names": known_names}
 
 
 async def _find_clients(engine: AsyncEngine, query: ClientListQuery) -> ClientPage:

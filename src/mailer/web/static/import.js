@@ -125,9 +125,17 @@
     request.send(file);
   }
 
+  // Whether a column is imported as a field, whose name is beside it.
+  const isField = (select) => select.value === "fields.";
+  const nameOf = (select) => select.parentElement.querySelector("input[name=field_name]");
+
   // Returns the query with the columns that are chosen in the preview, or those of the report.
   function readColumns() {
-    const columns = [...report.querySelectorAll("select[name=column]")].map((field) => field.value);
+    const columns = [...report.querySelectorAll("select[name=column]")].map((select) => {
+      // commas separate the columns, and are in no name
+      const name = isField(select) ? nameOf(select).value.trim().replaceAll(",", " ") : "";
+      return encodeURIComponent(select.value + name);
+    });
     return columns.length ? `?columns=${columns.join(",")}` : currentQuery;
   }
 
@@ -143,8 +151,8 @@
     if (button) send(button.dataset.action, currentFile, readColumns());
   });
   // what the preview says does not hold for other columns, so they must be checked first
-  report.addEventListener("change", (event) => {
-    if (event.target.name !== "column") return;
+  report.addEventListener("input", (event) => {
+    if (event.target.name === "column") nameOf(event.target).hidden = !isField(event.target);
     for (const button of report.querySelectorAll("[data-action=import], [data-action=rejected]")) button.disabled = true;
   });
   find("needs-script").hidden = true;
