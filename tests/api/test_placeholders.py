@@ -56,6 +56,8 @@ async def test_what_looks_like_a_placeholder_and_is_none_is_refused(
 async def test_place_is_that_in_the_text_as_it_is_stored(api: httpx.AsyncClient) -> None:
     response = await api.post("/mailings", json=NEW | {"text": "e\u0301e\u0301 }}"})
     assert field_errors(response)["text"].endswith("at character 4")
+    response = await api.post("/mailings", json=NEW | {"text": "{{" * 1_000})
+    assert field_errors(response)["text"].startswith("must be 1 to 1,600 characters")
 
 
 async def test_mailing_lists_its_placeholders(api: httpx.AsyncClient) -> None:

@@ -53,9 +53,12 @@ Text = Annotated[
 def check_placeholders(text: str) -> str:
     """Return the text of a mailing in the form in which it is stored.
 
-    Raises `InvalidError` if something in it looks like a placeholder and is none.
+    Raises `InvalidError` if something in it looks like a placeholder and is none. A text that is
+    too long is not read: validation refuses it.
     """
     composed = compose(text)
+    if len(composed) > MAX_CHARACTERS:
+        return composed
     try:
         parse(composed)
     except TemplateError as error:

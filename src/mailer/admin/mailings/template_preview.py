@@ -9,7 +9,13 @@ from mailer.client.model import Client
 from mailer.gateway.sms_parts import TextSize, count_parts
 from mailer.mailing.model import Mailing, NewMailing
 from mailer.mailing.text_reach import TextReach, read_text_reach
-from mailer.mailing.text_template import TemplateError, TextTemplate, parse, render
+from mailer.mailing.text_template import (
+    MAX_CHARACTERS,
+    TemplateError,
+    TextTemplate,
+    parse,
+    render,
+)
 from mailer.text import compose
 
 
@@ -41,8 +47,11 @@ def typed_template(text: str, mailing: Mailing | None, mailing_text: str) -> Tex
     """
     if mailing is not None and text == mailing_text and not mailing.placeholders:
         return None
+    composed = compose(text)
+    if len(composed) > MAX_CHARACTERS:
+        return None
     try:
-        template = parse(compose(text))
+        template = parse(composed)
     except TemplateError:
         return None
     return template if template.placeholders else None
