@@ -9,7 +9,7 @@ from msgspec import Meta
 
 from mailer.errors import FieldError, InvalidError
 from mailer.text import clean_label
-from mailer.validation import MAX_ERRORS, MAX_FIELD_NAME_LENGTH, is_storable
+from mailer.validation import MAX_ERRORS, MAX_FIELD_NAME_LENGTH, STORABLE
 
 MAX_CLIENT_FIELDS = 32
 """Fields of a client."""
@@ -19,6 +19,7 @@ MAX_CLIENT_FIELD_NAME = 32
 """Characters of a name."""
 FIELD_NAME = re.compile(rf"[a-z][a-z0-9_]{{0,{MAX_CLIENT_FIELD_NAME - 1}}}")
 """A name of a field, as it is also in a placeholder."""
+_STORABLE = re.compile(STORABLE).match
 WRONG_FIELD_NAME = "must be named with 1 to 32 of a-z, 0-9 and _, the first of them a letter"
 WRONG_FIELD_VALUE = f"must be a text of up to {MAX_VALUE_LENGTH} characters"
 TOO_MANY_FIELDS = f"must have at most {MAX_CLIENT_FIELDS} names"
@@ -39,7 +40,7 @@ def clean_value(text: str) -> str:
 
 def is_value(text: str) -> bool:
     """Return whether a text in the form of `clean_value` can be stored as a value."""
-    return len(text) <= MAX_VALUE_LENGTH and is_storable(text)
+    return len(text) <= MAX_VALUE_LENGTH and _STORABLE(text) is not None
 
 
 def check_fields(given: Mapping[Any, Any]) -> dict[str, str]:

@@ -87,6 +87,7 @@ class RowValidator:
         self._is_code = functools.lru_cache(CACHED_VALUES)(_compile_rule(OperatorCode))
         self._is_tag = functools.lru_cache(CACHED_VALUES)(_compile_rule(Tag))
         self._tag_columns = functools.lru_cache(CACHED_VALUES)(_tag_columns)
+        self._encoder = msgspec.json.Encoder()
         self._clean_value = functools.lru_cache(CACHED_VALUES)(_clean_value)
 
     def validate(self, records: Iterable[Record]) -> None:
@@ -101,6 +102,7 @@ class RowValidator:
         add_row, zones = self.valid_rows.append, self._zones
         is_phone, is_code, is_tag = self._is_phone, self._is_code, self._is_tag
         to_columns = self._tag_columns
+        named = None
         for line, fields in records:
             if isinstance(fields, UnreadableRecord):
                 self._reject(line, fields)
@@ -111,22 +113,19 @@ class RowValidator:
                 and (not code or is_code(code))
                 and (not tag or is_tag(tag))
                 and (not zone or zone in zones)
-                and (not (values := fields[COLUMN_COUNT:]) or self._are_values(values))
+                and (not (values := fields[COLUMN_COUNT:]) or (named := self._to_json(values)))
             ):
                 folded, written = to_columns(tag)
-                named = self._to_json(values) if values else None
                 add_row((line, phone, code or None, folded, written, zone or None, named))
             else:
                 self._reject(line, fields)
 
-    def _are_values(self, values: Sequence[str]) -> bool:
-        """Return whether the values of fields are valid, and the client has not too many."""
-        cleaned = [self._clean_value(value) for value in values]
-        return all(map(is_value, cleaned)) and sum(map(bool, cleaned)) <= MAX_CLIENT_FIELDS
-
-    def _to_json(self, values: Sequence[str]) -> str:
-        """Return the fields to store, without those that are empty."""
-        return msgspec.json.encode(self._fields(values)).decode()
+    def _to_json(self, values: Sequence[str]) -> str | None:
+        """Return the fields to store, without those that are empty; None if they are not valid."""
+        fields = self._fields(values)
+        if len(fields) > MAX_CLIENT_FIELDS or not all(map(is_value, fields.values())):
+            return None
+        return self._encoder.encode(fields).decode()
 
     def _fields(self, values: Sequence[str]) -> dict[str, str]:
         cleaned = zip(self._reader.field_names, map(self._clean_value, values), strict=True)
