@@ -16,7 +16,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Remove them; texts with placeholders become literal."""
+    """Remove them. Texts with placeholders become literal, so their mailings are paused."""
     _run("0015_placeholders_down.sql")
 
 

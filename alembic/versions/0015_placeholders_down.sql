@@ -12,7 +12,12 @@ END $$;
 UPDATE message SET failures = (
         SELECT jsonb_agg(failure - 'field_values' ORDER BY position)
         FROM jsonb_array_elements(failures) WITH ORDINALITY AS kept (failure, position))
-    WHERE field_values IS NOT NULL AND failures IS NOT NULL;
+    WHERE jsonb_path_exists(failures, '$[*].field_values');
+
+-- The version before would send the placeholders as they are written.
+
+UPDATE mailing SET status = 'paused'
+    WHERE template IS NOT NULL AND status IN ('scheduled', 'running') AND deleted_at IS NULL;
 
 ALTER TABLE message DROP COLUMN field_values;
 
