@@ -496,8 +496,8 @@ CREATE FUNCTION keep_text() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
 BEGIN
-    INSERT INTO mailing_text (mailing_id, version, text)
-    VALUES (new.id, new.text_version, new.text);
+    INSERT INTO mailing_text (mailing_id, version, text, template)
+    VALUES (new.id, new.text_version, new.text, new.template);
     RETURN NULL;
 END $$;
 
@@ -601,6 +601,16 @@ BEGIN
     RAISE EXCEPTION 'rows of % cannot be changed', TG_TABLE_NAME
         USING ERRCODE = 'restrict_violation';
 END $$;
+
+CREATE FUNCTION render_text(written text, template jsonb, fields jsonb) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$
+    SELECT CASE WHEN template IS NULL OR fields IS NULL THEN written ELSE (
+        SELECT string_agg(CASE jsonb_typeof(piece) WHEN 'string' THEN piece #>> '{}'
+            ELSE coalesce(nullif(btrim(fields ->> (piece ->> 'field')), ''), piece ->> 'default',
+                '{{ ' || (piece ->> 'field') || ' }}') END, '' ORDER BY position)
+        FROM jsonb_array_elements(template) WITH ORDINALITY AS given (piece, position)) END
+$$;
 
 CREATE FUNCTION reply_words(id bigint, phone text, value text) RETURNS tsvector
     LANGUAGE sql IMMUTABLE STRICT COST 100000 PARALLEL SAFE
@@ -1167,6 +1177,7 @@ CREATE TABLE mailing (
     name character varying,
     labels character varying[] DEFAULT '{}'::character varying[] NOT NULL,
     label_keys character varying[] DEFAULT '{}'::character varying[] NOT NULL,
+    template jsonb,
     priority character varying DEFAULT 'normal'::character varying NOT NULL,
     rate double precision,
     CONSTRAINT mailing_audience_check CHECK ((audience_cursor <= COALESCE(audience_until, (0)::bigint))),
@@ -1231,7 +1242,8 @@ CREATE TABLE mailing_text (
     mailing_id bigint NOT NULL,
     version integer NOT NULL,
     text character varying NOT NULL,
-    created_at timestamp with time zone DEFAULT now() NOT NULL
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    template jsonb
 );
 
 CREATE TABLE message (
@@ -1263,6 +1275,7 @@ CREATE TABLE message (
     receipt_reason character varying,
     uses_gateway_id boolean DEFAULT false NOT NULL,
     text_version integer,
+    field_values jsonb,
     CONSTRAINT message_attempts_check CHECK ((attempts >= 0)),
     CONSTRAINT message_lease_check CHECK (((((status)::text = 'sending'::text) = (lease_owner IS NOT NULL)) AND (((status)::text = 'sending'::text) = (lease_expires_at IS NOT NULL)))),
     CONSTRAINT message_receipt_check CHECK (((receipt_status IS NULL) OR ((status)::text = 'sending'::text))),

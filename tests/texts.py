@@ -27,6 +27,7 @@ from mailer.client.phone import ROUNDED_MESSAGE
 from mailer.db import requirements
 from mailer.errors import InvalidError, MailerError, StartError
 from mailer.mailing.model import missing_window_bound
+from mailer.mailing.text_template import MISTAKES
 from mailer.oidc import model as oidc_model
 from mailer.opt_out.importing import WRONG_TIME
 from mailer.statuses import STATUSES
@@ -102,6 +103,7 @@ def _unmarked() -> Iterable[str]:
     yield from (rules.label for rules in STATUSES.values())
     yield from (ROUNDED_MESSAGE, WRONG_TIME)
     yield from (WRONG_FIELD_NAME, WRONG_FIELD_VALUE, TOO_MANY_FIELDS)
+    yield from (mistake.replace("32", "{}") for mistake in MISTAKES)
     yield from (f"is not {encoding}" for encoding in get_args(Encoding))
     yield from {*requirements.ERROR_SENTENCES.values(), requirements.UNREACHABLE, STARTING_DETAIL}
     for text in (csv_reader.TOO_LONG, layout.MALFORMED_CSV):

@@ -105,6 +105,7 @@ def _are_all_beyond_schema(case: Case[Any], problem: dict[str, Any]) -> bool:
     return bool(errors) and all(
         error["field"] in FIELDS_BEYOND_SCHEMA
         or (error["field"], error["message"]) in BEYOND_SCHEMA
+        or (error["field"] == "text" and " at character " in error["message"])
         for error in errors
     )
 

@@ -1,4 +1,4 @@
-"""Erasing a client: also cancels scheduled messages, and erases replies and places on lists.
+"""Erasing a client: also cancels scheduled messages, and erases field values, replies and lists.
 
 It is apart from `mailer.client`, which knows nothing of messages.
 """
@@ -14,6 +14,7 @@ from mailer.client.api import ClientId
 from mailer.client.lists import membership
 from mailer.idempotency import store as claims
 from mailer.mailing import ending
+from mailer.message import erasing
 from mailer.reply import store as replies
 
 
@@ -28,6 +29,7 @@ async def erase_client(engine: AsyncEngine, client_id: int, actor: Actor) -> Non
         await membership.remove_from_all(connection, client_id)
         await claims.erase_of_client(connection, client_id)
         await ending.cancel_scheduled_of_client(connection, client_id)
+        await erasing.erase_values_of_client(connection, client_id)
         await audit.record(connection, actor, "client_erased", audit.Target("client", client_id))
 
 

@@ -35,7 +35,16 @@ MAILING_FIELDS = {
     ),
     *("send_interval_time_start", "send_interval_time_end", "clients_count", "created_messages"),
     *COUNT_FIELDS,
-    *("purpose", "gateway", "sender", "text_version", "created_at", "updated_at", "held"),
+    *(
+        "purpose",
+        "gateway",
+        "sender",
+        "text_version",
+        "placeholders",
+        "created_at",
+        "updated_at",
+        "held",
+    ),
 }
 """All fields of a mailing in a response."""
 CLIENTS = {

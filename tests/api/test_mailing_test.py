@@ -424,3 +424,31 @@ async def test_only_writers_see_the_form_and_only_before_the_end(
     assert (await viewer.post(f"/mailings/{mailing_id}/test")).status_code == 403
     await api.post(f"/mailings/{mailing_id}/cancel")
     assert "/test?once=" not in await get_page(api, f"/mailings/{mailing_id}")
+
+
+async def test_a_test_has_the_fields_of_the_client_with_the_phone_or_the_defaults(
+    api: httpx.AsyncClient, sandbox: Gateway
+) -> None:
+    await api.post("/clients", json={"phone": ANNA, "fields": {"name": "Anna"}})
+    mailing_id = await create(api, text="Dear {{ name | friend }}")
+
+    await send(api, mailing_id, ANNA, BORIS)
+
+    sent = {str(each.message.phone): each.message.text for each in sandbox.received if each.message}
+    assert sent == {ANNA: f"{TEST_MARK}Dear Anna", BORIS: f"{TEST_MARK}Dear friend"}
+
+
+async def test_a_phone_without_a_field_of_the_text_gets_nothing(
+    api: httpx.AsyncClient, sandbox: Gateway
+) -> None:
+    await api.post("/clients", json={"phone": ANNA, "fields": {"name": "a" * 200}})
+    results = (await send(api, await create(api, text="{{ name }}"), BORIS))["results"]
+    assert [(each["outcome"], each["reason"]) for each in results] == [
+        ("not_sent", "missing_field")
+    ]
+    assert "no client with this phone has the fields of the text" in results[0]["detail"]
+    results = (await send(api, await create(api, text="{{ name }}" * 9), ANNA))["results"]
+    assert [(each["outcome"], each["reason"]) for each in results] == [
+        ("not_sent", "text_too_long")
+    ]
+    assert not sandbox.received

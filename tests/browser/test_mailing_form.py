@@ -89,6 +89,40 @@ async def test_a_mailing_is_created_with_the_form(page: Page, mailer: MailerProc
     assert (created["on_unknown"], created["clients_count"]) == ("hold", 3)
 
 
+async def test_fields_of_clients_are_inserted_into_the_text(
+    page: Page, mailer: MailerProcess, engine: AsyncEngine
+) -> None:
+    await execute(engine, """UPDATE client SET fields = '{"name": "Anna"}' WHERE id > 2""")
+    await page.goto("/mailings/new")
+    await page.get_by_label("All clients").check()
+    text, sms = page.get_by_label("Text"), preview_section(page, "As SMS")
+    await text.fill("Dear , hello")
+    await text.evaluate("field => field.setSelectionRange(5, 5)")
+    await page.get_by_role("button", name="{{ name }}").click()
+    await expect(text).to_have_value("Dear {{ name }}, hello")
+    await expect(text).to_be_focused()
+    await expect(sms).to_contain_text(re.compile(r"1 part\s*50 clients"))
+    await expect(sms).to_contain_text(
+        "2 clients lack a field of the text and will not get it: name."
+    )
+    examples = preview_section(page, "Examples")
+    await expect(examples.get_by_role("listitem")).to_have_count(5)
+    await expect(examples).to_contain_text("Dear Anna, hello")
+    await check_accessibility(page)
+    await page.set_viewport_size({"width": 360, "height": 800})
+    assert await overflows(page) == []
+    await text.fill("Dear {{ name")
+    await expect(sms).to_contain_text("opening braces without closing ones at character 6")
+    await text.fill("Dear {{ name | friend }}, hello")
+    await expect(sms).to_contain_text(re.compile(r"1 part\s*52 clients"))
+    await fill_form(page, "Dear {{ name | friend }}", at(10), at(20))
+    await page.get_by_role("button", name="Save draft").click()
+    await page.wait_for_url(re.compile(r"/mailings/\d+$"))
+    assert (await only_mailing(mailer))["placeholders"] == ["name"]
+    await check_accessibility(page)
+    assert await overflows(page) == []
+
+
 async def test_parts_of_the_text_are_counted_while_typing(page: Page) -> None:
     await page.goto("/mailings/new")
     await page.get_by_label("All clients").check()

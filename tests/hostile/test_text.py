@@ -128,6 +128,8 @@ def is_accepted(field: Field, value: str) -> bool:
     if field.place == ("sender",):
         return SENDER.fullmatch(value) is not None
     is_label = "/mailings" in field.path or field.path == "/lists"
+    if "/mailings" in field.path and field.place == ("text",) and "{{" in value:
+        return False  # looks like a placeholder
     if is_label and field.place in MAX_LENGTH_OF_LABELS:
         return not is_blank(value) and len(clean_label(value)) <= MAX_LENGTH_OF_LABELS[field.place]
     if field.place == ("name",):

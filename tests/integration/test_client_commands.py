@@ -218,7 +218,7 @@ async def test_import_writes_the_rejected_lines_to_a_file_to_correct(
     path.write_bytes(by_openpyxl([["Телефон", "Имя"], [79160000001, "Анна"], [8916, "Борис"]]))
     rejected.write_text("of an earlier import")
     console, output = console_with_output()
-    report = await import_file(engine, str(path), console, str(rejected))
+    report = await import_file(engine, str(path), console, rejected_path=str(rejected))
     assert (report.created, report.rejected) == (1, 1)
     assert "ignored columns: Имя\n" in output.getvalue()
     header, line = rejected.read_text("utf-8-sig").splitlines()
@@ -234,7 +234,9 @@ async def test_nothing_is_imported_when_the_rejected_lines_cannot_be_written(
     path.write_text(f"phone\n{ANNA}\n")
     console, _ = console_with_output()
     with pytest.raises(FileError):
-        await import_file(engine, str(path), console, str(tmp_path / "missing" / "rejected.csv"))
+        await import_file(
+            engine, str(path), console, rejected_path=str(tmp_path / "missing" / "rejected.csv")
+        )
     assert await stored_clients(engine) == []
 
 
@@ -245,5 +247,5 @@ async def test_a_refused_file_leaves_no_file_of_rejected_lines(
     path.write_text("tag\nvip\n")
     console, _ = console_with_output()
     with pytest.raises(InvalidError):
-        await import_file(engine, str(path), console, str(tmp_path / "rejected.csv"))
+        await import_file(engine, str(path), console, rejected_path=str(tmp_path / "rejected.csv"))
     assert [file.name for file in tmp_path.iterdir()] == ["clients.csv"]

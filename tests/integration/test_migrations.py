@@ -74,6 +74,27 @@ async def test_a_downgrade_cancels_drafts_because_the_older_version_would_send_t
     await engine.dispose()
 
 
+async def test_placeholders_are_literal_after_a_downgrade_and_in_texts_from_before(
+    database_url: str,
+) -> None:
+    engine = create_patient_engine(database_url)
+    ids = await add_mailings(engine, *[SampleMailing(start=datetime.now(UTC))] * 2)
+    template = """[{"field": "name"}]"""
+    await execute(
+        engine,
+        f"UPDATE mailing SET text = '{{{{ name }}}}', template = '{template}' WHERE id = {ids[1]}",  # noqa: S608  # our own values
+    )
+
+    await run(engine, command.downgrade, "0014")
+
+    statuses = "SELECT array_agg(status ORDER BY id) FROM mailing"
+    assert await value(engine, statuses) == ["running", "paused"]
+    await migrate(engine)
+    assert await value(engine, "SELECT count(template) FROM mailing") == 0
+    assert await value(engine, "SELECT count(template) FROM mailing_text") == 0
+    await engine.dispose()
+
+
 async def test_a_downgrade_that_would_lose_opt_outs_is_refused(database_url: str) -> None:
     engine = create_patient_engine(database_url)
     await do(engine, lambda connection: opt_out_phone(connection, "79160000001", "page"))

@@ -136,6 +136,7 @@ def create_mailing(status: MailingStatus, **counts: int) -> Mailing:
         sender=None,
         status=status,
         text_version=1,
+        placeholders=[],
         clients_count=messages.total,
         created_messages=messages.total,
         scheduled_messages=messages.scheduled,

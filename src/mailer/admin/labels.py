@@ -24,6 +24,8 @@ REASON_LABELS = {
     "lease_expired": gettext_noop("the worker that was sending it stopped"),
     "internal_error": gettext_noop("an error in mailer: see its log"),
     "attempts_exhausted": gettext_noop("no attempts left"),
+    "missing_field": gettext_noop("the client lacks a field that the text has"),
+    "text_too_long": gettext_noop("the text is too long with the client's fields"),
     "too_many_parts": gettext_noop("the text has more parts than the gateway takes"),
     "expired": gettext_noop("the mailing ended before it was sent"),
     "no_window": gettext_noop("the mailing ends before the sending window opens"),

@@ -19,6 +19,14 @@ from mailer.gateway.protocol import (
     Unknown,
 )
 from mailer.mailing.model import RunningMailing
+from mailer.mailing.text_template import (
+    MAX_CHARACTERS,
+    MISSING_FIELD,
+    TEXT_TOO_LONG,
+    MissingField,
+    parse_stored,
+    render,
+)
 from mailer.message.model import ClaimedMessage, MessageResult
 from mailer.statuses import MessageStatus
 
@@ -137,11 +145,31 @@ def decide_before_send(  # noqa: PLR0911  # one return for each reason not to se
     longest_request = timedelta(0, timeout)  # `seconds=` takes a microsecond more
     if claim.lease_expires_at - now < longest_request + LEASE_MARGIN:
         return release_untried(claim)  # the response could come after the end of the lease
+    if claim.text_version != mailing.text_version or mailing.template is not None:
+        with_text = _with_text(claim, mailing)
+        if isinstance(with_text, MessageResult):
+            return with_text
+        mailing = with_text
+    return Send(mailing, claim.phone, min(timeout, seconds_left), seconds_left)
+
+
+def _with_text(claim: ClaimedMessage, mailing: RunningMailing) -> RunningMailing | MessageResult:
+    """Return the mailing with the text for one client, or the result if there is none."""
     if claim.text_version != mailing.text_version:
         if claim.earlier_text is None:
             return release_untried(claim)  # the text has changed since the claim
-        mailing = mailing.with_text(claim.text_version, claim.earlier_text)
-    return Send(mailing, claim.phone, min(timeout, seconds_left), seconds_left)
+        template = parse_stored(claim.earlier_template)
+        mailing = mailing.with_text(claim.text_version, claim.earlier_text, template)
+    if mailing.template is None:
+        return mailing
+    fields = msgspec.json.decode(claim.field_values or "{}", type=dict[str, str])
+    match render(mailing.template, fields):
+        case MissingField():
+            return end_untried(claim, "cancelled", MISSING_FIELD)
+        case text if len(text) > MAX_CHARACTERS:
+            return end_untried(claim, "undelivered", TEXT_TOO_LONG)
+        case text:
+            return mailing.with_text(claim.text_version, text)
 
 
 def _check_window(

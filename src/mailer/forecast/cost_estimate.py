@@ -18,13 +18,14 @@ async def estimate_cost(  # noqa: PLR0913  # what the cost depends on
     connection: AsyncConnection,
     client_filter: ClientFilter,
     own_gateway: str | None,
-    parts: int,
+    parts: float,
     channels: Channels,
     *,
     opted_out: bool | None = None,
 ) -> Cost | None:
     """Return the cost of one message of `parts` parts to each client whom a filter matches now.
 
+    With placeholders, `parts` is the average of all clients.
     `opted_out` is whether these clients have opted out; None for both.
     The messages go to the gateways that would get them now; if none of a client's gateways is
     usable, to those that would get them if all were. `own_gateway` is the gateway that the mailing
@@ -46,7 +47,7 @@ async def estimate_cost(  # noqa: PLR0913  # what the cost depends on
 
 
 def _parts_by_gateway(
-    clients_by_tier: Mapping[Tier, int], parts: int, gateways: Gateways
+    clients_by_tier: Mapping[Tier, int], parts: float, gateways: Gateways
 ) -> dict[str, float]:
     by_gateway: dict[str, float] = defaultdict(float)
     for tier, clients in clients_by_tier.items():

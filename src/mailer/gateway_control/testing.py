@@ -1,13 +1,15 @@
 """Send the text of a mailing to given phones as a test: outside the mailing, and counted nowhere.
 
 The messages go through the gateway and with the sender of the mailing, or through a gateway for the
-phone's operator code. Gateways that are out or paused are not used.
+phone's operator code. Gateways that are out or paused are not used. Placeholders stand for the
+fields of the client with the phone, or for their defaults.
 """
 
 import asyncio
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import msgspec
 import structlog
 from sqlalchemy import ARRAY, String, bindparam, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -26,6 +28,14 @@ from mailer.idempotency.model import IdempotencyClaim
 from mailer.mailing import store as mailings
 from mailer.mailing.actions import ensure_allowed
 from mailer.mailing.model import Mailing
+from mailer.mailing.text_template import (
+    MAX_CHARACTERS,
+    MISSING_FIELD,
+    TEXT_TOO_LONG,
+    MissingField,
+    parse,
+    render,
+)
 from mailer.opt_out.service import opt_out_phone
 from mailer.opt_out.store import DIGEST
 
@@ -42,6 +52,8 @@ class Recipient(NamedTuple):
     """A new id, which no other message has."""
     may_send: bool
     """False after a restore, until an admin has allowed sending."""
+    fields: str
+    """The fields of the client with the phone, as JSON; without a client, there are none."""
 
 
 class TestMessage(NamedTuple):
@@ -56,7 +68,7 @@ class TestMessage(NamedTuple):
 FIND_RECIPIENTS = text(f"""
     SELECT given.phone, coalesce(client.operator_code, substr(given.phone, 2, 3)),
         EXISTS (SELECT FROM opt_out WHERE phone_digest = digest),
-        nextval('message_id_seq'), sending_is_allowed()
+        nextval('message_id_seq'), sending_is_allowed(), coalesce(client.fields, '{{}}')::text
     FROM (SELECT phone, {DIGEST} AS digest FROM unnest(:phones) AS phone CROSS JOIN opt_out_key)
         AS given
     LEFT JOIN client ON client.phone = given.phone""").bindparams(  # noqa: S608  # our own SQL
@@ -123,13 +135,16 @@ def _create(
         return PhoneResult.not_sent(phone, "restored")
     if recipient.has_opted_out and mailing.purpose == "marketing":
         return PhoneResult.not_sent(phone, "opted_out")
+    text = _render(mailing, recipient)
+    if isinstance(text, PhoneResult):
+        return text
     taking = _taking(mailing, channels, recipient.operator_code)
     channel = _choose(router, taking)
     if channel is None:
         outages = [channel.outage for channel in taking if channel.outage is not None]
         reason = max(outages, key=lambda outage: outage.since).reason if outages else "no_gateway"
         return PhoneResult.not_sent(phone, reason)
-    marked = TEST_MARK + mailing.text
+    marked = TEST_MARK + text
     if count_parts(marked).parts > channel.limits.parts:
         return PhoneResult.not_sent(phone, "too_many_parts", channel.name)
     message = single_message(
@@ -140,6 +155,19 @@ def _create(
         sender=mailing.sender,
     )
     return TestMessage(channel, message)
+
+
+def _render(mailing: Mailing, recipient: Recipient) -> str | PhoneResult:
+    """Return the text for a recipient, or the result if there is none."""
+    if not mailing.placeholders:
+        return mailing.text
+    fields = msgspec.json.decode(recipient.fields, type=dict[str, str])
+    text = render(parse(mailing.text), fields)
+    if isinstance(text, MissingField):
+        return PhoneResult.not_sent(recipient.phone, MISSING_FIELD)
+    if len(text) > MAX_CHARACTERS:
+        return PhoneResult.not_sent(recipient.phone, TEXT_TOO_LONG)
+    return text
 
 
 def _taking(mailing: Mailing, channels: Channels, operator_code: str) -> list[Channel]:

@@ -101,6 +101,9 @@ NOT_SENT_DETAILS = {
     "opted_out": "The message was not sent: the phone has opted out of marketing messages.",
     "no_gateway": "The message was not sent: no gateway takes messages to this phone.",
     "too_many_parts": "The message was not sent: it has more parts than the gateway takes.",
+    "missing_field": "The message was not sent: no client with this phone has the fields of the"
+    " text. Add them to the client, or write defaults.",
+    "text_too_long": "The message was not sent: it is too long with the client's fields.",
     "restored": "The message was not sent: the database was restored, and sending is not allowed.",
 }
 
@@ -121,8 +124,9 @@ class PhoneResult(msgspec.Struct, frozen=True, kw_only=True):
     reason: Annotated[
         str | None,
         Meta(
-            description="As of a message; `opted_out`: it is a marketing mailing, and the phone has"
-            " opted out. Null if it was accepted."
+            description="As of a message; `missing_field`: no client with this phone has the fields"
+            " of the text; `opted_out`: it is a marketing mailing, and the phone has opted out."
+            " Null if it was accepted."
         ),
     ]
     detail: Annotated[str, Meta(description="The outcome in words.")]

@@ -5,6 +5,8 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
+from mailer.errors import FieldError, InvalidError
+from mailer.mailing.text_template import MAX_CHARACTERS, TemplateError, parse
 from mailer.text import clean_label, compose, fold_label
 from mailer.validation import STORABLE
 
@@ -35,7 +37,7 @@ Text = Annotated[
     str,
     Meta(
         min_length=1,
-        max_length=1600,
+        max_length=MAX_CHARACTERS,
         pattern=STORABLE,
         description="The text of the message, with at least one visible character; stored in"
         " Unicode normalization form C (NFC).",
@@ -44,6 +46,39 @@ Text = Annotated[
             "rule": "must be 1 to 1,600 characters, without null characters",
             "normalize": compose,
         },
+    ),
+]
+
+
+def check_placeholders(text: str) -> str:
+    """Return the text of a mailing in the form in which it is stored.
+
+    Raises `InvalidError` if something in it looks like a placeholder and is none. A text that is
+    too long is not read: validation refuses it.
+    """
+    composed = compose(text)
+    if len(composed) > MAX_CHARACTERS:
+        return composed
+    try:
+        parse(composed)
+    except TemplateError as error:
+        raise InvalidError([FieldError("", str(error))]) from error
+    return composed
+
+
+# Like `Text`, with placeholders.
+TemplateText = Annotated[
+    Text,
+    Meta(
+        description="The text of the message, with at least one visible character; stored in"
+        " Unicode normalization form C (NFC). `{{ name }}` stands for the field `name` of the"
+        " client; a client who lacks it does not get the message, which is cancelled with the"
+        " reason `missing_field`. `{{ name | friend }}` stands for `friend` then. Other braces that"
+        " look like a placeholder are refused, with their place in characters, from 1. A message"
+        " that has more than 1,600 characters with the client's fields is not sent: its reason is"
+        " `text_too_long`.",
+        examples=["Dear {{ name | customer }}, your order is ready."],
+        extra={"normalize": check_placeholders},
     ),
 ]
 MailingName = Annotated[

@@ -26,10 +26,12 @@ from mailer.mailing.field_types import (
     Purpose,
     Rate,
     SenderName,
+    TemplateText,
     Text,
     TimeOfDay,
     WindowEnd,
 )
+from mailer.mailing.text_template import TextTemplate
 from mailer.mailing.window import SendingWindow
 from mailer.message.model import Message
 from mailer.statuses import (
@@ -145,7 +147,7 @@ class NewMailing(MailingInput, frozen=True, kw_only=True):
     datetime_end: EndMoment
     send_interval_time_start: TimeOfDay | None = None
     send_interval_time_end: WindowEnd | None = None
-    text: Text
+    text: TemplateText
     client_filter: ClientFilter = None
     on_unknown: OnUnknown = "retry"
     purpose: Purpose = "marketing"
@@ -179,7 +181,7 @@ class MailingChange(MailingInput, frozen=True, kw_only=True):
     datetime_end: EndMoment | UnsetType = UNSET
     send_interval_time_start: TimeOfDay | UnsetType | None = UNSET
     send_interval_time_end: WindowEnd | UnsetType | None = UNSET
-    text: Text | UnsetType = UNSET
+    text: TemplateText | UnsetType = UNSET
     client_filter: ClientFilter | UnsetType = UNSET
     on_unknown: OnUnknown | UnsetType = UNSET
     purpose: Purpose | UnsetType = UNSET
@@ -252,6 +254,7 @@ class Mailing(msgspec.Struct, frozen=True, kw_only=True):
         "datetime_end": "2030-01-15T18:00:00Z",
         "status": "running",
         "text_version": 1,
+        "placeholders": [],
         "clients_count": 1200,
         "created_messages": 1200,
         **{f"{status}_messages": count for status, count in EXAMPLE_COUNTS.items()},
@@ -285,6 +288,13 @@ class Mailing(msgspec.Struct, frozen=True, kw_only=True):
     status: MailingStatus
     text_version: Annotated[
         int, Meta(description="Number of the version of the text, from 1; each change adds one.")
+    ]
+    placeholders: Annotated[
+        list[str],
+        Meta(
+            description="Fields of the client that the text has, in its order. Empty if the text is"
+            " sent as it is, also with braces: texts from before there were placeholders are."
+        ),
     ]
     clients_count: int
     """Size of the audience: as it was counted last, or the number of messages once all of it is
@@ -414,7 +424,9 @@ class RunningMailing(msgspec.Struct, frozen=True):
     rate: float | None = None
     """Most messages a second of all workers together; None without a limit."""
     parts: int = 1
-    """Number of SMS that the text takes."""
+    """Number of SMS that the text takes. With placeholders it is known once they are filled in."""
+    template: TextTemplate | None = None
+    """The parsed text; None: the text has no placeholders and is sent as it is."""
     may_send: bool = True
     """Whether new requests may start. It is false while the mailing is paused or replanned, and
     after its end."""
@@ -424,10 +436,17 @@ class RunningMailing(msgspec.Struct, frozen=True):
         """Whether a message with delivery unknown is sent again; if not, it ends as unknown."""
         return self.on_unknown == "retry"
 
-    def with_text(self, version: int, text: str) -> "RunningMailing":
+    def with_text(
+        self, version: int, text: str, template: TextTemplate | None = None
+    ) -> "RunningMailing":
         """Return the mailing with another version of its text."""
-        parts = count_parts(text).parts
-        return msgspec.structs.replace(self, text=text, text_version=version, parts=parts)
+        return msgspec.structs.replace(
+            self,
+            text=text,
+            text_version=version,
+            template=template,
+            parts=count_parts(text).parts,
+        )
 
     def time_left(self, now: datetime) -> float:
         """Return the seconds from `now` until all requests must have ended; negative after that."""

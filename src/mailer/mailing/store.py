@@ -31,6 +31,7 @@ from mailer.db.tables.operation import origin
 from mailer.mailing.client_filter import stored_filter
 from mailer.mailing.errors import MailingNotFoundError
 from mailer.mailing.model import Hold, Mailing
+from mailer.mailing.text_template import parse, stored_field_names
 from mailer.statuses import MESSAGE_STATUSES
 from mailer.text import fold_label
 
@@ -74,7 +75,11 @@ def select_mailings() -> Select[Any]:
 
 def to_mailing(row: Row[Any]) -> Mailing:
     """Return the mailing in a row of `select_mailings`."""
-    values = {name: getattr(row, name) for name in Mailing.__struct_fields__ if name != "held"}
+    computed = {"held", "placeholders"}
+    values = {
+        name: getattr(row, name) for name in Mailing.__struct_fields__ if name not in computed
+    }
+    values["placeholders"] = stored_field_names(row.template)
     values["client_filter"] = stored_filter(row.client_filter)
     for name in ("send_interval_time_start", "send_interval_time_end"):
         values[name] = _format_time(values[name])
@@ -116,6 +121,8 @@ def _columns(values: dict[str, Any]) -> dict[str, Any]:
     columns = dict(values)
     if "labels" in columns:
         columns["label_keys"] = [fold_label(label) for label in columns["labels"]]
+    if "text" in columns:
+        columns["template"] = parse(columns["text"]).stored
     if "client_filter" in columns:
         columns["client_filter"] = msgspec.to_builtins(columns["client_filter"])
     for name in ("send_interval_time_start", "send_interval_time_end"):

@@ -12,6 +12,7 @@ from mailer.db.tables.mailing import OPEN_MAILING
 from mailer.gateway.sms_parts import count_parts
 from mailer.mailing.field_types import PRIORITY_WEIGHTS
 from mailer.mailing.model import RunningMailing
+from mailer.mailing.text_template import parse_stored
 from mailer.mailing.window import SendingWindow
 
 MAILINGS_PER_READ = 1_000
@@ -19,7 +20,8 @@ MAILINGS_PER_READ = 1_000
 
 # `is_active` is true of a mailing that may still have open messages and was not cancelled.
 TRACKED_COLUMNS = f"""
-    id, text, text_version, sender, datetime_end, on_unknown, priority, rate,
+    id, text, text_version, template::text AS template, sender, datetime_end, on_unknown,
+    priority, rate,
     send_interval_time_start, send_interval_time_end,
     purpose = 'marketing' AS respects_opt_outs,
     status = 'running' AND NOT is_replanning AND datetime_end > clock_timestamp() AS may_send,
@@ -75,6 +77,7 @@ def _to_running_mailing(row: asyncpg.Record) -> RunningMailing:
         id=row["id"],
         text=row["text"],
         text_version=row["text_version"],
+        template=parse_stored(row["template"]),
         datetime_end=row["datetime_end"],
         window=None if opens is None else SendingWindow(opens, closes),
         on_unknown=row["on_unknown"],

@@ -210,6 +210,10 @@ class ClaimedMessage(msgspec.Struct, frozen=True, gc=False):
     earlier_text: str | None = None
     """This text, if the mailing has a newer one: delivery by an earlier attempt is unknown, and a
     repeat must have the same text. None: the text of the mailing."""
+    field_values: str | None = None
+    """The values of the client's fields that the text uses, as JSON; None for a literal text."""
+    earlier_template: str | None = None
+    """The template of `earlier_text`, as JSON; None if that is literal."""
 
     @property
     def was_tried(self) -> bool:

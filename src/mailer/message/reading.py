@@ -84,8 +84,17 @@ def to_message(row: Row[Any]) -> Message:
 
 # A message is sent with the newest text. But if delivery by an earlier attempt is unknown, a repeat
 # has the same text. Messages from before texts had versions were sent with version 1 or earlier.
+# A text with placeholders is shown with the values that it was sent with, or else with those that
+# the client has now. When they are erased, the placeholders are shown.
 SHOWN_TEXT = """(
-    SELECT mailing_text.text FROM mailing JOIN mailing_text ON mailing_id = mailing.id
+    SELECT render_text(mailing_text.text, mailing_text.template, CASE
+        WHEN mailing_text.template IS NULL THEN NULL
+        WHEN message.text_version IS NULL
+            OR message.status = 'scheduled' AND message.unknown_reason IS NULL
+            THEN (SELECT fields FROM client
+                WHERE client.id = message.client_id AND client.deleted_at IS NULL)
+        ELSE message.field_values END)
+    FROM mailing JOIN mailing_text ON mailing_id = mailing.id
     WHERE mailing.id = message.mailing_id AND version = CASE
         WHEN message.status = 'scheduled' AND message.unknown_reason IS NULL
             THEN mailing.text_version

@@ -15,6 +15,7 @@ from mailer.db.engine import affected_rows
 from mailer.message.model import ClaimedMessage
 from mailer.message.store import (
     CLAIM_TIME,
+    LAST_FIELD_VALUES,
     LAST_GATEWAY,
     LAST_TEXT_VERSION,
     ONLY_THIS_GATEWAY,
@@ -34,6 +35,8 @@ RELEASE_ORPHANED = f"""
         sent_at = CASE WHEN {EARLIER_RECEIPT_DECIDES} THEN coalesce(claimed_at, {CLAIM_TIME}) END,
         text_version = CASE WHEN unknown_reason IS NOT NULL THEN text_version
                             ELSE {LAST_TEXT_VERSION} END,
+        field_values = CASE WHEN unknown_reason IS NOT NULL THEN field_values
+                            ELSE {LAST_FIELD_VALUES} END,
         receipt_status = NULL, receipt_reason = NULL,
         gateway = {LAST_GATEWAY}, lease_owner = NULL, lease_expires_at = NULL, updated_at = now()
     WHERE status = 'sending' AND lease_owner = $1 AND id <> ALL($2::bigint[])"""  # noqa: S608  # likewise

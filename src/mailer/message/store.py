@@ -33,7 +33,8 @@ FIRST_CURSOR: ClaimCursor = (EARLIEST_DUE, 0)
 # in the index. Rows that another worker is claiming are skipped.
 # A message is sent with the newest text. But if delivery by an earlier attempt is unknown, the same
 # text is sent again: the client may have got it already. It is version 1 if the attempt was made
-# before texts had versions.
+# before texts had versions. The same applies to the values of the client's fields in the text; for
+# a literal text no field is read: the fields are in a subselect, which is not executed then.
 # $9 is the largest share. It changes nothing but what PostgreSQL expects: without it, it would take
 # each share for a tenth of the mailing's messages, and scan the table of clients.
 # The subselects call volatile functions once. Without one around clock_timestamp(), PostgreSQL
@@ -41,7 +42,7 @@ FIRST_CURSOR: ClaimCursor = (EARLIEST_DUE, 0)
 # may not send: then nothing is claimed.
 CLAIM_DUE = """
     WITH due AS MATERIALIZED (
-        SELECT message.id, message.client_id, mailing.text_version
+        SELECT message.id, message.client_id, mailing.text_version, mailing.template
         FROM unnest($1::bigint[], $2::int[], $5::timestamptz[], $6::bigint[])
             AS last (mailing_id, share, due_at, id)
         JOIN mailing ON mailing.id = last.mailing_id
@@ -61,6 +62,13 @@ CLAIM_DUE = """
     UPDATE message SET status = 'sending', reason = NULL, attempts = attempts + 1,
         text_version = CASE WHEN message.unknown_reason IS NULL THEN due.text_version
                             ELSE coalesce(message.text_version, 1) END,
+        field_values = CASE WHEN message.unknown_reason IS NOT NULL THEN message.field_values
+            WHEN due.template IS NOT NULL THEN (
+                SELECT coalesce(jsonb_object_agg(name, own.fields -> name), '{}')
+                FROM client AS own CROSS JOIN jsonb_array_elements(due.template) AS piece
+                    CROSS JOIN LATERAL (SELECT piece ->> 'field' AS name) AS placeholder
+                WHERE own.id = due.client_id AND jsonb_typeof(piece) = 'object'
+                    AND own.fields ? name) END,
         gateway = $8, lease_owner = $3, lease_expires_at = clock_timestamp() + $4,
         updated_at = now()
     FROM due JOIN client ON client.id = due.client_id
@@ -70,6 +78,10 @@ CLAIM_DUE = """
         message.last_failure, message.route, message.gateway, client.opted_out_at IS NOT NULL,
         message.text_version, CASE WHEN message.text_version <> due.text_version THEN (
             SELECT text FROM mailing_text
+            WHERE mailing_id = message.mailing_id AND version = message.text_version) END,
+        message.field_values::text,
+        CASE WHEN message.text_version <> due.text_version THEN (
+            SELECT template::text FROM mailing_text
             WHERE mailing_id = message.mailing_id AND version = message.text_version) END"""
 
 
@@ -131,9 +143,11 @@ def add_failure(reason: str, started_at: str = CLAIM_TIME) -> str:
     return f"""
         CASE WHEN jsonb_array_length(failures) >= {MAX_FAILURES} THEN failures - 0
              ELSE coalesce(failures, '[]') END
-        || jsonb_build_object('attempt', message.attempts, 'claimed_at', {started_at},
+        || (jsonb_build_object('attempt', message.attempts, 'claimed_at', {started_at},
             'ended_at', now(), 'reason', {reason}, 'gateway', message.gateway,
-            'text_version', message.text_version)"""
+            'text_version', message.text_version)
+            || CASE WHEN message.field_values IS NULL THEN '{{}}'
+                    ELSE jsonb_build_object('field_values', message.field_values) END)"""
 
 
 ATTEMPT_START = f"coalesce(result.started_at, {CLAIM_TIME})"
@@ -146,6 +160,8 @@ for another gateway and then not sent."""
 LAST_TEXT_VERSION = "(failures -> -1 ->> 'text_version')::int"
 """SQL for the version of the text in the last failed attempt; null without one. Like
 `LAST_GATEWAY`, it is that of a message that was claimed and then not sent."""
+LAST_FIELD_VALUES = "failures -> -1 -> 'field_values'"
+"""SQL for the values of fields in the last failed attempt; null without any."""
 ONLY_THIS_GATEWAY = "find_route(ARRAY[coalesce(message.gateway, 'default')])"
 """SQL for the route of a message that only its gateway may send again: delivery is unknown. The
 gateway is null if an earlier version, which had only the gateway `default`, claimed the message."""
@@ -188,6 +204,8 @@ RECORD_RESULTS = f"""
         gateway = CASE WHEN {ATTEMPT_WAS_MADE} THEN message.gateway ELSE {LAST_GATEWAY} END,
         text_version = CASE WHEN {ATTEMPT_WAS_MADE} OR message.unknown_reason IS NOT NULL
                             THEN message.text_version ELSE {LAST_TEXT_VERSION} END,
+        field_values = CASE WHEN {ATTEMPT_WAS_MADE} OR message.unknown_reason IS NOT NULL
+                            THEN message.field_values ELSE {LAST_FIELD_VALUES} END,
         route = CASE WHEN result.unknown_reason IS NOT NULL THEN {ONLY_THIS_GATEWAY}
                      WHEN result.excludes_gateway THEN {OTHER_GATEWAYS}
                      ELSE message.route END,

@@ -11,21 +11,20 @@ from litestar.exceptions import NotFoundException
 from litestar.params import FromPath
 from litestar.response import Redirect, ServerSentEvent
 from litestar.status_codes import HTTP_409_CONFLICT, HTTP_503_SERVICE_UNAVAILABLE
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.access.model import Actor
 from mailer.admin.form import Form
 from mailer.admin.language import gettext_noop
 from mailer.admin.live import LiveUpdates, Sections
 from mailer.admin.mailings.intent import launch_intent
+from mailer.admin.mailings.mailing_text import read_expected_cost, read_text_variables
 from mailer.admin.redirects import referring_path
 from mailer.admin.render import PageContext, redirect_with_flash
 from mailer.clock import database_clock
 from mailer.db.engine import snapshot
 from mailer.errors import ConflictError
 from mailer.forecast import service as forecast
-from mailer.forecast.cost import Cost
-from mailer.forecast.cost_estimate import estimate_cost
 from mailer.forecast.throughput import usable_gateways
 from mailer.gateway.channel import Channels
 from mailer.gateway.sms_parts import count_parts
@@ -34,7 +33,6 @@ from mailer.mailing.actions import allowed_actions
 from mailer.mailing.activity import with_holds
 from mailer.mailing.api import MailingId
 from mailer.mailing.errors import MailingNotFoundError, StopTimeoutError
-from mailer.mailing.model import Mailing, excluded_opt_outs
 from mailer.reply.reading import list_recent
 from mailer.settings import Settings
 from mailer.statistics import progress
@@ -119,7 +117,10 @@ async def read_mailing_page(
             connection, mailing_progress, max_buckets=MAX_CHART_BARS, channels=channels
         )
         is_upcoming = not background_work.is_started and not mailing.has_ended
-        expected_cost = await _expected_cost(connection, mailing, channels) if is_upcoming else None
+        expected_cost = None
+        if is_upcoming and not mailing.placeholders:  # else `read_text_variables` has it
+            parts = count_parts(mailing.text).parts
+            expected_cost = await read_expected_cost(connection, mailing, channels, parts)
         text_versions = (
             await texts.list_versions(connection, mailing_id, MAX_TABLE_ROWS)
             if mailing.text_version > 1
@@ -151,24 +152,6 @@ async def read_mailing_page(
     }
 
 
-async def _expected_cost(
-    connection: AsyncConnection, mailing: Mailing, channels: Channels
-) -> Cost | None:
-    """Return the cost if each client of the audience gets a mailing; None if it is not known.
-
-    Clients who have opted out of it cost nothing.
-    """
-    parts = count_parts(mailing.text).parts
-    return await estimate_cost(
-        connection,
-        mailing.client_filter,
-        mailing.gateway,
-        parts,
-        channels,
-        opted_out=excluded_opt_outs(mailing.purpose),
-    )
-
-
 def new_test_variables(mailing_id: int) -> dict[str, Any]:
     """Return the template variables of a form for a new test.
 
@@ -197,6 +180,7 @@ class MailingPage(Controller):
     ) -> Response[str]:
         """Show a mailing."""
         variables = await read_mailing_page(engine, channels, mailing_id, settings.receipt_wait)
+        variables |= await read_text_variables(engine, channels, variables)
         return await context.render_page(
             "mailings/mailing.html", **variables, **new_test_variables(mailing_id)
         )

@@ -66,6 +66,8 @@ NOT_A_MOMENT = gettext_noop("must be a date and a time")
 NO_SUCH_TIME = gettext_noop("does not exist on that day: the clocks go forward and skip this time")
 NO_AUDIENCE = gettext_noop("must be chosen: all clients, or some of them")
 EMPTY_FILTER = gettext_noop("must have an entry; null means everybody")
+WITHOUT_BRACES = str.maketrans("{}", "()")
+"""Replaces braces by characters of which nothing looks like a placeholder."""
 
 FormValues = Mapping[str, str]
 """The text of each field of `MAILING_FIELDS`."""
@@ -229,11 +231,15 @@ def _unchanged_values(values: FormValues, mailing: Mailing) -> dict[str, Any]:
     fractions of a second.
     """
     original_values = values_of(mailing, zone_of(values))
-    return {
+    unchanged = {
         name: msgspec.to_builtins(getattr(mailing, name))
         for name, fields in FORM_FIELDS_BY_NAME.items()
         if all(values[field] == original_values[field] for field in fields)
     }
+    if "text" in unchanged and not mailing.placeholders:
+        # a text from before there were placeholders may have braces; it is not checked again
+        unchanged["text"] = unchanged["text"].translate(WITHOUT_BRACES)
+    return unchanged
 
 
 def _validate(

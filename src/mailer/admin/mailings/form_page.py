@@ -15,6 +15,7 @@ from mailer.admin.mailings import fields
 from mailer.admin.mailings.expectation import expect
 from mailer.admin.mailings.intent import Intent
 from mailer.admin.mailings.preview import build_preview, utc_offset
+from mailer.admin.mailings.template_preview import read_reach_of, typed_template
 from mailer.admin.render import PageContext
 from mailer.client.lists import store as lists
 from mailer.clock import database_clock
@@ -67,6 +68,7 @@ class MailingFormPage(msgspec.Struct, frozen=True, kw_only=True):
             forecast=expected,
             new=new,
             intent=intent,
+            reach=await read_reach_of(self.engine, new),
             must_type=intent.must_type(self.confirm_above),
             mailing=self.mailing,
             zone=fields.zone_of(form.values),
@@ -89,6 +91,8 @@ class MailingFormPage(msgspec.Struct, frozen=True, kw_only=True):
         """Return the variables of the templates of the form and of the preview."""
         now, zone = database_clock.now(), fields.zone_of(values)
         typed, typed_errors = fields.read_typed(values, self.mailing, now)
+        mailing_text = fields.values_of(self.mailing, zone)["text"] if self.mailing else ""
+        template = typed_template(values["text"], self.mailing, mailing_text)
         async with self.engine.connect() as connection:
             list_names = await lists.find_newest_names(connection)
             try:
@@ -98,7 +102,7 @@ class MailingFormPage(msgspec.Struct, frozen=True, kw_only=True):
                 typed_errors["lists"] = error.errors[0].message
         with segments_read_once():
             built_preview = await build_preview(
-                self.engine, typed, values["text"], zone, self.channels, self.mailing
+                self.engine, typed, values["text"], zone, self.channels, self.mailing, template
             )
         async with self.engine.connect() as connection:
             gateway_names = await routes.gateway_names(connection)

@@ -21,6 +21,7 @@ from mailer.admin.mailings.intent import (
     Intent,
     launch_intent,
 )
+from mailer.admin.mailings.template_preview import read_reach_of
 from mailer.admin.render import PageContext, redirect_with_flash
 from mailer.clock import database_clock
 from mailer.errors import ConflictError, InvalidError
@@ -93,6 +94,7 @@ class LaunchQuestion(msgspec.Struct, frozen=True):
             forecast=await expect(self.engine, self.channels, mailing, start),
             verb=verb,
             intent=intent,
+            reach=await read_reach_of(self.engine, mailing),
             form=form,
             must_type=intent.must_type(self.settings.confirm_above),
             now=now,

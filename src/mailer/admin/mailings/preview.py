@@ -13,7 +13,12 @@ from msgspec import UNSET
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.admin.mailings.intent import Intent, read_intent
+from mailer.admin.mailings.template_preview import (
+    TemplatePreview,
+    create_template_preview,
+)
 from mailer.admin.mailings.text_preview import TextPreview, preview_text
+from mailer.client.field_names import known_field_names
 from mailer.client.model import Client
 from mailer.clock import database_clock
 from mailer.forecast import service as forecasts
@@ -26,6 +31,8 @@ from mailer.gateway.channel import Channels
 from mailer.mailing import audience
 from mailer.mailing.field_types import Purpose
 from mailer.mailing.model import Mailing, MailingChange, NewMailing, excluded_opt_outs
+from mailer.mailing.text_reach import read_text_reach
+from mailer.mailing.text_template import TextTemplate
 from mailer.mailing.window import DAY, OpenInterval, SendingWindow, offsets_of, window_between
 
 SAMPLE_CLIENTS = 5
@@ -91,6 +98,11 @@ class Preview(msgspec.Struct, frozen=True, kw_only=True):
     """The preview of a form that is being filled in."""
 
     text: TextPreview
+    """Of the text as typed: with placeholders, its size is not that of a message."""
+    template: TemplatePreview | None
+    """None if the text has no placeholders."""
+    field_names: list[str]
+    """The fields that clients have, the most used one first."""
     clients: int | None
     """Size of the audience; None while the client filter is not complete."""
     opted_out: int
@@ -124,10 +136,12 @@ async def build_preview(  # noqa: PLR0913, PLR0917  # the form, and what its for
     zone: str,
     channels: Channels,
     mailing: Mailing | None,
+    template: TextTemplate | None = None,
 ) -> Preview:
     """Return the preview of a form: `typed` are its valid values, except the `text`.
 
-    `text` is the text as typed, even if it is not valid. `zone` is the time zone of the form's
+    `text` is the text as typed, even if it is not valid. `template` is None if it has no
+    placeholders. `zone` is the time zone of the form's
     local times, `channels` the gateways, and `mailing` the mailing that the form changes (None if
     it creates one).
     """
@@ -136,6 +150,10 @@ async def build_preview(  # noqa: PLR0913, PLR0917  # the form, and what its for
     purpose = _known_purpose(typed, mailing)
     clients_by_zone, sample = dict[str, int](), list[Client]()
     text_preview = preview_text(text)
+    reach = None
+    if template is not None and client_filter is not UNSET:
+        reach = await read_text_reach(engine, template, client_filter, purpose)
+    parts = text_preview.size.parts if reach is None else reach.average_parts
     async with engine.connect() as connection:
         if client_filter is not UNSET:
             clients_by_zone = await audience.count_by_zone(connection, client_filter)
@@ -143,7 +161,8 @@ async def build_preview(  # noqa: PLR0913, PLR0917  # the form, and what its for
             if purpose == "marketing":
                 opted_out = await audience.count(connection, client_filter, opted_out=True)
         capacity = await forecasts.read_capacity(connection, gateways, mailing)
-        expected_cost = await _expected_cost(connection, typed, mailing, text_preview, channels)
+        expected_cost = await _expected_cost(connection, typed, mailing, parts, channels)
+        field_names = await known_field_names(connection)
         start, end = _known_moment(typed.datetime_start), _known_moment(typed.datetime_end)
         intent = await read_intent(connection, mailing, client_filter, purpose, start, now)
     day = _preview_day(start, end, now, zone)
@@ -155,6 +174,10 @@ async def build_preview(  # noqa: PLR0913, PLR0917  # the form, and what its for
     )
     return Preview(
         text=text_preview,
+        template=None
+        if template is None
+        else create_template_preview(template, reach, sample, field_names),
+        field_names=field_names,
         clients=None if client_filter is UNSET else clients,
         opted_out=opted_out,
         sample=sample,
@@ -175,10 +198,10 @@ async def _expected_cost(
     connection: AsyncConnection,
     typed: MailingChange,
     mailing: Mailing | None,
-    text: TextPreview,
+    parts: float,
     channels: Channels,
 ) -> Cost | None:
-    """Return the cost if each client of the audience gets the text; None if it is not known."""
+    """Return the cost if each client of the audience gets `parts` parts; None if not known."""
     if typed.client_filter is UNSET:
         return None
     gateway = typed.gateway
@@ -188,7 +211,7 @@ async def _expected_cost(
         connection,
         typed.client_filter,
         gateway,
-        text.size.parts,
+        parts,
         channels,
         opted_out=excluded_opt_outs(_known_purpose(typed, mailing)),
     )

@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from mailer.access.model import Actor
 from mailer.admin.form import MAX_SMALL_FORM_BYTES, Form, read_form, validate
 from mailer.admin.mailings.detail import new_test_variables, read_mailing_page
+from mailer.admin.mailings.mailing_text import read_text_variables
 from mailer.admin.render import PageContext
 from mailer.client.phone import normalize_phone
 from mailer.clock import database_clock
@@ -86,6 +87,7 @@ class MailingTestForm(Controller):
                 "test_results": list(zip(test.phones, results, strict=True)),
             }
         page = await read_mailing_page(engine, channels, mailing_id, settings.receipt_wait)
+        page |= await read_text_variables(engine, channels, page)
         response = await context.render_page("mailings/mailing.html", status, **page, **shown)
         if status == HTTP_201_CREATED:
             response.headers["Location"] = f"/mailings/{mailing_id}"

@@ -135,6 +135,8 @@ mailing = Table(
     timestamp_now("created_at"),
     timestamp_now("updated_at"),
     timestamp("deleted_at", nullable=True),
+    # the parsed text, if it has placeholders; null: the text is literal
+    Column("template", JSONB(none_as_null=True)),
     CheckConstraint("char_length(name) BETWEEN 1 AND 100", name="name"),
     CheckConstraint(
         "cardinality(labels) <= 10 AND cardinality(label_keys) = cardinality(labels)", name="labels"
@@ -250,6 +252,8 @@ mailing_text = Table(
     Column("version", Integer, primary_key=True, autoincrement=False),
     Column("text", String, nullable=False),
     timestamp_now("created_at"),
+    # the parsed text, if it has placeholders; null: the text is literal
+    Column("template", JSONB(none_as_null=True)),
 )
 
 # When the next message of a mailing with a rate may be sent, over all workers: one row for each,

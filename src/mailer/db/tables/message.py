@@ -91,6 +91,9 @@ message = Table(
     Column("receipt_reason", String),
     # whether receipts name the message by `gateway_message_id` only
     Column("uses_gateway_id", Boolean, nullable=False, server_default="false"),
+    # values of the client's fields that the text has, by name, in the current attempt, or else in
+    # the last one; null for a literal text, when there was no attempt, and once they are erased
+    Column("field_values", JSONB(none_as_null=True)),
     CheckConstraint(one_of("status", MESSAGE_STATUSES), name="status"),
     CheckConstraint(
         "(status = 'sending') = (lease_owner IS NOT NULL)"

@@ -26,6 +26,21 @@ document.addEventListener("DOMContentLoaded", () => document.querySelectorAll("[
   button.addEventListener("click", () => print());
 }));
 
+// A text with `data-insert-into` becomes a button that inserts it into a field, at the cursor.
+document.addEventListener("DOMContentLoaded", () => document.querySelectorAll("[data-insert-into]").forEach((shown) => {
+  const button = document.createElement("button");
+  const field = document.getElementById(shown.dataset.insertInto);
+  button.type = "button";
+  button.className = "insert";
+  button.textContent = shown.textContent;
+  button.addEventListener("click", () => {
+    field.setRangeText(shown.textContent, field.selectionStart, field.selectionEnd, "end");
+    field.focus();
+    field.dispatchEvent(new Event("input", { bubbles: true })); // updates the preview
+  });
+  shown.replaceWith(button);
+}));
+
 // A confirmation that htmx has fetched opens as a dialog; without scripts it is a separate page.
 document.addEventListener("htmx:afterSettle", (event) => {
   const dialog = document.getElementById("dialog");
