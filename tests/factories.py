@@ -16,6 +16,7 @@ from sqlalchemy import RowMapping, TextClause, event, text
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from mailer.contact_cap import ContactCap
 from mailer.db.engine import FIRST_STOP_LOCK, asyncpg_connection, create_engine
 from mailer.gateway.channel import Channel, ChannelLimits, Channels
 from mailer.gateway.config import default_gateway
@@ -283,14 +284,18 @@ async def running(engine: AsyncEngine) -> list[RunningMailing]:
 
 
 async def claim(
-    engine: AsyncEngine, mailing_id: int, count: int = 1, lease: timedelta = LEASE
+    engine: AsyncEngine,
+    mailing_id: int,
+    count: int = 1,
+    lease: timedelta = LEASE,
+    contact_cap: ContactCap | None = None,
 ) -> list[ClaimedMessage]:
     """Claim up to `count` due messages of a mailing for the worker `OWNER`."""
     async with engine.connect() as pooled:
         return await messages.claim(
             await asyncpg_connection(pooled),
             messages.ClaimSource(ROUTE, {mailing_id: messages.FIRST_CURSOR}, count),
-            messages.ClaimTarget(OWNER, lease, GATEWAY),
+            messages.ClaimTarget(OWNER, lease, GATEWAY, contact_cap),
         )
 
 

@@ -210,6 +210,8 @@ class ClaimedMessage(msgspec.Struct, frozen=True, gc=False):
     earlier_text: str | None = None
     """This text, if the mailing has a newer one: delivery by an earlier attempt is unknown, and a
     repeat must have the same text. None: the text of the mailing."""
+    is_over_cap: bool = False
+    """Whether the contact cap did not permit the message when it was claimed."""
 
     @property
     def was_tried(self) -> bool:
