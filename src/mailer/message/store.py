@@ -68,7 +68,8 @@ CLAIM = """
         message.last_failure, message.route, message.gateway, client.opted_out_at IS NOT NULL,
         message.text_version, CASE WHEN message.text_version <> due.text_version THEN (
             SELECT text FROM mailing_text
-            WHERE mailing_id = message.mailing_id AND version = message.text_version) END{is_over_cap}"""
+            WHERE mailing_id = message.mailing_id AND version = message.text_version) END
+        {is_over_cap}"""
 CLAIM_DUE = CLAIM.format(due_columns="", message_columns="", over_cap="", is_over_cap="")
 # $9 and $10 are the messages and the span of the contact cap. `over_cap` are the messages that the
 # cap does not permit; their senders cancel them. A repeat of a message that may have been accepted

@@ -126,20 +126,16 @@ def _segment_count_columns() -> list[Column[Any]]:
 
 
 # For the contact cap: the newest marketing messages that each client has got, or may have, and when
-# each was claimed or sent. Only `record_contacts` writes it. Messages that were not sent may be among
-# them; `record_contacts` then does not count them. Without a cap the table is empty.
+# each was claimed or sent. Only `record_contacts` writes it. A message that was not sent may be
+# among them, and does not count. Without a cap the table is empty.
 client_contact = Table(
     "client_contact",
     metadata,
     Column("client_id", BigInteger, primary_key=True, autoincrement=False),
     Column("message_ids", ARRAY(BigInteger), nullable=False, server_default="{}"),
-    Column(
-        "contacted_at", ARRAY(DateTime(timezone=True)), nullable=False, server_default="{}"
-    ),
+    Column("contacted_at", ARRAY(DateTime(timezone=True)), nullable=False, server_default="{}"),
     # since when no message is missing; infinity: the messages must still be found
-    Column(
-        "complete_since", DateTime(timezone=True), nullable=False, server_default="infinity"
-    ),
+    Column("complete_since", DateTime(timezone=True), nullable=False, server_default="infinity"),
     CheckConstraint("cardinality(message_ids) = cardinality(contacted_at)", name="length"),
     # room for new versions of a row in its page, so that no index changes
     postgresql_with={"fillfactor": "70"},
