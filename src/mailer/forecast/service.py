@@ -23,6 +23,7 @@ from mailer.gateway.channel import Channels
 from mailer.mailing import listing
 from mailer.mailing import store as mailings
 from mailer.mailing.model import Mailing, MailingChange, NewMailing
+from mailer.mailing.overlap import Overlap
 from mailer.mailing.search import MailingFilter
 from mailer.mailing.window import window_between
 from mailer.time_slices import run_in_slices
@@ -125,6 +126,22 @@ async def _compute(basis: ForecastBasis) -> Forecast:
         opted_out=basis.opted_out,
         lost=basis.lost,
         expected_end=_expected_end(mailing, computed),
+    )
+
+
+def without_capped(expected: Forecast | None, overlap: Overlap | None) -> Forecast | None:
+    """Return a forecast without the clients who have reached the contact cap now.
+
+    They are taken from the clients who would be reached, because their time zones are not known.
+    """
+    if expected is None or overlap is None or not overlap.at_cap:
+        return expected
+    at_cap = min(overlap.at_cap, expected.reached)
+    return replace(
+        expected,
+        clients=expected.clients - at_cap,
+        at_cap=overlap.at_cap,
+        is_at_cap_estimated=overlap.is_estimate,
     )
 
 

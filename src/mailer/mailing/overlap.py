@@ -108,7 +108,7 @@ async def read_overlap(
         chosen = await _choose(connection, client_filter, clients)
         counts = _count_contacts(chosen, cap)
         values = {"since": since_at, "first_id": first_id}
-        looked_at, contacted, at_cap = (await connection.execute(counts, values)).one().t
+        looked_at, contacted, at_cap = (await connection.execute(counts, values)).one()
         if is_estimate:
             contacted, at_cap = (_scale(n, looked_at, clients) for n in (contacted, at_cap))
     return Overlap(

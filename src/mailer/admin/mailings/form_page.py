@@ -15,9 +15,11 @@ from mailer.admin.mailings.intent import Intent
 from mailer.admin.mailings.preview import build_preview, utc_offset
 from mailer.admin.render import PageContext
 from mailer.clock import database_clock
+from mailer.contact_cap import ContactCap
 from mailer.gateway import routes
 from mailer.gateway.channel import Channels
 from mailer.mailing.model import Mailing, NewMailing
+from mailer.mailing.overlap import read_overlap
 
 FINGERPRINT_FIELD = "seen"
 """Hidden field with the fingerprint of the mailing that the form was rendered for.
@@ -37,6 +39,7 @@ class MailingFormPage(msgspec.Struct, frozen=True, kw_only=True):
     """Number of clients above which the user must type their number."""
     approval_above: int | None
     """Number of clients above which a second user must launch a mailing; None: never."""
+    contact_cap: ContactCap | None = None
     copy_of: int | None = None
     """Id of the mailing that the form copies; None if it copies none."""
     mailing: Mailing | None = None
@@ -54,12 +57,24 @@ class MailingFormPage(msgspec.Struct, frozen=True, kw_only=True):
 
         It contains the form in hidden fields. `new` is the mailing as it would be.
         """
+        overlap = None
+        if intent.kind != "save" and new.purpose == "marketing":
+            async with self.engine.connect() as connection:
+                overlap = await read_overlap(
+                    connection,
+                    new.client_filter,
+                    self.contact_cap,
+                    mailing_id=None if self.mailing is None else self.mailing.id,
+                    period=(new.datetime_start, new.datetime_end),
+                )
         return await self.context.render_page(
             "mailings/confirm.html",
             status,
             form=form,
             new=new,
             intent=intent,
+            overlap=overlap,
+            contact_cap=self.contact_cap,
             must_type=intent.must_type(self.confirm_above),
             mailing=self.mailing,
             zone=fields.zone_of(form.values),
@@ -83,7 +98,13 @@ class MailingFormPage(msgspec.Struct, frozen=True, kw_only=True):
         now, zone = database_clock.now(), fields.zone_of(values)
         typed, typed_errors = fields.read_typed(values, self.mailing, now)
         built_preview = await build_preview(
-            self.engine, typed, values["text"], zone, self.channels, self.mailing
+            self.engine,
+            typed,
+            values["text"],
+            zone,
+            self.channels,
+            self.mailing,
+            self.contact_cap,
         )
         async with self.engine.connect() as connection:
             gateway_names = await routes.gateway_names(connection)
@@ -96,6 +117,7 @@ class MailingFormPage(msgspec.Struct, frozen=True, kw_only=True):
             "needs_approval": needs_approval and intent.must_type(self.approval_above or 0),
             "typed_errors": typed_errors,
             "forecast": built_preview.forecast,
+            "contact_cap": self.contact_cap,
             "capacity": built_preview.capacity,
             # the form is in its own time zone, even if the viewer chooses another one
             "form_viewer": msgspec.structs.replace(self.context.viewer, time_zone=zone),

@@ -16,6 +16,7 @@ from mailer.admin.mailings.intent import Intent, read_intent
 from mailer.admin.mailings.text_preview import TextPreview, preview_text
 from mailer.client.model import Client
 from mailer.clock import database_clock
+from mailer.contact_cap import ContactCap
 from mailer.forecast import service as forecasts
 from mailer.forecast.cost import Cost
 from mailer.forecast.cost_estimate import estimate_cost
@@ -26,6 +27,7 @@ from mailer.gateway.channel import Channels
 from mailer.mailing import audience
 from mailer.mailing.field_types import Purpose
 from mailer.mailing.model import Mailing, MailingChange, NewMailing, excluded_opt_outs
+from mailer.mailing.overlap import Overlap, read_overlap
 from mailer.mailing.window import DAY, OpenInterval, SendingWindow, offsets_of, window_between
 
 SAMPLE_CLIENTS = 5
@@ -115,6 +117,9 @@ class Preview(msgspec.Struct, frozen=True, kw_only=True):
     a price."""
     intent: Intent
     """What the button of the form does."""
+    overlap: Overlap | None
+    """None for a mailing that has started or is no marketing, and while the audience is not
+    known."""
 
 
 async def build_preview(  # noqa: PLR0913, PLR0917  # the form, and what its forecast depends on
@@ -124,6 +129,7 @@ async def build_preview(  # noqa: PLR0913, PLR0917  # the form, and what its for
     zone: str,
     channels: Channels,
     mailing: Mailing | None,
+    contact_cap: ContactCap | None = None,
 ) -> Preview:
     """Return the preview of a form: `typed` are its valid values, except the `text`.
 
@@ -146,6 +152,12 @@ async def build_preview(  # noqa: PLR0913, PLR0917  # the form, and what its for
         expected_cost = await _expected_cost(connection, typed, mailing, text_preview, channels)
         start, end = _known_moment(typed.datetime_start), _known_moment(typed.datetime_end)
         intent = await read_intent(connection, mailing, client_filter, purpose, start, now)
+        overlap = None
+        if client_filter is not UNSET and purpose == "marketing" and intent.kind != "save":
+            mailing_id = None if mailing is None else mailing.id
+            overlap = await read_overlap(
+                connection, client_filter, contact_cap, mailing_id=mailing_id, period=(start, end)
+            )
     day = _preview_day(start, end, now, zone)
     window = window_between(typed.send_interval_time_start, typed.send_interval_time_end)
     zones_by_size = sorted(clients_by_zone.items(), key=lambda item: (-item[1], item[0]))
@@ -164,10 +176,13 @@ async def build_preview(  # noqa: PLR0913, PLR0917  # the form, and what its for
         other_clients=clients - sum(shown.clients for shown in windows),
         start=start,
         end=end,
-        forecast=await _forecast(engine, typed, gateways, capacity.workers, mailing),
+        forecast=forecasts.without_capped(
+            await _forecast(engine, typed, gateways, capacity.workers, mailing), overlap
+        ),
         capacity=capacity,
         cost=expected_cost,
         intent=intent,
+        overlap=overlap,
     )
 
 
