@@ -1,7 +1,7 @@
 """How a mailing overlaps with others: clients who got messages lately, and shared audiences.
 
-Only marketing mailings count. Up to `MAX_EXACT` clients of an audience are all looked at. Of a
-larger audience, a sample is, and the numbers are estimates.
+Only marketing mailings count. The numbers are exact for audiences of up to `MAX_EXACT` clients. For
+larger ones they are estimates from a sample.
 """
 
 import math
@@ -108,9 +108,9 @@ async def read_overlap(
         chosen = await _choose(connection, client_filter, clients)
         counts = _count_contacts(chosen, cap)
         values = {"since": since_at, "first_id": first_id}
-        looked_at, contacted, at_cap = (await connection.execute(counts, values)).one()
+        examined, contacted, at_cap = (await connection.execute(counts, values)).one()
         if is_estimate:
-            contacted, at_cap = (_scale(n, looked_at, clients) for n in (contacted, at_cap))
+            contacted, at_cap = (_scale(n, examined, clients) for n in (contacted, at_cap))
     return Overlap(
         clients=clients,
         contacted=contacted,
@@ -120,9 +120,9 @@ async def read_overlap(
     )
 
 
-def _scale(number: int, looked_at: int, clients: int) -> int:
+def _scale(number: int, examined: int, clients: int) -> int:
     """Return the estimate for all clients, in two significant digits, of a number in a sample."""
-    estimate = number * clients / max(1, looked_at)
+    estimate = number * clients / max(1, examined)
     if estimate < 1:
         return 0
     digits = 1 - math.floor(math.log10(estimate))

@@ -39,7 +39,7 @@ FIRST_CURSOR: ClaimCursor = (EARLIEST_DUE, 0)
 # may not send: then nothing is claimed.
 #
 # The names in braces are for the contact cap; without one, they are replaced by nothing.
-CLAIM = """
+CLAIM_TEMPLATE = """
     WITH due AS MATERIALIZED (
         SELECT message.id, message.client_id, mailing.text_version{due_columns}
         FROM unnest($1::bigint[], $5::timestamptz[], $6::bigint[])
@@ -70,11 +70,11 @@ CLAIM = """
             SELECT text FROM mailing_text
             WHERE mailing_id = message.mailing_id AND version = message.text_version) END
         {is_over_cap}"""
-CLAIM_DUE = CLAIM.format(due_columns="", message_columns="", over_cap="", is_over_cap="")
+CLAIM_DUE = CLAIM_TEMPLATE.format(due_columns="", message_columns="", over_cap="", is_over_cap="")
 # $9 and $10 are the messages and the span of the contact cap. `over_cap` are the messages that the
 # cap does not permit; their senders cancel them. A repeat of a message that may have been accepted
 # is always permitted. See `record_contacts` in the migrations.
-CLAIM_DUE_WITH_CAP = CLAIM.format(
+CLAIM_DUE_WITH_CAP = CLAIM_TEMPLATE.format(
     due_columns="""
             , mailing.purpose = 'marketing' AS is_marketing, message.is_repeat""",
     message_columns=", unknown_reason IS NOT NULL AS is_repeat",
