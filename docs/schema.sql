@@ -538,7 +538,7 @@ BEGIN
         FROM origin);
 END $$;
 
-CREATE FUNCTION record_contacts(message_ids bigint[], client_ids bigint[], is_repeat boolean[], cap integer, span interval) RETURNS SETOF bigint
+CREATE FUNCTION record_contacts(asked_ids bigint[], asked_clients bigint[], is_repeat boolean[], cap integer, span interval) RETURNS SETOF bigint
     LANGUAGE plpgsql
     SET enable_seqscan TO 'off'
     SET enable_hashjoin TO 'off'
@@ -548,15 +548,35 @@ CREATE FUNCTION record_contacts(message_ids bigint[], client_ids bigint[], is_re
 DECLARE
     at timestamptz := clock_timestamp();
     since timestamptz := at - span;
+    permitted bigint[];
 BEGIN
-    IF cardinality(record_contacts.message_ids) = 0 THEN
+    IF cardinality(asked_ids) = 0 THEN
         RETURN;
     END IF;
-    -- Lock the rows of the clients, always in the same order. WHERE false only locks.
+    -- One claim at a time. Each statement below sees what the claims before have committed.
+    PERFORM pg_advisory_xact_lock(-8);
+    -- Most clients have few messages: the number of all stored ones is below the cap.
+    WITH changed AS (
+        UPDATE client_contact SET message_ids = message_ids || asked.message_id,
+            contacted_at = contacted_at || at
+        FROM unnest(asked_ids, asked_clients) AS asked (message_id, client_id)
+        WHERE client_contact.client_id = asked.client_id
+            AND cardinality(message_ids) < cap AND complete_since <= since
+            AND asked.message_id <> ALL (message_ids)
+        RETURNING asked.message_id
+    )
+    SELECT coalesce(array_agg(message_id), '{}') INTO permitted FROM changed;
+    IF cardinality(permitted) = cardinality(asked_ids) THEN
+        RETURN;
+    END IF;
+    SELECT array_agg(message_id), array_agg(client_id), array_agg(repeats)
+    INTO asked_ids, asked_clients, is_repeat
+    FROM unnest(asked_ids, asked_clients, is_repeat) AS asked (message_id, client_id, repeats)
+    WHERE message_id NOT IN (SELECT unnest(permitted));
     INSERT INTO client_contact (client_id)
-    SELECT DISTINCT id FROM unnest(client_ids) AS id ORDER BY id
-    ON CONFLICT (client_id) DO UPDATE SET client_id = excluded.client_id WHERE false;
-    -- Each statement sees what others have committed before it got the locks.
+    SELECT DISTINCT id FROM unnest(asked_clients) AS id
+    ON CONFLICT (client_id) DO NOTHING;
+    -- Find the messages of clients who are new here, and for a longer span than before.
     UPDATE client_contact SET message_ids = found.message_ids, contacted_at = found.contacted_at,
         complete_since = since
     FROM (
@@ -582,7 +602,7 @@ BEGIN
                 JOIN mailing ON mailing.id = message.mailing_id
                 WHERE mailing.purpose = 'marketing'
             ) AS contact ON contact.sent_at > since
-            WHERE known.client_id = ANY (client_ids) AND known.complete_since > since
+            WHERE known.client_id = ANY (asked_clients) AND known.complete_since > since
             GROUP BY known.client_id, contact.message_id
         ) AS contact
         GROUP BY client_id
@@ -590,14 +610,14 @@ BEGIN
     WHERE client_contact.client_id = found.client_id;
     RETURN QUERY
     WITH asked AS MATERIALIZED (
-        SELECT client_id, array_agg(message_id ORDER BY is_repeat DESC, position) AS ids,
-            count(*)::integer AS messages, (count(*) FILTER (WHERE is_repeat))::integer AS repeats
-        FROM unnest(record_contacts.message_ids, client_ids, is_repeat) WITH ORDINALITY
-            AS asked (message_id, client_id, is_repeat, position)
+        SELECT client_id, array_agg(message_id ORDER BY repeats DESC, position) AS ids,
+            count(*)::integer AS messages, (count(*) FILTER (WHERE repeats))::integer AS repeats
+        FROM unnest(asked_ids, asked_clients, is_repeat) WITH ORDINALITY
+            AS asked (message_id, client_id, repeats, position)
         GROUP BY client_id
     ), decided AS MATERIALIZED (
         SELECT client_id, asked.ids, contact.ids AS other_ids, contact.times AS other_times,
-            greatest(repeats, least(asked.messages, cap - contact.messages)) AS permitted
+            greatest(asked.repeats, least(asked.messages, cap - contact.messages)) AS number
         FROM asked JOIN client_contact USING (client_id) CROSS JOIN LATERAL (
             SELECT coalesce(array_agg(stored.message_id), '{}') AS ids,
                 coalesce(array_agg(stored.sent_at), '{}') AS times, count(*)::integer AS messages
@@ -613,12 +633,12 @@ BEGIN
         ) AS contact
     ), changed AS (
         UPDATE client_contact SET
-            message_ids = other_ids || ids[1:permitted],
-            contacted_at = other_times || array_fill(at, ARRAY[permitted]),
+            message_ids = other_ids || ids[1:number],
+            contacted_at = other_times || array_fill(at, ARRAY[number]),
             complete_since = since
-        FROM decided WHERE client_contact.client_id = decided.client_id AND permitted > 0
+        FROM decided WHERE client_contact.client_id = decided.client_id AND number > 0
     )
-    SELECT unnest(ids[permitted + 1:]) FROM decided WHERE permitted < cardinality(ids);
+    SELECT unnest(ids[number + 1:]) FROM decided WHERE number < cardinality(ids);
 END $$;
 
 CREATE FUNCTION refuse_change() RETURNS trigger
@@ -1030,7 +1050,7 @@ END),
     CONSTRAINT client_time_zone_check CHECK ((('2000-01-01 00:00:00+00'::timestamp with time zone AT TIME ZONE time_zone) IS NOT NULL))
 );
 
-CREATE TABLE client_contact (
+CREATE UNLOGGED TABLE client_contact (
     client_id bigint NOT NULL,
     message_ids bigint[] DEFAULT '{}'::bigint[] NOT NULL,
     contacted_at timestamp with time zone[] DEFAULT '{}'::timestamp with time zone[] NOT NULL,

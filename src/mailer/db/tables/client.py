@@ -127,7 +127,8 @@ def _segment_count_columns() -> list[Column[Any]]:
 
 # For the contact cap: the newest marketing messages that each client has got, or may have, and when
 # each was claimed or sent. Only `record_contacts` writes it. A message that was not sent may be
-# among them, and does not count. Without a cap the table is empty.
+# among them, and does not count. Without a cap the table is empty. It is unlogged, because its
+# contents are found again in the messages.
 client_contact = Table(
     "client_contact",
     metadata,
@@ -139,6 +140,7 @@ client_contact = Table(
     CheckConstraint("cardinality(message_ids) = cardinality(contacted_at)", name="length"),
     # room for new versions of a row in its page, so that no index changes
     postgresql_with={"fillfactor": "70"},
+    prefixes=["UNLOGGED"],
 )
 
 # Numbers of clients by segment, deleted clients excluded. A change of clients inserts deltas into
