@@ -15,7 +15,7 @@ from mailer.gateway.channel import Channels
 from mailer.mailing import store
 from mailer.mailing.activity import with_holds
 from mailer.mailing.api import MailingId
-from mailer.mailing.overlap import Overlap, read_overlap
+from mailer.mailing.audience_overlap import AudienceOverlap, read_overlap
 from mailer.settings import Settings
 
 
@@ -60,7 +60,7 @@ class MailingForecast(msgspec.Struct, frozen=True):
         Meta(description="Null if the mailing has ended, is paused, or waits for a gateway."),
     ]
     overlap: Annotated[
-        Overlap | None,
+        AudienceOverlap | None,
         Meta(description="Null for a service mailing, and from the start of the mailing on."),
     ]
 

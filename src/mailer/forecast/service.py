@@ -22,8 +22,8 @@ from mailer.forecast.tiers import Gateways
 from mailer.gateway.channel import Channels
 from mailer.mailing import listing
 from mailer.mailing import store as mailings
+from mailer.mailing.audience_overlap import AudienceOverlap
 from mailer.mailing.model import Mailing, MailingChange, NewMailing
-from mailer.mailing.overlap import Overlap
 from mailer.mailing.search import MailingFilter
 from mailer.mailing.window import window_between
 from mailer.time_slices import run_in_slices
@@ -129,7 +129,7 @@ async def _compute(basis: ForecastBasis) -> Forecast:
     )
 
 
-def without_capped(expected: Forecast | None, overlap: Overlap | None) -> Forecast | None:
+def without_capped(expected: Forecast | None, overlap: AudienceOverlap | None) -> Forecast | None:
     """Return a forecast without the clients who have reached the contact cap now.
 
     They are taken from the clients who would be reached, because their time zones are not known.

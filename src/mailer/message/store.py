@@ -70,11 +70,21 @@ CLAIM_TEMPLATE = """
             SELECT text FROM mailing_text
             WHERE mailing_id = message.mailing_id AND version = message.text_version) END
         {is_over_cap}"""
-CLAIM_DUE = CLAIM_TEMPLATE.format(due_columns="", message_columns="", over_cap="", is_over_cap="")
+
+
+def _claim_statement(**parts: str) -> str:
+    """Return `CLAIM_TEMPLATE` with `parts` in the place of their names in braces."""
+    statement = CLAIM_TEMPLATE
+    for name, part in parts.items():
+        statement = statement.replace(f"{{{name}}}", part)
+    return statement
+
+
+CLAIM_DUE = _claim_statement(due_columns="", message_columns="", over_cap="", is_over_cap="")
 # $9 and $10 are the messages and the span of the contact cap. `over_cap` are the messages that the
 # cap does not permit; their senders cancel them. A repeat of a message that may have been accepted
 # is always permitted. See `record_contacts` in the migrations.
-CLAIM_DUE_WITH_CAP = CLAIM_TEMPLATE.format(
+CLAIM_DUE_WITH_CAP = _claim_statement(
     due_columns="""
             , mailing.purpose = 'marketing' AS is_marketing, message.is_repeat""",
     message_columns=", unknown_reason IS NOT NULL AS is_repeat",

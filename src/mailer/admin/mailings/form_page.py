@@ -18,8 +18,8 @@ from mailer.clock import database_clock
 from mailer.contact_cap import ContactCap
 from mailer.gateway import routes
 from mailer.gateway.channel import Channels
+from mailer.mailing.audience_overlap import read_overlap
 from mailer.mailing.model import Mailing, NewMailing
-from mailer.mailing.overlap import read_overlap
 
 FINGERPRINT_FIELD = "seen"
 """Hidden field with the fingerprint of the mailing that the form was rendered for.

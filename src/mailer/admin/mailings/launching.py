@@ -26,8 +26,8 @@ from mailer.errors import ConflictError, InvalidError
 from mailer.mailing import launching, store
 from mailer.mailing.actions import allowed_actions
 from mailer.mailing.api import MailingId
+from mailer.mailing.audience_overlap import AudienceOverlap, read_overlap
 from mailer.mailing.model import Mailing
-from mailer.mailing.overlap import Overlap, read_overlap
 from mailer.mailing.reach import count_reached
 from mailer.settings import Settings
 
@@ -72,7 +72,7 @@ class LaunchQuestion(msgspec.Struct, frozen=True):
             return mailing, Intent(kind="send", clients=clients, content_digest=digest)
         return mailing, launch_intent(mailing, database_clock.now(), clients)
 
-    async def _read_overlap(self, mailing: Mailing) -> Overlap | None:
+    async def _read_overlap(self, mailing: Mailing) -> AudienceOverlap | None:
         """Return how a mailing overlaps with others; None unless it is marketing."""
         if mailing.purpose != "marketing":
             return None

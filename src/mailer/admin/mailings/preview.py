@@ -25,9 +25,9 @@ from mailer.forecast.throughput import usable_gateways
 from mailer.forecast.tiers import Gateways
 from mailer.gateway.channel import Channels
 from mailer.mailing import audience
+from mailer.mailing.audience_overlap import AudienceOverlap, read_overlap
 from mailer.mailing.field_types import Purpose
 from mailer.mailing.model import Mailing, MailingChange, NewMailing, excluded_opt_outs
-from mailer.mailing.overlap import Overlap, read_overlap
 from mailer.mailing.window import DAY, OpenInterval, SendingWindow, offsets_of, window_between
 
 SAMPLE_CLIENTS = 5
@@ -117,7 +117,7 @@ class Preview(msgspec.Struct, frozen=True, kw_only=True):
     a price."""
     intent: Intent
     """What the button of the form does."""
-    overlap: Overlap | None
+    overlap: AudienceOverlap | None
     """None for a mailing that has started or is no marketing, and while the audience is not
     known."""
 

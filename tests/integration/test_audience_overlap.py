@@ -7,15 +7,15 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.factories import add_clients, add_mailing, add_messages, do, execute
 
 from mailer.contact_cap import ContactCap
+from mailer.mailing.audience_overlap import MAX_EXACT, AudienceOverlap, find_shared, read_overlap
 from mailer.mailing.client_filter import ClientFilter
-from mailer.mailing.overlap import MAX_EXACT, Overlap, find_shared, read_overlap
 
 ONE_A_DAY = ContactCap(1, 1, "d")
 
 
 async def overlap(
     engine: AsyncEngine, client_filter: ClientFilter = None, cap: ContactCap | None = ONE_A_DAY
-) -> Overlap:
+) -> AudienceOverlap:
     """Return the overlap of a filter."""
     return await do(engine, lambda db: read_overlap(db, client_filter, cap))
 

@@ -55,7 +55,7 @@ class SharedAudience(msgspec.Struct, frozen=True):
     clients: int
 
 
-class Overlap(msgspec.Struct, frozen=True, kw_only=True):
+class AudienceOverlap(msgspec.Struct, frozen=True, kw_only=True):
     """How the audience of a marketing mailing overlaps with those of others."""
 
     clients: int
@@ -91,7 +91,7 @@ async def read_overlap(
     *,
     mailing_id: int | None = None,
     period: tuple[datetime | None, datetime | None] = (None, None),
-) -> Overlap:
+) -> AudienceOverlap:
     """Return how the audience of a filter overlaps with other marketing mailings now.
 
     `mailing_id` is the mailing itself, if it exists. Only other mailings whose time overlaps with
@@ -111,7 +111,7 @@ async def read_overlap(
         examined, contacted, at_cap = (await connection.execute(counts, values)).one()
         if is_estimate:
             contacted, at_cap = (_scale(n, examined, clients) for n in (contacted, at_cap))
-    return Overlap(
+    return AudienceOverlap(
         clients=clients,
         contacted=contacted,
         at_cap=None if cap is None else at_cap,
