@@ -546,8 +546,8 @@ CREATE FUNCTION record_contacts(asked_ids bigint[], asked_clients bigint[], is_r
     AS $$
 #variable_conflict use_column
 DECLARE
-    at timestamptz := clock_timestamp();
-    since timestamptz := at - span;
+    at timestamptz;
+    since timestamptz;
     permitted bigint[];
 BEGIN
     IF cardinality(asked_ids) = 0 THEN
@@ -555,13 +555,22 @@ BEGIN
     END IF;
     -- One claim at a time. Each statement below sees what the claims before have committed.
     PERFORM pg_advisory_xact_lock(-8);
-    -- Most clients have few messages: the number of all stored ones is below the cap.
+    at := clock_timestamp();
+    since := at - span;
+    -- Most clients have few messages: fewer than the cap are stored, oldest first, or of the newest
+    -- ones the first is too old to count. Then older ones are not needed any more.
     WITH changed AS (
-        UPDATE client_contact SET message_ids = message_ids || asked.message_id,
-            contacted_at = contacted_at || at
+        UPDATE client_contact SET
+            message_ids = message_ids[greatest(1, cardinality(message_ids) - cap + 2):]
+                || asked.message_id,
+            contacted_at = contacted_at[greatest(1, cardinality(contacted_at) - cap + 2):] || at,
+            complete_since = CASE WHEN cardinality(message_ids) < cap
+                THEN complete_since ELSE since END
         FROM unnest(asked_ids, asked_clients) AS asked (message_id, client_id)
         WHERE client_contact.client_id = asked.client_id
-            AND cardinality(message_ids) < cap AND complete_since <= since
+            AND (cardinality(message_ids) < cap
+                OR contacted_at[cardinality(contacted_at) - cap + 1] <= since)
+            AND complete_since <= since
             AND asked.message_id <> ALL (message_ids)
         RETURNING asked.message_id
     )

@@ -279,3 +279,19 @@ async def test_a_message_over_the_cap_is_cancelled_before_any_request(engine: As
     await finish(engine, result)
     assert await state(engine, claimed.id) == OVER_CAP
     assert await find_differences(engine) == []
+
+
+async def test_messages_that_are_too_old_make_room_in_a_full_row(engine: AsyncEngine) -> None:
+    clients = await add_clients(engine, 1)
+    for _ in range(2):
+        assert not await is_over_cap(engine, clients, TWO_A_DAY)
+    assert await is_over_cap(engine, clients, TWO_A_DAY)
+    await execute(
+        engine,
+        "UPDATE client_contact SET contacted_at = ARRAY[now() - interval '25 hours', now()],"
+        " complete_since = now() - interval '2 days'",
+    )
+    assert not await is_over_cap(engine, clients, TWO_A_DAY)
+    assert await is_over_cap(engine, clients, TWO_A_DAY)
+    assert await value(engine, "SELECT cardinality(message_ids) FROM client_contact") == 2
+    assert not await is_over_cap(engine, clients, ContactCap(3, 1, "d"))
