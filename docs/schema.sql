@@ -1066,7 +1066,7 @@ CREATE UNLOGGED TABLE client_contact (
     complete_since timestamp with time zone DEFAULT 'infinity'::timestamp with time zone NOT NULL,
     CONSTRAINT client_contact_length_check CHECK ((cardinality(message_ids) = cardinality(contacted_at)))
 )
-WITH (fillfactor='70');
+WITH (fillfactor='45');
 
 ALTER TABLE client ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
     SEQUENCE NAME client_id_seq

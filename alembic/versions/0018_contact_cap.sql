@@ -6,7 +6,7 @@ CREATE UNLOGGED TABLE client_contact (
     CONSTRAINT client_contact_pkey PRIMARY KEY (client_id),
     CONSTRAINT client_contact_length_check
         CHECK (cardinality(message_ids) = cardinality(contacted_at))
-) WITH (fillfactor = 70);
+) WITH (fillfactor = 45);
 
 CREATE FUNCTION record_contacts(asked_ids bigint[], asked_clients bigint[], is_repeat boolean[],
     cap integer, span interval) RETURNS SETOF bigint

@@ -138,8 +138,8 @@ client_contact = Table(
     # since when no message is missing; infinity: the messages must still be found
     Column("complete_since", DateTime(timezone=True), nullable=False, server_default="infinity"),
     CheckConstraint("cardinality(message_ids) = cardinality(contacted_at)", name="length"),
-    # room for new versions of a row in its page, so that no index changes
-    postgresql_with={"fillfactor": "70"},
+    # room for a new version of each row in its page, so that a claim of all changes no index
+    postgresql_with={"fillfactor": "45"},
     prefixes=["UNLOGGED"],
 )
 
