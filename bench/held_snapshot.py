@@ -55,7 +55,7 @@ async def send(url: str, mailing_id: int, batch: int) -> BatchCosts:
     costs = BatchCosts([], [])
     while True:
         cpu_before = harness.exact_cpu_seconds(backend)
-        source = store.ClaimSource(ROUTE, {mailing_id: cursor}, batch)
+        source = store.ClaimSource(ROUTE, {mailing_id: cursor}, {mailing_id: batch})
         claims = await store.claim(connection, source, target)
         cpu_after_claim = harness.exact_cpu_seconds(backend)
         if not claims:

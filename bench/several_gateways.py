@@ -149,14 +149,14 @@ async def median_claim(mailer: harness.Mailer, mailing_id: int | None = None) ->
         [mailing_id] = await create_mailings(connection, sample)
     await connection.execute(INSERT_DUE, mailing_id, OTHER, timedelta())
     route = await connection.fetchval(ROUTE, OTHER)
-    source = store.ClaimSource(route, {mailing_id: store.FIRST_CURSOR}, 10)
+    source = store.ClaimSource(route, {mailing_id: store.FIRST_CURSOR}, {mailing_id: 10})
     target = store.ClaimTarget(uuid4(), LEASE, "other")
     seconds = []
     for _ in range(CLAIMS):
         began = time.perf_counter()
         claims = await store.claim(connection, source, target)
         seconds.append(time.perf_counter() - began)
-        assert len(claims) == source.share  # noqa: S101  # of a benchmark
+        assert len(claims) == source.shares[mailing_id]  # noqa: S101  # of a benchmark
     await transaction.rollback()
     dedicated.close()
     return statistics.median(seconds)

@@ -104,6 +104,14 @@ BEGIN
     RETURN NULL;
 END $$;
 
+CREATE FUNCTION add_mailing_pace() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    INSERT INTO mailing_pace (mailing_id) VALUES (new.id) ON CONFLICT DO NOTHING;
+    RETURN NULL;
+END $$;
+
 CREATE FUNCTION add_message_deltas_of_insert() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
@@ -1184,6 +1192,8 @@ CREATE TABLE mailing (
     name character varying,
     labels character varying[] DEFAULT '{}'::character varying[] NOT NULL,
     label_keys character varying[] DEFAULT '{}'::character varying[] NOT NULL,
+    priority character varying DEFAULT 'normal'::character varying NOT NULL,
+    rate double precision,
     CONSTRAINT mailing_audience_check CHECK ((audience_cursor <= COALESCE(audience_until, (0)::bigint))),
     CONSTRAINT mailing_clients_count_check CHECK ((clients_count >= 0)),
     CONSTRAINT mailing_closed_has_ended_check CHECK (((NOT is_closed) OR ((status)::text = ANY ((ARRAY['draft'::character varying, 'finished'::character varying, 'cancelled'::character varying])::text[])))),
@@ -1192,7 +1202,9 @@ CREATE TABLE mailing (
     CONSTRAINT mailing_labels_check CHECK (((cardinality(labels) <= 10) AND (cardinality(label_keys) = cardinality(labels)))),
     CONSTRAINT mailing_name_check CHECK (((char_length((name)::text) >= 1) AND (char_length((name)::text) <= 100))),
     CONSTRAINT mailing_on_unknown_check CHECK (((on_unknown)::text = ANY ((ARRAY['retry'::character varying, 'hold'::character varying])::text[]))),
+    CONSTRAINT mailing_priority_check CHECK (((priority)::text = ANY ((ARRAY['low'::character varying, 'normal'::character varying, 'high'::character varying])::text[]))),
     CONSTRAINT mailing_purpose_check CHECK (((purpose)::text = ANY ((ARRAY['marketing'::character varying, 'service'::character varying])::text[]))),
+    CONSTRAINT mailing_rate_check CHECK (((rate >= (0.01)::double precision) AND (rate <= (10000)::double precision))),
     CONSTRAINT mailing_sender_check CHECK (((char_length((sender)::text) >= 1) AND (char_length((sender)::text) <= 20))),
     CONSTRAINT mailing_settled_is_closed_check CHECK (((NOT is_settled) OR is_closed)),
     CONSTRAINT mailing_status_check CHECK (((status)::text = ANY ((ARRAY['draft'::character varying, 'scheduled'::character varying, 'running'::character varying, 'paused'::character varying, 'finished'::character varying, 'cancelled'::character varying])::text[]))),
@@ -1233,6 +1245,12 @@ ALTER TABLE mailing ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
     NO MAXVALUE
     CACHE 1
 );
+
+CREATE TABLE mailing_pace (
+    mailing_id bigint NOT NULL,
+    next_slot_at timestamp with time zone DEFAULT now() NOT NULL
+)
+WITH (fillfactor='20');
 
 CREATE TABLE mailing_text (
     mailing_id bigint NOT NULL,
@@ -1580,6 +1598,9 @@ ALTER TABLE ONLY mailing_counts
 ALTER TABLE ONLY mailing_hold
     ADD CONSTRAINT mailing_hold_pkey PRIMARY KEY (mailing_id);
 
+ALTER TABLE ONLY mailing_pace
+    ADD CONSTRAINT mailing_pace_pkey PRIMARY KEY (mailing_id);
+
 ALTER TABLE ONLY mailing
     ADD CONSTRAINT mailing_pkey PRIMARY KEY (id);
 
@@ -1805,6 +1826,8 @@ CREATE TRIGGER add_events_of_inserted_messages AFTER INSERT ON message REFERENCI
 
 CREATE TRIGGER add_events_of_updated_messages AFTER UPDATE ON message REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION add_events_of_updated_messages();
 
+CREATE TRIGGER add_mailing_pace AFTER INSERT OR UPDATE OF rate ON mailing FOR EACH ROW WHEN ((new.rate IS NOT NULL)) EXECUTE FUNCTION add_mailing_pace();
+
 CREATE TRIGGER add_message_deltas_of_insert AFTER INSERT ON message REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION add_message_deltas_of_insert();
 
 CREATE TRIGGER add_message_deltas_of_update AFTER UPDATE ON message REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION add_message_deltas_of_update();
@@ -1852,6 +1875,9 @@ ALTER TABLE ONLY answer
 
 ALTER TABLE ONLY mailing_counts
     ADD CONSTRAINT mailing_counts_mailing_id_fkey FOREIGN KEY (mailing_id) REFERENCES mailing(id) ON DELETE CASCADE;
+
+ALTER TABLE ONLY mailing_pace
+    ADD CONSTRAINT mailing_pace_mailing_id_fkey FOREIGN KEY (mailing_id) REFERENCES mailing(id) ON DELETE CASCADE;
 
 ALTER TABLE ONLY mailing_text
     ADD CONSTRAINT mailing_text_mailing_id_fkey FOREIGN KEY (mailing_id) REFERENCES mailing(id) ON DELETE CASCADE;

@@ -294,7 +294,7 @@ async def claim(
     async with engine.connect() as pooled:
         return await messages.claim(
             await asyncpg_connection(pooled),
-            messages.ClaimSource(ROUTE, {mailing_id: messages.FIRST_CURSOR}, count),
+            messages.ClaimSource(ROUTE, {mailing_id: messages.FIRST_CURSOR}, {mailing_id: count}),
             messages.ClaimTarget(OWNER, lease, GATEWAY, contact_cap),
         )
 

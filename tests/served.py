@@ -11,6 +11,7 @@ import uvicorn
 from litestar.types import ASGIApp
 
 from mailer.web.server.connection import ConnectionLimits
+from mailer.web.server.direct import DirectAnswers
 from mailer.web.server.uvicorn_server import create_protocol_class
 from tests.event_timeout import EVENT_TIMEOUT
 
@@ -28,7 +29,10 @@ class Server(uvicorn.Server):
 
 @contextlib.asynccontextmanager
 async def listening(
-    app: ASGIApp, limits: ConnectionLimits | None = None, keep_alive: int = 5
+    app: ASGIApp,
+    limits: ConnectionLimits | None = None,
+    keep_alive: int = 5,
+    direct_answers: DirectAnswers | None = None,
 ) -> AsyncIterator[int]:
     """Serve `app` on loopback with these limits; yield the port.
 
@@ -36,7 +40,7 @@ async def listening(
     """
     config = uvicorn.Config(
         app,
-        http=create_protocol_class(limits or ConnectionLimits()),
+        http=create_protocol_class(limits or ConnectionLimits(), direct_answers),
         port=0,
         log_config=None,
         lifespan="off",

@@ -44,12 +44,13 @@ from mailer.gateway.channel import Channels
 from mailer.gateway.opening import open_channels
 from mailer.gateway.toml_file import ConfigFileError
 from mailer.loop_monitor import DEBUG_PROBE_INTERVAL, PROBE_INTERVAL, LoopMonitor
-from mailer.receipt.calls import ProviderCalls
+from mailer.receipt.calls import CALL_PREFIX, ProviderCalls
 from mailer.receipt.inbox import Inbox
 from mailer.reply.rules import ReplyRules
 from mailer.server import act_on_signals, listen, notify_systemd, url_of
 from mailer.settings import Settings
 from mailer.web.asgi_wrappers import wrap_asgi
+from mailer.web.server.direct import DirectAnswers
 from mailer.web.server.uvicorn_server import Server
 from mailer.web.startup_gate import STARTING_DETAIL, Startup
 from mailer.webhook.addresses import AddressPolicy
@@ -162,22 +163,17 @@ async def _serve(
             why_not_ready=dispatcher.why_not_ready,
             webhook_addresses=webhook_addresses,
         )
-        take_calls = partial(
-            ProviderCalls,
-            channels=channels,
-            inbox=inbox,
-            startup=startup,
-            public_url=settings.public_url,
-        )
+        calls = ProviderCalls(channels, inbox, startup, settings.public_url)
         server = Server(
             wrap_asgi(
                 app,
                 settings.proxies,
                 is_auth_enabled=settings.is_auth_enabled,
-                intercept=take_calls,
+                intercept=calls.before,
             ),
             CONNECTION_LIMITS,
             grace=settings.shutdown_grace,
+            direct_answers=DirectAnswers(CALL_PREFIX, calls.answer_directly),
         )
         opening = asyncio.create_task(
             _wait_for_database(

@@ -29,6 +29,8 @@ MAILING_FIELDS = {
         "text",
         "client_filter",
         "on_unknown",
+        "priority",
+        "rate",
         "status",
     ),
     *("send_interval_time_start", "send_interval_time_end", "clients_count", "created_messages"),

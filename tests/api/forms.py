@@ -20,6 +20,7 @@ NEW_FORM = {
     "audience": "everybody",
     "on_unknown": "hold",
     "purpose": "marketing",
+    "priority": "normal",
 }
 """A valid form of a new mailing."""
 HTMX = BROWSER | {"HX-Request": "true"}
@@ -71,7 +72,7 @@ def visible_text(page: str) -> str:
 def form_values(page: str) -> dict[str, str]:
     """Return the values that a browser would submit if the user changed nothing.
 
-    The form has inputs and one text area, the text of the mailing.
+    The form has inputs, selects and one text area, the text of the mailing.
     """
     form = page[page.index('id="mailing"') :].split("</form>", maxsplit=1)[0]
     hidden = re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)"', form)
@@ -80,6 +81,13 @@ def form_values(page: str) -> dict[str, str]:
     for name, attributes in re.findall(r'<input type="[\w-]+" id="\w+" name="(\w+)"([^>]*)', form):
         value = re.search(r'value="([^"]*)"', attributes)
         values[name] = value[1] if value else ""
+    for name, options in re.findall(
+        r'<select id="\w+" name="(\w+)".*?>(.*?)</select>', form, re.DOTALL
+    ):
+        selected = re.search(r'value="([^"]*)" selected', options)
+        first = re.search(r'value="([^"]*)"', options)
+        assert first is not None
+        values[name] = (selected or first)[1]
     text_area = re.search(r"<textarea[^>]*>\n(.*?)</textarea>", form, re.DOTALL)
     assert text_area is not None
     values["text"] = text_area[1]

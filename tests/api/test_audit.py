@@ -74,6 +74,8 @@ async def test_actions_on_a_mailing_are_recorded_with_the_changed_fields(
         "send_interval_time_end": None,
         "on_unknown": "retry",
         "purpose": "marketing",
+        "priority": "normal",
+        "rate": None,
         "gateway": None,
         "sender": None,
     }

@@ -27,6 +27,7 @@ FORMS = {
         "audience": "everybody",
         "on_unknown": "retry",
         "purpose": "marketing",
+        "priority": "normal",
         "time_zone": "UTC",
         "then": "draft",  # the button that asks for no confirmation
     },

@@ -442,6 +442,7 @@ async def test_gateway_and_sender_are_saved_shown_copied_and_changed(
         "audience": "everybody",
         "on_unknown": "retry",
         "purpose": "marketing",
+        "priority": "normal",
         "gateway": "spare",
         "sender": "Acme",
         "then": "draft",
@@ -478,6 +479,7 @@ async def test_a_wrong_gateway_or_sender_is_an_error_beside_its_field(
         "audience": "everybody",
         "on_unknown": "retry",
         "purpose": "marketing",
+        "priority": "normal",
     }
     for field, wrong in (("gateway", "nope"), ("gateway", "No!"), ("sender", "Привет")):
         response = await api.post(

@@ -111,6 +111,8 @@ async def test_the_form_has_three_ways_to_choose_the_audience(
         ({"audience": "lists", "tags": "x" * 200_000}, {"tags": "must be tags of up to 64"}),
         ({"on_unknown": ""}, {"on_unknown": "must be one of the two"}),
         ({"purpose": ""}, {"purpose": "must be marketing or service"}),
+        ({"rate": "0"}, {"rate": "must be a number from 0.01 to 10,000, or empty"}),
+        ({"rate": "fast"}, {"rate": "must be a number from 0.01 to 10,000, or empty"}),
         (
             {"text": "", "end": "", "opens": "", "audience": "lists"},
             {

@@ -1,5 +1,7 @@
 """The URLs that providers call: authentication, limits, answers, and what is stored."""
 
+import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 from urllib.parse import urlencode
@@ -10,6 +12,7 @@ from litestar.types import ASGIApp
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.asgi_client import inside
 from tests.factories import UnusedGateway, add_clients, add_mailing, add_messages, execute, value
+from tests.served import listening
 
 from mailer import metrics
 from mailer.clock import database_clock
@@ -18,11 +21,12 @@ from mailer.gateway.callback import Callback, CallbackContent
 from mailer.gateway.channel import Channel, ChannelLimits, Channels
 from mailer.gateway.config import read_gateways
 from mailer.gateway.signatures import sign
-from mailer.receipt.calls import MAX_CALLBACK_BYTES, ProviderCalls
+from mailer.receipt.calls import CALL_PREFIX, MAX_CALLBACK_BYTES, ProviderCalls
 from mailer.receipt.inbox import Inbox
 from mailer.reply.rules import ReplyRules
 from mailer.settings import Settings
 from mailer.web.asgi_wrappers import wrap_asgi
+from mailer.web.server.direct import DirectAnswers
 from mailer.web.startup_gate import Startup
 
 RULES = ReplyRules.of(Settings())
@@ -66,17 +70,19 @@ def channels(tmp_path: Path) -> Channels:
     )
 
 
+def in_front_of_application(calls: ProviderCalls) -> ASGIApp:
+    return wrap_asgi(not_found, ["10.0.0.1"], is_auth_enabled=True, intercept=calls.before)
+
+
 class Calls:
-    """Calls of providers to the application inside all wrappers."""
+    """Calls of providers: to the application inside all wrappers, or to the server at `port`."""
 
-    def __init__(self, channels: Channels, inbox: Inbox, startup: Startup) -> None:
-        def take_calls(app: ASGIApp) -> ASGIApp:
-            return ProviderCalls(app, channels, inbox, startup, PUBLIC_URL)
-
-        proxies = ["10.0.0.1"]
-        app = wrap_asgi(not_found, proxies, is_auth_enabled=True, intercept=take_calls)
-        transport = inside(app, client=("203.0.113.9", 1))
-        self.client = httpx.AsyncClient(transport=transport, base_url="http://internal:8000")
+    def __init__(self, calls: ProviderCalls, port: int | None = None) -> None:
+        transport = None
+        if port is None:
+            transport = inside(in_front_of_application(calls), client=("203.0.113.9", 1))
+        base_url = f"http://127.0.0.1:{port}" if port else "http://internal:8000"
+        self.client = httpx.AsyncClient(transport=transport, base_url=base_url)
 
     async def kannel(
         self, message_id: int, status: int = 1, secret: str = SECRET, path: str = "receipts"
@@ -100,10 +106,20 @@ async def not_found(_scope: object, _receive: object, send: object) -> None:
     await send({"type": "http.response.body", "body": b"behind"})  # type: ignore[operator]
 
 
-@pytest.fixture
-async def calls(engine: AsyncEngine, channels: Channels) -> AsyncIterator[Calls]:
-    calls = Calls(channels, Inbox(engine, RULES), Startup())
-    async with calls.client:
+@pytest.fixture(params=["application", "server"])
+async def calls(
+    engine: AsyncEngine, channels: Channels, request: pytest.FixtureRequest
+) -> AsyncIterator[Calls]:
+    """Calls to the application, or to a server that answers them directly if it can."""
+    provider_calls = ProviderCalls(channels, Inbox(engine, RULES), Startup(), PUBLIC_URL)
+    async with contextlib.AsyncExitStack() as stack:
+        port = None
+        if request.param == "server":
+            direct = DirectAnswers(CALL_PREFIX, provider_calls.answer_directly)
+            app = in_front_of_application(provider_calls)
+            port = await stack.enter_async_context(listening(app, direct_answers=direct))
+        calls = Calls(provider_calls, port)
+        await stack.enter_async_context(calls.client)
         yield calls
 
 
@@ -205,12 +221,20 @@ async def test_call_is_refused_with_503_while_the_database_is_away(
     engine: AsyncEngine, channels: Channels, sent: int
 ) -> None:
     class Failing(Inbox):
-        async def store(self, gateway: str, content: CallbackContent) -> None:  # noqa: ARG002
-            raise UnavailableError
+        def store(self, gateway: str, content: CallbackContent) -> asyncio.Future[None]:  # noqa: ARG002
+            stored: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            stored.set_exception(UnavailableError())
+            return stored
 
-    waiting = Calls(channels, Inbox(engine, RULES), Startup("mailer is starting"))
-    for calls in (waiting, Calls(channels, Failing(engine, RULES), Startup())):
-        response = await calls.kannel(sent)
+    waiting = Inbox(engine, RULES), Startup("mailer is starting")
+    for inbox, startup in (waiting, (Failing(engine, RULES), Startup())):
+        provider_calls = ProviderCalls(channels, inbox, startup, PUBLIC_URL)
+        direct = DirectAnswers(CALL_PREFIX, provider_calls.answer_directly)
+        app = in_front_of_application(provider_calls)
+        async with listening(app, direct_answers=direct) as port:
+            calls = Calls(provider_calls, port)
+            async with calls.client:
+                response = await calls.kannel(sent)
         assert response.status_code == 503
         assert response.headers["retry-after"] == "5"
     assert await status(engine) == "sent"

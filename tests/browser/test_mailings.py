@@ -43,6 +43,27 @@ async def test_the_list_and_the_page_of_a_mailing_are_accessible_and_fit(
     await check_accessibility(page)
 
 
+async def test_the_rate_of_a_running_mailing_is_changed_on_its_page(
+    page: Page, mailer: MailerProcess
+) -> None:
+    await mailer.create_clients(300, tags=("paced",))
+    # one message now, and the next one in 100 seconds
+    mailing_id = await add_mailing(
+        mailer, starts_in=-1, client_filter="paced", rate=0.01, priority="low"
+    )
+    await page.goto(f"/mailings/{mailing_id}")
+    await expect_count(page, "delivered", 1)
+    await expect(page.locator("#details")).to_contain_text("at most 0.01 a second")
+    await page.goto(f"/mailings/{mailing_id}/edit")
+    await page.get_by_label("Priority").select_option("High")
+    await page.get_by_label("Messages a second").fill("500")
+    await check_accessibility(page)
+    await page.get_by_role("button", name="Save changes").click()
+    await expect(page.locator("#details")).to_contain_text("at most 500 a second")
+    await expect_count(page, "delivered", 300)
+    await expect(page.locator("#state")).to_contain_text("Finished")
+
+
 async def test_the_page_of_a_mailing_is_updated_until_it_is_finished(
     page: Page, mailer: MailerProcess
 ) -> None:

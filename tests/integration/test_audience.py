@@ -67,7 +67,7 @@ async def claim_one(
 ) -> list[ClaimedMessage]:
     """Claim a due message of a mailing for the worker `owner`. The list is empty without one."""
     cursors = {mailing_id: messages.FIRST_CURSOR}
-    source = messages.ClaimSource(ROUTE, cursors, share=1)
+    source = messages.ClaimSource(ROUTE, cursors, {mailing_id: 1})
     return await messages.claim(sender, source, messages.ClaimTarget(owner, LEASE, GATEWAY))
 
 

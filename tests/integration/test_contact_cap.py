@@ -227,7 +227,9 @@ async def test_one_claim_of_several_mailings_respects_the_cap(
     clients = await add_clients(engine, 3)
     mailings = [await add_due(engine, clients) for _ in range(3)]
     connection = await connect(shared_database_url)
-    source = store.ClaimSource(ROUTE, dict.fromkeys(mailings, store.FIRST_CURSOR), 9)
+    source = store.ClaimSource(
+        ROUTE, dict.fromkeys(mailings, store.FIRST_CURSOR), dict.fromkeys(mailings, 9)
+    )
     target = store.ClaimTarget(OWNER, LEASE, GATEWAY, TWO_A_DAY)
     claims = await store.claim(connection, source, target)
     await connection.close()
@@ -247,11 +249,13 @@ async def test_two_workers_that_claim_for_one_client_at_once_send_one_message(
     transaction = connections[0].transaction()
     await transaction.start()
     granted = await store.claim(
-        connections[0], store.ClaimSource(ROUTE, {first: store.FIRST_CURSOR}, 20), target
+        connections[0], store.ClaimSource(ROUTE, {first: store.FIRST_CURSOR}, {first: 20}), target
     )
     waiting = asyncio.create_task(
         store.claim(
-            connections[1], store.ClaimSource(ROUTE, {second: store.FIRST_CURSOR}, 20), target
+            connections[1],
+            store.ClaimSource(ROUTE, {second: store.FIRST_CURSOR}, {second: 20}),
+            target,
         )
     )
     waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"

@@ -67,7 +67,7 @@ async def claim(
     after: store.ClaimCursor = store.FIRST_CURSOR,
 ) -> list[ClaimedMessage]:
     """Claim up to `limit` due messages of one mailing."""
-    source = store.ClaimSource(ROUTE, {mailing_id: after}, limit)
+    source = store.ClaimSource(ROUTE, {mailing_id: after}, {mailing_id: limit})
     return await store.claim(connection, source, store.ClaimTarget(owner, LEASE, GATEWAY))
 
 
@@ -124,7 +124,7 @@ async def test_a_claim_takes_the_oldest_due_messages_of_each_mailing(
     await add_messages(engine, large, await add_clients(engine, 2), "scheduled", at=oldest)
 
     cursors = {large: store.FIRST_CURSOR, small: store.FIRST_CURSOR}
-    source = store.ClaimSource(ROUTE, cursors, 2)
+    source = store.ClaimSource(ROUTE, cursors, {large: 2, small: 2})
     claims = await store.claim(claimer, source, store.ClaimTarget(OWNER, LEASE, GATEWAY))
 
     assert sorted(claimed.mailing_id for claimed in claims) == [large, large, small]

@@ -47,7 +47,7 @@ DAY = timedelta(days=1)
 
 async def claim_all(engine: AsyncEngine, mailing_id: int) -> list[ClaimedMessage]:
     """Claim all messages of a mailing."""
-    source = store.ClaimSource(ROUTE, {mailing_id: store.FIRST_CURSOR}, 1_000)
+    source = store.ClaimSource(ROUTE, {mailing_id: store.FIRST_CURSOR}, {mailing_id: 1_000})
     async with engine.connect() as pooled:
         connection = await asyncpg_connection(pooled)
         return await store.claim(connection, source, store.ClaimTarget(OWNER, LEASE, GATEWAY))

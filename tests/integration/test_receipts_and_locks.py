@@ -67,7 +67,7 @@ async def test_receipts_and_a_stop_word_of_one_batch_never_deadlock_with_a_claim
 ) -> None:
     """The claim has locked the message that the stop word cancels, and counts it afterwards."""
     mailing_id = await add_due_messages(engine, 2)
-    source = store.ClaimSource(ROUTE, {mailing_id: store.FIRST_CURSOR}, 1)
+    source = store.ClaimSource(ROUTE, {mailing_id: store.FIRST_CURSOR}, {mailing_id: 1})
     async with engine.connect() as pooled:
         connection = await asyncpg_connection(pooled)
         (claim,) = await store.claim(connection, source, store.ClaimTarget(OWNER, LEASE, GATEWAY))
@@ -82,7 +82,7 @@ async def test_receipts_and_a_stop_word_of_one_batch_never_deadlock_with_a_claim
     content = CallbackContent([Receipt("delivered", claim.id)], [Reply(phone, "STOP")])
     async with engine.begin() as claiming:
         await claiming.execute(LOCK_MESSAGE, {"id": waiting_id})
-        storing = asyncio.create_task(inbox.store(GATEWAY, content))
+        storing = inbox.store(GATEWAY, content)
         await wait_until_blocked(engine)
         await claiming.execute(CLAIM_MESSAGE, {"id": waiting_id, "owner": OWNER})
     await storing

@@ -16,7 +16,11 @@ import pytest
 import uvicorn
 from tests.private_parts import Wire, names_defined_by, parameters
 from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 from uvicorn.server import ServerState
 
 from mailer.web.server.uvicorn_server import LimitedHttpProtocol, Server
@@ -36,6 +40,7 @@ SIGNATURES: list[tuple[Callable[..., Any], str]] = [
     (HttpToolsProtocol.on_message_complete, "self"),
     (HttpToolsProtocol.on_response_complete, "self"),
     (HttpToolsProtocol._unset_keepalive_if_required, "self"),  # noqa: SLF001  # mailer calls it
+    (HttpToolsProtocol._start_asgi_task, "self, cycle, app"),  # noqa: SLF001  # mailer overrides it
     (FlowControl.pause_reading, "self"),
     (uvicorn.Server.capture_signals, "self"),
     (uvicorn.Server.shutdown, "self, sockets=None"),
@@ -130,6 +135,36 @@ async def test_uvicorn_queues_a_request_that_arrives_before_the_response_to_anot
     await served.finish()
     assert (queued_at_first, len(served.connection.pipeline)) == (1, 0)
     assert served.wire.written.count(b"HTTP/1.1 200 OK\r\n") == 2
+
+
+async def test_uvicorn_starts_a_request_by_one_method_while_it_parses_or_after_a_response(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    started: list[tuple[RequestResponseCycle, object]] = []
+    monkeypatch.setattr(
+        HttpToolsProtocol, "_start_asgi_task", lambda _, cycle, app: started.append((cycle, app))
+    )
+    served = Served()
+    served.connection.data_received(GET + GET)
+    [(_, app)] = started
+    assert app is served.connection.app
+    [(queued, _)] = served.connection.pipeline
+    served.connection.on_response_complete()
+    assert started[1:] == [(queued, app)]
+
+
+async def test_uvicorn_keeps_the_whole_body_and_the_wish_of_the_client_in_the_cycle() -> None:
+    served = Served()
+    head = b"POST /path HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n"
+    served.connection.data_received(head + b"Expect: 100-continue\r\n\r\n{}")
+    cycle = served.connection.cycle
+    assert (bytes(cycle.body), cycle.scope["path"]) == (b"{}", "/path")
+    assert cycle.waiting_for_100_continue
+    await served.finish()
+
+
+def test_status_lines_of_uvicorn_are_complete() -> None:
+    assert STATUS_LINE[200] == b"HTTP/1.1 200 OK\r\n"
 
 
 async def test_uvicorn_drops_the_response_of_a_cycle_marked_as_disconnected() -> None:

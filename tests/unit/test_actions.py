@@ -130,6 +130,8 @@ def create_mailing(status: MailingStatus, **counts: int) -> Mailing:
         client_filter=None,
         on_unknown="retry",
         purpose="marketing",
+        priority="normal",
+        rate=None,
         gateway=None,
         sender=None,
         status=status,

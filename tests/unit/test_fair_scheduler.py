@@ -1,12 +1,14 @@
 """How many messages the next claim takes, and from which mailings."""
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mailer.dispatch.fair_scheduler import FairScheduler, MailingBatch
 from mailer.dispatch.prefetch import PrefetchSizer
+from mailer.mailing.field_types import PRIORITY_WEIGHTS
 
 
 def create_scheduler(mailings: Iterable[int]) -> FairScheduler:
@@ -18,17 +20,16 @@ def create_scheduler(mailings: Iterable[int]) -> FairScheduler:
 
 def record_full_shares(scheduler: FairScheduler, batch: MailingBatch) -> None:
     """Record a claim in which every mailing of a batch filled its share."""
-    scheduler.record_claimed(batch, dict.fromkeys(batch.mailing_ids, batch.share))
+    scheduler.record_claimed(batch, batch.shares)
 
 
 def test_each_added_mailing_gets_an_equal_share() -> None:
     batch = create_scheduler([1, 2, 3]).next_batch({1, 2, 3}, capacity=30, now=0)
-    assert sorted(batch.mailing_ids) == [1, 2, 3]
-    assert batch.share == 10
+    assert batch.shares == {1: 10, 2: 10, 3: 10}
 
 
 def test_single_mailing_gets_the_whole_capacity() -> None:
-    assert create_scheduler([7]).next_batch({7}, capacity=50, now=0) == MailingBatch([7], share=50)
+    assert create_scheduler([7]).next_batch({7}, capacity=50, now=0) == MailingBatch({7: 50})
 
 
 def test_mailing_that_was_not_added_is_not_in_the_batch() -> None:
@@ -38,10 +39,10 @@ def test_mailing_that_was_not_added_is_not_in_the_batch() -> None:
 def test_mailing_with_a_full_share_is_in_the_next_batch_and_the_others_are_returned() -> None:
     scheduler = create_scheduler([1, 2])
     batch = scheduler.next_batch({1, 2}, capacity=10, now=0)
-    claimed_counts = {1: batch.share, 2: batch.share - 1}
+    claimed_counts = {1: batch.shares[1], 2: batch.shares[2] - 1}
     assert scheduler.record_claimed(batch, claimed_counts) == [2]
     assert scheduler.queued
-    assert scheduler.next_batch({1, 2}, capacity=10, now=0) == MailingBatch([1], share=10)
+    assert scheduler.next_batch({1, 2}, capacity=10, now=0) == MailingBatch({1: 10})
 
 
 def test_mailing_added_for_a_time_is_in_the_batch_from_that_time_on() -> None:
@@ -119,10 +120,9 @@ def test_batch_never_exceeds_the_capacity(running: set[int], capacity: int, roun
     scheduler = create_scheduler(running)
     for now in range(rounds):
         batch = scheduler.next_batch(running, capacity, now)
-        mailings = set(batch.mailing_ids)
-        assert len(mailings) == len(batch.mailing_ids)
-        assert mailings <= running
-        assert 1 <= len(mailings) * batch.share <= capacity
+        assert batch.shares.keys() <= running
+        assert 1 <= sum(batch.shares.values()) <= capacity
+        assert len(set(batch.shares.values())) == 1  # equal mailings
         record_full_shares(scheduler, batch)
 
 
@@ -141,10 +141,105 @@ def test_no_mailing_starves_because_of_the_backlog_of_others(
         batch = scheduler.next_batch(running, capacity, now=1)
         seen_in_batches |= set(batch.mailing_ids)
         claimed_counts = {
-            mailing: batch.share for mailing in batch.mailing_ids if mailing in backlogged
+            mailing: share for mailing, share in batch.shares.items() if mailing in backlogged
         }
         scheduler.record_claimed(batch, claimed_counts)
     assert seen_in_batches == running
+
+
+WEIGHTS = st.dictionaries(
+    st.integers(1, 1000), st.sampled_from(list(PRIORITY_WEIGHTS.values())), min_size=1, max_size=40
+)
+"""Mailings with the weights of their priorities."""
+
+
+def claim_all_shares(weights: Mapping[int, int], capacity: int, batches: int) -> Counter[int]:
+    """Return how many messages of each mailing are claimed if all have more than enough."""
+    scheduler = FairScheduler(weights.__getitem__)
+    scheduler.add(weights)
+    claimed = Counter[int]()
+    for _ in range(batches):
+        batch = scheduler.next_batch(weights, capacity, now=0)
+        assert 1 <= sum(batch.shares.values()) <= capacity
+        assert min(batch.shares.values()) > 0
+        claimed.update(batch.shares)
+        record_full_shares(scheduler, batch)
+    return claimed
+
+
+@given(weights=WEIGHTS, capacity=st.integers(1, 500))
+def test_mailings_with_a_backlog_share_the_capacity_by_their_weights(
+    weights: dict[int, int], capacity: int
+) -> None:
+    batches = 40 * len(weights)
+    claimed = claim_all_shares(weights, capacity, batches)
+    per_weight = claimed.total() / sum(weights.values())
+    # a batch of equal mailings leaves free what does not divide by their number
+    assert claimed.total() >= batches * capacity / 2
+    for mailing_id, weight in weights.items():
+        rounding = 2 * capacity + len(weights)
+        assert abs(claimed[mailing_id] - per_weight * weight) <= rounding
+
+
+@given(weights=WEIGHTS, capacity=st.integers(1, 500))
+def test_no_mailing_starves_however_low_its_priority_is(
+    weights: dict[int, int], capacity: int
+) -> None:
+    batches = 2 * sum(weights.values())
+    assert claim_all_shares(weights, capacity, batches).keys() == weights.keys()
+
+
+@given(weight=st.sampled_from(list(PRIORITY_WEIGHTS.values())), capacity=st.integers(1, 500))
+def test_mailing_without_competition_gets_all_of_the_capacity(weight: int, capacity: int) -> None:
+    assert claim_all_shares({7: weight}, capacity, batches=3)[7] == 3 * capacity
+
+
+@given(
+    mailing_ids=st.sets(st.integers(1, 1000), min_size=1, max_size=40),
+    weight=st.sampled_from(list(PRIORITY_WEIGHTS.values())),
+    capacity=st.integers(1, 500),
+)
+def test_mailings_of_one_priority_share_as_if_there_were_no_priorities(
+    mailing_ids: set[int], weight: int, capacity: int
+) -> None:
+    equal = claim_all_shares(dict.fromkeys(mailing_ids, weight), capacity, batches=20)
+    assert equal == claim_all_shares(dict.fromkeys(mailing_ids, 4), capacity, batches=20)
+
+
+def test_low_mailing_gets_what_a_high_one_leaves() -> None:
+    weights = {1: PRIORITY_WEIGHTS["high"], 2: PRIORITY_WEIGHTS["low"]}
+    scheduler = FairScheduler(weights.__getitem__)
+    scheduler.add([2])
+    assert scheduler.next_batch(weights, capacity=50, now=0) == MailingBatch({2: 50})
+
+
+def test_new_mailing_of_low_priority_is_in_the_next_batch() -> None:
+    weights = {1: PRIORITY_WEIGHTS["high"], 2: PRIORITY_WEIGHTS["low"]}
+    scheduler = FairScheduler(weights.__getitem__)
+    scheduler.add([1])
+    record_full_shares(scheduler, scheduler.next_batch(weights, capacity=50, now=0))
+    scheduler.add([2])
+    assert scheduler.next_batch(weights, capacity=50, now=0).shares.keys() == {1, 2}
+
+
+def test_new_priority_of_a_waiting_mailing_counts_in_the_next_batch() -> None:
+    weights = {1: PRIORITY_WEIGHTS["high"], 2: PRIORITY_WEIGHTS["high"]}
+    scheduler = FairScheduler(weights.__getitem__)
+    scheduler.add([1, 2])
+    record_full_shares(scheduler, scheduler.next_batch(weights, capacity=170, now=0))
+    weights[2] = PRIORITY_WEIGHTS["low"]
+    scheduler.reweigh(2)
+    assert scheduler.queued_weight == 17
+    assert scheduler.next_batch(weights, capacity=170, now=0).shares == {1: 160, 2: 10}
+
+
+def test_mailing_at_its_rate_is_in_no_batch_until_its_next_slot() -> None:
+    scheduler = create_scheduler([1, 2])
+    batch = scheduler.next_batch({1, 2}, capacity=10, now=0)
+    assert scheduler.record_claimed(batch, batch.shares, resume_at={1: 5}) == []
+    assert scheduler.next_batch({1, 2}, capacity=10, now=4) == MailingBatch({2: 10})
+    assert scheduler.next_due() == 5
+    assert scheduler.next_batch({1, 2}, capacity=10, now=5).mailing_ids == [1]
 
 
 def record_sent(sizer: PrefetchSizer, count: int) -> None:

@@ -15,7 +15,15 @@ from mailer.client.model import known_zones
 from mailer.forecast.mailing_plan import MAX_HORIZON
 from mailer.forecast.model import Forecast, RecipientGroup, Shortfall
 from mailer.forecast.model import forecast as forecast_steps
-from mailer.forecast.tiers import Capacity, GatewayThroughput, by_name
+from mailer.forecast.throughput_simulation import Cohort, Lane, SendSlot, share_rates
+from mailer.forecast.tiers import (
+    EQUAL_PACE,
+    Capacity,
+    GatewayThroughput,
+    OtherMailing,
+    Pace,
+    by_name,
+)
 from mailer.mailing.planning import plan
 from mailer.mailing.window import SendingWindow
 
@@ -33,6 +41,8 @@ def forecast(
     *,
     rate: float | None = None,
     messages_of_others: Iterable[float] = (),
+    others: Iterable[OtherMailing] = (),
+    pace: Pace = EQUAL_PACE,
     **arguments: Any,
 ) -> Forecast:
     """Run all steps of a forecast with one gateway and return its result.
@@ -40,7 +50,8 @@ def forecast(
     `rate` is that of the gateway; None: it is not known.
     """
     gateways = by_name(GatewayThroughput("gateway", rate))
-    capacity = Capacity(gateways, {ONE_GATEWAY: list(messages_of_others)})
+    equal = map(OtherMailing, messages_of_others)
+    capacity = Capacity(gateways, {ONE_GATEWAY: [*equal, *others]}, pace)
     sendable = [replace(group, tier=ONE_GATEWAY) for group in groups]
     return run(forecast_steps(sendable, capacity=capacity, **arguments))
 
@@ -411,3 +422,62 @@ def test_forecast_of_many_zones_runs_in_many_short_steps() -> None:
         groups, start=NOON, end=NOON + 30 * DAY, window=DAYTIME, at=NOON, capacity=capacity
     )
     assert len(list(steps)) > 2 * len(groups)
+
+
+# ---- priority and rate -----------------------------------------------------------------------
+
+
+def test_mailings_share_the_rate_by_their_priorities() -> None:
+    high, low = Pace(16), Pace(1)
+    fast = forecast_mailing(
+        RecipientGroup("UTC", 1600), others=[OtherMailing(9_000, low)], pace=high, rate=17
+    )
+    slow = forecast_mailing(
+        RecipientGroup("UTC", 100), others=[OtherMailing(9_000, high)], pace=low, rate=17
+    )
+    assert fast.done_at == slow.done_at == NOON + timedelta(seconds=100)
+
+
+def test_mailing_is_not_faster_than_its_own_rate() -> None:
+    result = forecast_mailing(RecipientGroup("UTC", 100), pace=Pace(rate=0.5), rate=1_000)
+    assert result.done_at == NOON + timedelta(seconds=200)
+
+
+def test_clients_are_missed_if_the_own_rate_is_too_low() -> None:
+    result = forecast_mailing(
+        RecipientGroup("UTC", 5_000), pace=Pace(rate=1), rate=1_000, lasts=HOUR
+    )
+    assert result.missed == 1_400
+    assert result.shortfalls == (Shortfall("UTC", 1_400, "no_time"),)
+
+
+def test_own_rate_counts_although_that_of_the_gateway_is_not_known() -> None:
+    result = forecast_mailing(RecipientGroup("UTC", 100), pace=Pace(rate=2), rate=None)
+    assert result.done_at == NOON + timedelta(seconds=50)
+    assert result.rate == 2
+
+
+@given(
+    clients=st.integers(1, 5_000),
+    others=st.lists(
+        st.builds(
+            OtherMailing,
+            st.integers(0, 5_000),
+            st.builds(Pace, st.sampled_from([1, 4, 16]), st.none() | st.floats(0.01, 50)),
+        ),
+        max_size=5,
+    ),
+    pace=st.builds(Pace, st.sampled_from([1, 4, 16]), st.none() | st.floats(0.01, 50)),
+)
+def test_gateway_is_used_fully_unless_all_rates_are_reached(
+    clients: int, others: list[OtherMailing], pace: Pace
+) -> None:
+    capacity = Capacity(by_name(GatewayThroughput("gateway", 20)), {ONE_GATEWAY: others}, pace)
+    lane = Lane(ONE_GATEWAY, capacity)
+    lane.own.open_slot(Cohort(iter(()), clients, ONE_GATEWAY), SendSlot(0, 0, 1))
+    rates = share_rates([lane], capacity)
+    used = sum(rate * sender.mailings for sender, rate in rates)
+    assert used <= 20 * (1 + 1e-9)
+    assert all(sender.pace.rate is None or rate <= sender.pace.rate for sender, rate in rates)
+    are_all_at_their_rate = all(rate == sender.pace.rate for sender, rate in rates)
+    assert are_all_at_their_rate or used >= 20 * (1 - 1e-9)

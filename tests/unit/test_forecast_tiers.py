@@ -14,8 +14,11 @@ from mailer.forecast.model import Forecast, RecipientGroup, Shortfall, forecast
 from mailer.forecast.routing import Routing
 from mailer.forecast.tiers import (
     EMPTY_TIER,
+    EQUAL_PACE,
     Capacity,
     GatewayThroughput,
+    OtherMailing,
+    Pace,
     Tier,
     by_name,
     of_workers,
@@ -34,11 +37,16 @@ def forecast_tiers(
     *gateways: GatewayThroughput,
     others: Mapping[Tier, Sequence[float]] | None = None,
     lasts: timedelta = timedelta(hours=6),
+    pace: Pace = EQUAL_PACE,
     **arguments: Any,
 ) -> Forecast:
     """Return the forecast of a mailing that starts at noon, by the clients of each tier."""
     groups = [RecipientGroup("UTC", count, tier=tier) for tier, count in clients.items()]
-    capacity = Capacity(by_name(*(gateways or TWO_GATEWAYS)), others or {})
+    of_others = {
+        tier: [OtherMailing(messages) for messages in of_tier]
+        for tier, of_tier in (others or {}).items()
+    }
+    capacity = Capacity(by_name(*(gateways or TWO_GATEWAYS)), of_others, pace)
     defaults = {"start": NOON, "end": NOON + lasts, "window": None, "at": NOON}
     return run(forecast(groups, capacity=capacity, **{**defaults, **arguments}))
 
@@ -206,3 +214,28 @@ def test_two_tiers_that_share_no_gateway_are_forecast_as_two_mailings(
     if together.done_at is not None:
         ends = [each.done_at for each in alone if each.done_at is not None]
         assert abs(together.done_at - max(ends)) < timedelta(milliseconds=1)
+
+
+# ---- a rate of the mailing -------------------------------------------------------------------
+
+
+def test_rate_of_a_mailing_is_for_all_its_tiers_together() -> None:
+    result = forecast_tiers({A: 300, B: 300}, pace=Pace(rate=5))
+    assert seconds(result) == pytest.approx(120)
+
+
+def test_other_mailings_get_what_a_mailing_with_a_rate_leaves() -> None:
+    limited = OtherMailing(10_000, Pace(rate=2))
+    capacity = Capacity(by_name(*TWO_GATEWAYS), {A: [limited]})
+    groups = [RecipientGroup("UTC", 800, tier=A)]
+    result = run(
+        forecast(
+            groups,
+            start=NOON,
+            end=NOON + timedelta(hours=6),
+            window=None,
+            at=NOON,
+            capacity=capacity,
+        )
+    )
+    assert seconds(result) == pytest.approx(100)  # 8 of 10 a second

@@ -66,6 +66,11 @@ def format_number(value: float) -> str:
     return _format_number(value, pattern, current_language())
 
 
+def format_rate(value: float) -> str:
+    """Return the rate of a mailing, in messages a second, with up to three decimals."""
+    return _format_number(value, "#,##0.###", current_language())
+
+
 @lru_cache(maxsize=FORMAT_CACHE_SIZE)
 def _format_number(value: float, pattern: str, language: str) -> str:
     return str(format_decimal(value, pattern, locale(language)))
@@ -160,6 +165,7 @@ def message_status_label(status: MessageStatus) -> str:
 
 FILTERS: Mapping[str, Callable[..., Any]] = {
     "number": format_number,
+    "rate": format_rate,
     "money": format_money,
     "percent": format_share,
     "clock": format_local_time,
@@ -181,6 +187,7 @@ FILTERS: Mapping[str, Callable[..., Any]] = {
     "action": labels.label_lookup(labels.ACTION_LABELS),
     "field_name": labels.label_lookup(labels.FIELD_LABELS),
     "purpose": labels.label_lookup(labels.PURPOSE_LABELS),
+    "priority": labels.label_lookup(labels.PRIORITY_LABELS),
     "opt_out_source": labels.label_lookup(labels.OPT_OUT_SOURCE_LABELS),
     "answer_status": labels.label_lookup(labels.ANSWER_STATUS_LABELS),
     "reply_action": labels.label_lookup(labels.REPLY_ACTION_LABELS),

@@ -167,6 +167,8 @@ FIELD_LABELS = {
     "send_interval_time_end": gettext_noop("Window closes"),
     "on_unknown": gettext_noop("If the gateway does not confirm"),
     "purpose": gettext_noop("Purpose"),
+    "priority": gettext_noop("Priority"),
+    "rate": gettext_noop("Messages a second"),
     "gateway": gettext_noop("Gateway"),
     "sender": gettext_noop("Sender"),
     "phone": gettext_noop("Phone"),
@@ -230,6 +232,12 @@ PURPOSE_LABELS = {
     "service": gettext_noop("Service"),
 }
 """The choice of a mailing for clients who have opted out."""
+PRIORITY_LABELS = {
+    "low": gettext_noop("Low"),
+    "normal": gettext_noop("Normal"),
+    "high": gettext_noop("High"),
+}
+"""The share of a mailing in the capacity."""
 MAILING_ORDER_LABELS = {
     "newest": gettext_noop("Newest first"),
     "start": gettext_noop("Latest start first"),

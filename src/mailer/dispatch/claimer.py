@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from mailer import metrics
 from mailer.clock import database_clock, elapsed
@@ -20,6 +20,7 @@ from mailer.dispatch.claims import WorkerClaims
 from mailer.dispatch.due import DueMailings
 from mailer.dispatch.fair_scheduler import MailingBatch
 from mailer.dispatch.loop_failures import DB_RETRY_DELAY, LoopFailures, log_task_error
+from mailer.dispatch.mailing_slots import MailingSlots
 from mailer.dispatch.message_log import log_claimed
 from mailer.dispatch.running_mailings import RunningMailings
 from mailer.dispatch.sender import Sender
@@ -57,6 +58,7 @@ class Claimer:
         self._running_mailings = running_mailings
         self._failures = failures
         self._router = Router()
+        self._slots = MailingSlots()
         self._senders: dict[str, Sender] = {}
         """By the name of the gateway."""
         self._due: dict[int, DueMailings] = {}
@@ -192,7 +194,7 @@ class Claimer:
     def _limit(self, due: DueMailings, choice: Choice) -> int:
         """Return how many messages of a route to claim for a gateway.
 
-        Routes that share the gateway share its capacity by the numbers of their mailings.
+        Routes that share the gateway share its capacity by the weights of their mailings.
         """
         now = elapsed()
         sharing = [
@@ -202,8 +204,8 @@ class Claimer:
         ]
         for other in sharing:
             other.scheduler.queue_due(now)
-        queued = sum(other.scheduler.queued for other in sharing)
-        share = due.scheduler.queued / queued if queued else 1.0
+        queued = sum(other.scheduler.queued_weight for other in sharing)
+        share = due.scheduler.queued_weight / queued if queued else 1.0
         return max(1, math.ceil(choice.capacity * share))
 
     async def _claim_up_to(self, due: DueMailings, choice: Choice) -> bool:
@@ -227,12 +229,19 @@ class Claimer:
         """Claim messages of a batch of mailings for a gateway, and plan the next claims."""
         try:
             connection = await self._connection.get()
+            limited = await self._slots.limit(
+                connection, batch, self._running_mailings.running, is_late=self._is_late(choice)
+            )
+            for mailing_id, moment in limited.waiting.items():
+                due.scheduler.add_at(mailing_id, moment)
+            if not limited.batch.shares:
+                return []
             claimed_at = database_clock.now()
-            cursors = {mailing_id: due.cursor(mailing_id) for mailing_id in batch.mailing_ids}
+            cursors = {mailing_id: due.cursor(mailing_id) for mailing_id in limited.batch.shares}
             async with self._running_mailings.claiming:
                 claims = await store.claim(
                     connection,
-                    store.ClaimSource(due.route, cursors, batch.share),
+                    store.ClaimSource(due.route, cursors, limited.batch.shares),
                     store.ClaimTarget(
                         self._claims.owner, self._claims.lease, choice.name, self._contact_cap
                     ),
@@ -241,24 +250,40 @@ class Claimer:
             # They are in no queue of the scheduler now, and it is unknown what was claimed.
             due.recheck(batch.mailing_ids)
             raise
-        self._pass_on(claims, choice)
+        self._pass_on(claims, choice, limited.slots)
         below_share = due.scheduler.record_claimed(
-            batch, Counter(claim.mailing_id for claim in claims)
+            limited.batch,
+            Counter(claim.mailing_id for claim in claims),
+            self._slots.resume(limited),
         )
         due.record_claimed(claims, below_share, claimed_at)
         return claims
 
-    def _pass_on(self, claims: Sequence[ClaimedMessage], choice: Choice) -> None:
+    def _is_late(self, choice: Choice) -> bool:
+        """Return whether messages of mailings with a rate wait for a free sending task."""
+        sender = self._senders.get(choice.name)
+        return sender is not None and sender.prefetch.has_late
+
+    def _pass_on(
+        self, claims: Sequence[ClaimedMessage], choice: Choice, slots: Mapping[int, list[float]]
+    ) -> None:
         """Pass claimed messages to the sender of their gateway.
 
-        If a reload has removed the sender during the claim, the messages are orphans.
+        A message of a mailing with a rate uses the next one of its `slots`, which is removed. If a
+        reload has removed the sender during the claim, the messages are orphans.
         """
         sender = self._senders.get(choice.name)
         if sender is None:
             self._may_have_orphans = True
             return
         self._claims.add(claims)
-        sender.prefetch.put(claims)
+        if slots:
+            for claim in claims:
+                if claim.mailing_id in slots:
+                    sender.prefetch.put_at(claim, slots[claim.mailing_id].pop(0))
+            sender.prefetch.put(claim for claim in claims if claim.mailing_id not in slots)
+        else:
+            sender.prefetch.put(claims)
         self._router.record(choice, len(claims))
 
     async def _release_orphans(self) -> None:

@@ -11,6 +11,8 @@ import asyncpg
 
 from mailer.clock import database_clock, elapsed
 from mailer.dispatch.fair_scheduler import FairScheduler
+from mailer.mailing.field_types import NORMAL_WEIGHT
+from mailer.mailing.model import RunningMailing
 from mailer.message import store
 from mailer.message.model import ClaimedMessage, MessageResult
 from mailer.message.store import ClaimCursor
@@ -43,9 +45,9 @@ class DueMailings:
     `running` contains the running mailings; the caller keeps it up to date.
     """
 
-    def __init__(self, route: int, running: Mapping[int, object]) -> None:
+    def __init__(self, route: int, running: Mapping[int, RunningMailing | None]) -> None:
         self.route = route
-        self.scheduler = FairScheduler()
+        self.scheduler = FairScheduler(self._weight_of)
         self._running = running
         self._unchecked: dict[int, datetime | None] = dict.fromkeys(running)
         """Mailings whose first scheduled message must still be found. The value is the earliest
@@ -62,7 +64,14 @@ class DueMailings:
 
     def recheck(self, mailing_ids: Iterable[int]) -> None:
         """Find out again when the next messages of these mailings are due: they have changed."""
-        self._unchecked.update(dict.fromkeys(mailing_ids))
+        for mailing_id in mailing_ids:
+            self._unchecked[mailing_id] = None
+            self.scheduler.reweigh(mailing_id)
+
+    def _weight_of(self, mailing_id: int) -> int:
+        """Return the weight of a mailing, as it is known now."""
+        mailing = self._running.get(mailing_id)
+        return NORMAL_WEIGHT if mailing is None else mailing.weight
 
     def cursor(self, mailing_id: int) -> ClaimCursor:
         """Return the cursor after which the next claim of a mailing starts."""

@@ -21,8 +21,9 @@ from mailer.forecast import store
 from mailer.forecast.model import RecipientGroup
 from mailer.forecast.routing import Routing, Shares
 from mailer.forecast.store import GatewayLoad
-from mailer.forecast.tiers import Capacity, Gateways, Tier, of_workers
+from mailer.forecast.tiers import Capacity, Gateways, OtherMailing, Pace, Tier, of_workers
 from mailer.mailing import audience
+from mailer.mailing.field_types import PRIORITY_WEIGHTS
 from mailer.mailing.model import (
     WINDOW_CLOSED,
     Mailing,
@@ -144,7 +145,7 @@ class _BasisReader:
     async def read_unsaved(self, new: NewMailing) -> ForecastBasis:
         """Do what `read_unsaved_basis` does."""
         groups = await self._audience(new)
-        capacity = self._capacity(None, groups)
+        capacity = self._capacity(None, new, groups)
         opted_out = await self._count_opted_out(new)
         return ForecastBasis(new, groups, self._load.now, capacity, opted_out)
 
@@ -177,7 +178,7 @@ class _BasisReader:
                 )
             shares = await self._shares(mailing, is_enqueued=not is_enqueuing and not must_replan)
             groups = _split(clients, shares)
-        capacity = None if is_waiting else self._capacity(mailing.id, groups)
+        capacity = None if is_waiting else self._capacity(mailing.id, mailing, groups)
         return ForecastBasis(mailing, groups, load.now, capacity, opted_out, lost)
 
     async def _count_opted_out(self, mailing: NewMailing | Mailing) -> int:
@@ -187,18 +188,24 @@ class _BasisReader:
         return await audience.count(self._connection, mailing.client_filter, opted_out=True)
 
     def _capacity(
-        self, mailing_id: int | None, groups: Sequence[RecipientGroup]
+        self,
+        mailing_id: int | None,
+        mailing: NewMailing | Mailing,
+        groups: Sequence[RecipientGroup],
     ) -> Capacity | None:
         """Return the gateways, and what the other running mailings send through them."""
         if not self._gateways:
             return None
         own_shares = _shares_of(groups)
-        messages_of_others: dict[Tier, list[float]] = defaultdict(list)
+        others: dict[Tier, list[OtherMailing]] = defaultdict(list)
         for other_id, messages in self._load.waiting.items():
             if other_id != mailing_id:
+                weight, rate = self._load.paces[other_id]
                 for tier, share in self._known_shares.get(other_id, own_shares).items():
-                    messages_of_others[tier].append(messages * share)
-        return Capacity(self._gateways, messages_of_others)
+                    pace = Pace(weight, None if rate is None else rate * share)
+                    others[tier].append(OtherMailing(messages * share, pace))
+        own_pace = Pace(PRIORITY_WEIGHTS[mailing.priority], mailing.rate)
+        return Capacity(self._gateways, others, own_pace)
 
     async def _audience(self, mailing: NewMailing | Mailing) -> list[RecipientGroup]:
         """Return the clients whom a mailing would reach now."""

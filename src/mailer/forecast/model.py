@@ -1,9 +1,10 @@
 """Forecast when a mailing will be done and which clients it will not reach, by simulation.
 
-The simulation follows the dispatcher's rules. Mailings share the rate of a gateway equally. Within
-a mailing, messages that were due first are sent first. A message that is not sent before its
-sending window closes is due when the window opens again. Messages go to the gateways that would get
-them now: the forecast knows no outage that begins or ends later.
+The simulation follows the dispatcher's rules. Mailings share the rate of a gateway by their
+priorities, and none sends faster than its own rate. Within a mailing, messages that were due first
+are sent first. A message that is not sent before its sending window closes is due when the window
+opens again. Messages go to the gateways that would get them now: the forecast knows no outage that
+begins or ends later.
 """
 
 from collections import defaultdict
@@ -13,6 +14,7 @@ from math import ceil, floor
 from typing import Literal, NamedTuple
 
 import msgspec
+from msgspec.structs import replace
 
 from mailer.forecast.mailing_plan import MailingPlan
 from mailer.forecast.throughput_simulation import (
@@ -92,11 +94,22 @@ class Forecast(msgspec.Struct, frozen=True):
     are not among `clients`."""
     is_at_cap_estimated: bool = False
     """Whether `at_cap` comes from a sample of the audience."""
+    own_rate: float | None = None
+    """The mailing's `rate`: most messages a second of this mailing. None without a limit."""
 
     @property
     def is_complete(self) -> bool:
         """Whether `clients` are all those of the audience who have not been reached."""
         return not self.lost and not self.opted_out and not self.at_cap
+
+    @property
+    def is_too_slow(self) -> bool:
+        """Whether clients are missed for lack of time, and the mailing's own rate is the reason.
+
+        That is so if the gateways could take more.
+        """
+        has_no_time = any(shortfall.reason == "no_time" for shortfall in self.shortfalls)
+        return has_no_time and self.own_rate is not None and self.own_rate <= (self.rate or 0)
 
     @property
     def reached(self) -> int:
@@ -129,6 +142,9 @@ def forecast(  # noqa: PLR0913  # the plan of a mailing and its circumstances
     cohorts = yield from _cohorts(groups, plan)
     sendable = [cohort for cohort in cohorts if cohort.tier or capacity is None]
     rate = None if capacity is None else _rate(capacity, cohorts)
+    if capacity is not None and rate is None and (own_rate := capacity.pace.rate):
+        # of no gateway a rate is known, but the mailing is not faster than this
+        capacity, rate = _limited_only(capacity, own_rate), own_rate
     # either simulation decreases `unreached` of the cohorts, which is counted afterwards
     if capacity is None or rate is None:
         last_seconds = send_at_once(sendable)
@@ -156,6 +172,12 @@ def _rate(capacity: Capacity, cohorts: Iterable[Cohort]) -> float | None:
     tiers = {cohort.tier for cohort in cohorts} or {frozenset(capacity.gateways)}
     tiers.discard(EMPTY_TIER)
     return capacity.rate(tiers) if tiers else None
+
+
+def _limited_only(capacity: Capacity, rate: float) -> Capacity:
+    """Return a capacity in which nothing but the mailing's own rate limits it."""
+    gateways = {name: replace(gateway, rate=rate) for name, gateway in capacity.gateways.items()}
+    return replace(capacity, gateways=gateways, others={})
 
 
 def _cohorts(

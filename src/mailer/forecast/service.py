@@ -125,6 +125,7 @@ async def _compute(basis: ForecastBasis) -> Forecast:
         computed,
         opted_out=basis.opted_out,
         lost=basis.lost,
+        own_rate=mailing.rate,
         expected_end=_expected_end(mailing, computed),
     )
 

@@ -11,8 +11,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from mailer.client.segment_counts import ALL_SEGMENT_COUNTS, sum_of
 from mailer.db.sql import add_up
 from mailer.db.tables.mailing import OPEN_MAILING
+from mailer.forecast.tiers import Pace
 from mailer.mailing.audience import filter_condition
 from mailer.mailing.client_filter import ClientFilter
+from mailer.mailing.field_types import PRIORITY_WEIGHTS
 from mailer.statuses import MESSAGE_STATUSES, OPEN, OUTCOMES
 
 
@@ -26,6 +28,8 @@ class GatewayLoad(msgspec.Struct, frozen=True):
     waiting: Mapping[int, int]
     """Messages that each running mailing still has to send, by its id. Includes the messages to
     clients of its audience that are not enqueued yet."""
+    paces: Mapping[int, Pace]
+    """The pace of each running mailing, by its id."""
     own_gateways: Mapping[int, str]
     """The gateway of each running mailing that names one for all its messages, by its id."""
     started: frozenset[int]
@@ -40,7 +44,7 @@ class GatewayLoad(msgspec.Struct, frozen=True):
 # `is_requested` are the mailings with the given ids.
 SELECT_LOAD = text(f"""
     WITH live AS (
-        SELECT id, status, gateway, {add_up(OPEN)} AS open_messages,
+        SELECT id, status, gateway, priority, rate, {add_up(OPEN)} AS open_messages,
             id = ANY (:ids) AS is_requested,
             CASE WHEN audience_cursor < audience_until AND NOT is_replanning THEN greatest(0,
                 clients_count - ({add_up(MESSAGE_STATUSES)})) ELSE 0 END AS not_enqueued,
@@ -54,6 +58,8 @@ SELECT_LOAD = text(f"""
         coalesce(array_agg(open_messages + not_enqueued) FILTER (WHERE status = 'running'), '{{}}')
             AS waiting,
         coalesce(array_agg(gateway) FILTER (WHERE status = 'running'), '{{}}') AS gateways,
+        coalesce(array_agg(priority) FILTER (WHERE status = 'running'), '{{}}') AS priorities,
+        coalesce(array_agg(rate) FILTER (WHERE status = 'running'), '{{}}') AS rates,
         coalesce(array_agg(id) FILTER (WHERE is_requested AND is_started), '{{}}') AS started,
         coalesce(array_agg(id) FILTER (WHERE is_requested AND is_enqueuing), '{{}}') AS enqueuing
     FROM live""").bindparams(  # noqa: S608  # no user input
@@ -65,9 +71,11 @@ async def read_load(connection: AsyncConnection, mailing_ids: Sequence[int]) -> 
     """Return the load of all mailings. `mailing_ids` are the ids of the requested ones."""
     row = (await connection.execute(SELECT_LOAD, {"ids": list(mailing_ids)})).one()
     gateways = zip(row.running, row.gateways, strict=True)
+    paces = map(Pace, map(PRIORITY_WEIGHTS.__getitem__, row.priorities), row.rates)
     return GatewayLoad(
         row.now,
         dict(zip(row.running, row.waiting, strict=True)),
+        dict(zip(row.running, paces, strict=True)),
         {mailing_id: gateway for mailing_id, gateway in gateways if gateway is not None},
         frozenset(row.started),
         frozenset(row.enqueuing),

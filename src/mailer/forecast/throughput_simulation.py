@@ -3,22 +3,23 @@
 The mailing of the forecast is simulated in cohorts of clients. Of the other mailings, only the
 numbers of messages are known. All messages that go through the same tier of gateways form a lane.
 
-As the dispatcher does, each gateway shares its rate equally among the mailings with due messages
-for it; a mailing that uses the gateway in several lanes counts once in each. In a lane, a mailing
-gets the rates of all gateways of the tier together, or as much as strict weights allow.
+As the dispatcher does, each gateway shares its rate among the mailings with due messages for it, by
+the weights of their priorities; a mailing that uses the gateway in several lanes counts once in
+each. In a lane, a mailing gets the rates of all gateways of the tier together, or as much as strict
+weights of gateways allow. A mailing with a rate of its own gets no more than that.
 
 Messages are sent at a constant rate between events. An event is the start or end of a slot in which
 messages may be sent, or the moment when a mailing has no messages left in a lane. The cost grows
-with the number of events and of lanes, and not of messages. Mailings with equally many messages in
-a lane finish it in one event.
+with the number of events, of lanes and of different paces, and not of messages. Mailings of one
+pace with equally many messages in a lane finish it in one event.
 """
 
-from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from heapq import heapify, heappop, heappush
 from typing import NamedTuple
 
-from mailer.forecast.tiers import EMPTY_TIER, Capacity, Tier, combined_rate, strict_shares
+from mailer.forecast.tiers import EMPTY_TIER, Capacity, Pace, Tier, combined_rate, strict_shares
 
 EPSILON = 1e-3
 """Fractions of a client up to this size are rounding errors."""
@@ -73,26 +74,43 @@ def send_at_once(cohorts: Iterable[Cohort]) -> float:
     return last_start
 
 
-class Lane:
-    """The messages of all mailings that go through one tier of gateways.
+class OtherMailings:
+    """Other mailings of one pace in a lane. All of their messages are due."""
 
-    `messages_of_others` has the number of messages that each other mailing has left; all are due.
-    """
-
-    def __init__(self, messages_of_others: Iterable[float]) -> None:
-        mailings_by_messages = Counter(messages for messages in messages_of_others if messages > 0)
+    def __init__(self, pace: Pace, messages: Iterable[float]) -> None:
+        self.pace = pace
+        mailings_by_messages = Counter(messages)
         # those that are not finished; the last ones have the fewest messages, and finish next
-        self._others = [
+        self._unfinished = [
             EqualMailings(*counts) for counts in sorted(mailings_by_messages.items(), reverse=True)
         ]
-        self._others_count = mailings_by_messages.total()
-        self._sent_per_other = 0.0  # messages that each of them has sent
+        self.mailings = mailings_by_messages.total()
+        """The number of mailings that are not finished."""
+        self._sent = 0.0  # messages that each of them has sent
+
+    def messages_until_finish(self) -> float:
+        """Return how many messages each mailing sends until the first one is finished."""
+        return self._unfinished[-1].messages - self._sent
+
+    def send(self, messages: float) -> bool:
+        """Send `messages` of each mailing. Return False: no cohort is finished."""
+        self._sent += messages
+        while self._unfinished and self._unfinished[-1].messages - self._sent < EPSILON:
+            self.mailings -= self._unfinished.pop().mailings
+        return False
+
+
+class OwnMessages:
+    """The messages of the mailing of the forecast in a lane."""
+
+    def __init__(self, pace: Pace) -> None:
+        self.pace = pace
         self._open_cohorts: dict[float, list[Cohort]] = {}  # by when their messages were due
 
     @property
-    def sharing_mailings(self) -> int:
-        """Return the number of mailings that have due messages."""
-        return self._others_count + bool(self._open_cohorts)
+    def mailings(self) -> int:
+        """1 while messages are due, else 0."""
+        return int(bool(self._open_cohorts))
 
     def open_slot(self, cohort: Cohort, slot: SendSlot) -> None:
         """Begin to send to a cohort."""
@@ -109,25 +127,14 @@ class Lane:
         cohort.close()
 
     def messages_until_finish(self) -> float:
-        """Return how many messages each mailing sends until the first one is finished.
-
-        Of the mailing of the forecast, these are the messages of the cohorts that were due first.
-        """
-        left = [self._others[-1].messages - self._sent_per_other] if self._others else []
-        if self._open_cohorts:
-            left.append(sum(cohort.unreached for cohort in self._due_first()))
-        return min(left)
+        """Return how many messages are sent until the cohorts that were due first are finished."""
+        return sum(cohort.unreached for cohort in self._due_first())
 
     def send(self, messages: float) -> bool:
-        """Send `messages` of each mailing. Return whether that finishes the cohorts due first.
+        """Send `messages`. Return whether that finishes the cohorts due first.
 
         Each of these cohorts gets a part in proportion to its unreached clients.
         """
-        self._sent_per_other += messages
-        while self._others and self._others[-1].messages - self._sent_per_other < EPSILON:
-            self._others_count -= self._others.pop().mailings
-        if not self._open_cohorts:
-            return False
         due_first = self._due_first()
         unreached = sum(cohort.unreached for cohort in due_first)
         is_finished = unreached - messages < EPSILON
@@ -142,14 +149,39 @@ class Lane:
         return self._open_cohorts[min(self._open_cohorts)]
 
 
+SendingMailings = OtherMailings | OwnMessages
+"""Mailings of one pace that send in a lane."""
+
+
+class Lane:
+    """The messages of all mailings that go through one tier of gateways."""
+
+    def __init__(self, tier: Tier, capacity: Capacity) -> None:
+        self.own = OwnMessages(capacity.pace)
+        messages_by_pace = defaultdict(list)
+        for other in capacity.others.get(tier, ()):
+            if other.messages > 0:
+                messages_by_pace[other.pace].append(other.messages)
+        self._others = [
+            OtherMailings(pace, messages) for pace, messages in messages_by_pace.items()
+        ]
+        self.rates = capacity.known_rates(tier)
+        self.shares = strict_shares(tier, capacity.gateways)
+
+    def senders(self) -> list[SendingMailings]:
+        """Return those who have due messages; none if no rate is known."""
+        if not self.rates:
+            return []
+        all_senders: list[SendingMailings] = [*self._others, self.own]
+        return [sender for sender in all_senders if sender.mailings]
+
+
 class SharedCapacity:
     """The rates of the gateways, shared by mailings with due messages."""
 
     def __init__(self, capacity: Capacity) -> None:
         self._capacity = capacity
         self._lanes: dict[Tier, Lane] = {}
-        self._rates: dict[Tier, dict[str, float]] = {}
-        self._shares: dict[Tier, dict[str, float] | None] = {}
         self._now = 0.0
         self._last_finish = 0.0
 
@@ -158,11 +190,8 @@ class SharedCapacity:
 
         Yields after each step.
         """
-        messages_of_others = self._capacity.messages_of_others
-        for tier in {cohort.tier for cohort in cohorts} | messages_of_others.keys():
-            self._lanes[tier] = Lane(messages_of_others.get(tier, ()))
-            self._rates[tier] = self._capacity.known_rates(tier)
-            self._shares[tier] = strict_shares(tier, self._capacity.gateways)
+        for tier in {cohort.tier for cohort in cohorts} | self._capacity.others.keys():
+            self._lanes[tier] = Lane(tier, self._capacity)
             yield
         # the next start or end of a slot of each cohort: the moment, and the cohort's index
         events = [(cohort.slot.start, index) for index, cohort in enumerate(cohorts) if cohort.slot]
@@ -171,11 +200,11 @@ class SharedCapacity:
             moment, index = heappop(events)
             yield from self._advance(moment)
             cohort = cohorts[index]
-            lane = self._lanes[cohort.tier]
+            own = self._lanes[cohort.tier].own
             if cohort.is_open:
-                lane.close_slot(cohort)
+                own.close_slot(cohort)
             elif cohort.slot is not None:
-                lane.open_slot(cohort, cohort.slot)
+                own.open_slot(cohort, cohort.slot)
             if cohort.unreached and cohort.slot is not None:
                 next_event = cohort.slot.end if cohort.is_open else cohort.slot.start
                 heappush(events, (next_event, index))
@@ -189,30 +218,70 @@ class SharedCapacity:
         """
         while self._now < moment:
             yield
-            rates = self._rates_per_mailing()
+            rates = share_rates(self._lanes.values(), self._capacity)
             if not rates:
                 self._now = moment
                 return
             seconds_left = moment - self._now
-            seconds_to_finish = min(lane.messages_until_finish() / rate for lane, rate in rates)
+            seconds_to_finish = min(sender.messages_until_finish() / rate for sender, rate in rates)
             seconds = min(seconds_left, seconds_to_finish)
             self._now = moment if seconds >= seconds_left else self._now + seconds
-            for lane, rate in rates:
-                if lane.send(seconds * rate):
+            for sender, rate in rates:
+                if sender.send(seconds * rate):
                     self._last_finish = self._now
 
-    def _rates_per_mailing(self) -> list[tuple[Lane, float]]:
-        """Return the lanes that send, and the messages a second of each mailing in the lane."""
-        sharing = Counter[str]()  # mailings by gateway
-        for tier, lane in self._lanes.items():
-            for name in tier:
-                sharing[name] += lane.sharing_mailings
-        rates = []
-        for tier, lane in self._lanes.items():
-            if lane.sharing_mailings and self._rates[tier]:
-                per_mailing = {
-                    name: rate / sharing[name] for name, rate in self._rates[tier].items()
-                }
-                if rate := combined_rate(per_mailing, self._shares[tier]):
-                    rates.append((lane, rate))
-        return rates
+
+def share_rates(lanes: Iterable[Lane], capacity: Capacity) -> list[tuple[SendingMailings, float]]:
+    """Return those who send in the lanes, and the messages a second of each of their mailings.
+
+    Each gateway is shared by the weights. A mailing whose share exceeds its own rate sends at that
+    rate, and the others share what it leaves (max-min fairness), until no share exceeds a rate. The
+    rate of the forecast's mailing is for all its lanes together.
+    """
+    waiting = [(lane, sender) for lane in lanes for sender in lane.senders()]
+    free = {name: gateway.rate or 0.0 for name, gateway in capacity.gateways.items()}
+    rates: list[tuple[SendingMailings, float]] = []
+    while waiting:
+        weights: dict[str, int] = defaultdict(int)
+        for lane, sender in waiting:
+            for name in lane.rates:
+                weights[name] += sender.pace.weight * sender.mailings
+        shares = [(lane, sender, _share(lane, sender, free, weights)) for lane, sender in waiting]
+        own_share = sum(share for lane, sender, share in shares if sender is lane.own)
+        limited: list[tuple[Lane, SendingMailings, float]] = []
+        for lane, sender, share in shares:
+            limit = sender.pace.rate
+            if limit is not None and sender is lane.own and own_share:
+                limit *= share / own_share
+            if limit is not None and limit < share:
+                limited.append((lane, sender, limit))
+        if not limited:
+            rates += [(sender, share) for _, sender, share in shares if share]
+            break
+        for lane, sender, limit in limited:
+            rates.append((sender, limit))
+            for name, part in _parts(lane, free, weights).items():
+                free[name] = max(0.0, free[name] - limit * sender.mailings * part)
+        at_limit = {id(sender) for _, sender, _ in limited}
+        waiting = [(lane, sender) for lane, sender in waiting if id(sender) not in at_limit]
+    return rates
+
+
+def _share(
+    lane: Lane, sender: SendingMailings, free: Mapping[str, float], weights: Mapping[str, int]
+) -> float:
+    """Return the messages a second that each mailing of a sender gets by its weight."""
+    weight = sender.pace.weight
+    per_mailing = {name: free[name] * weight / weights[name] for name in lane.rates}
+    return combined_rate(per_mailing, lane.shares)
+
+
+def _parts(
+    lane: Lane, free: Mapping[str, float], weights: Mapping[str, int]
+) -> Mapping[str, float]:
+    """Return which part of the messages of a lane goes through each of its gateways."""
+    if lane.shares is not None:
+        return {name: lane.shares[name] for name in lane.rates}
+    per_weight = {name: free[name] / weights[name] for name in lane.rates}
+    total = sum(per_weight.values())
+    return {name: part / total for name, part in per_weight.items() if total}

@@ -5,9 +5,12 @@ the lowest order. It is empty if none of the route's gateways is usable.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import msgspec
 from msgspec.structs import replace
+
+from mailer.mailing.field_types import NORMAL_WEIGHT
 
 Tier = frozenset[str]
 """The names of the gateways of a tier."""
@@ -79,14 +82,37 @@ def combined_rate(rates: Mapping[str, float], shares: Mapping[str, float] | None
     return min(rate / shares[name] for name, rate in rates.items())
 
 
+class Pace(NamedTuple):
+    """How fast a mailing sends beside others."""
+
+    weight: int = NORMAL_WEIGHT
+    """Its part of a gateway's rate, compared with those of the others."""
+    rate: float | None = None
+    """Most messages a second; None without a limit."""
+
+
+EQUAL_PACE = Pace()
+"""The pace of a mailing of normal priority without a rate."""
+
+
+class OtherMailing(NamedTuple):
+    """What another running mailing still has to send through a tier."""
+
+    messages: float
+    """A fraction of a message is an estimate."""
+    pace: Pace = EQUAL_PACE
+    """Its rate is the part that this tier has of it."""
+
+
 class Capacity(msgspec.Struct, frozen=True):
     """What all workers together can send, and who shares it."""
 
     gateways: Gateways
     """The usable gateways, with the rates of all workers together."""
-    messages_of_others: Mapping[Tier, Sequence[float]]
-    """By tier, the messages that each of the other running mailings still has to send through it.
-    A fraction of a message is an estimate."""
+    others: Mapping[Tier, Sequence[OtherMailing]]
+    """The other running mailings, by tier."""
+    pace: Pace = EQUAL_PACE
+    """The pace of the mailing of the forecast."""
 
     def known_rates(self, tier: Tier) -> dict[str, float]:
         """Return the rates of those gateways of a tier whose rate is known."""

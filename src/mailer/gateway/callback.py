@@ -77,3 +77,8 @@ class CallbackContent(msgspec.Struct, frozen=True):
 
     receipts: list[Receipt]
     replies: list[Reply]
+
+    @property
+    def size(self) -> int:
+        """Number of receipts and replies."""
+        return len(self.receipts) + len(self.replies)

@@ -108,6 +108,35 @@ OnUnknown = Annotated[
         extra={"rule": "must be retry or hold"},
     ),
 ]
+Priority = Annotated[
+    Literal["low", "normal", "high"],
+    Meta(
+        description="Share of the capacity while several mailings compete for it: `high` gets four"
+        " times as much as `normal`, and `normal` four times as much as `low`. A mailing that"
+        " competes with no other gets all of it. A change acts within about a second.",
+        extra={"rule": "must be low, normal or high"},
+    ),
+]
+NORMAL_WEIGHT = 4
+"""Weight of a mailing with the priority `normal`."""
+PRIORITY_WEIGHTS: dict[Priority, int] = {"low": 1, "normal": NORMAL_WEIGHT, "high": 16}
+"""Weights of the priorities. Competing mailings share a gateway in proportion to their weights. The
+steps are equal. They are large enough to notice, and small enough that a low mailing beside a high
+one still gets 6 % of the capacity."""
+MIN_RATE, MAX_RATE = 0.01, 10_000.0
+"""Range of the rate of a mailing, in messages a second."""
+Rate = Annotated[
+    float,
+    Meta(
+        ge=MIN_RATE,
+        le=MAX_RATE,
+        description="Most messages a second of this mailing, from 0.01 to 10,000, over all workers"
+        " and gateways together, retries included. They are spaced evenly: at 0.5, one every two"
+        " seconds. A change acts within about a second.",
+        examples=[20],
+        extra={"rule": "must be a number from 0.01 to 10000, or null"},
+    ),
+]
 Purpose = Annotated[
     Literal["marketing", "service"],
     Meta(

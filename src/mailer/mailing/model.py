@@ -15,13 +15,16 @@ from mailer.errors import FieldError
 from mailer.gateway.sms_parts import count_parts
 from mailer.mailing.client_filter import ClientFilter, is_empty
 from mailer.mailing.field_types import (
+    NORMAL_WEIGHT,
     EndMoment,
     GatewayName,
     Labels,
     MailingName,
     Moment,
     OnUnknown,
+    Priority,
     Purpose,
+    Rate,
     SenderName,
     Text,
     TimeOfDay,
@@ -128,6 +131,8 @@ class NewMailing(MailingInput, frozen=True, kw_only=True):
         "client_filter": {"operator_codes": ["000"], "tags": ["nobody"]},
         "on_unknown": "retry",
         "purpose": "marketing",
+        "priority": "normal",
+        "rate": None,
         "gateway": None,
         "sender": "Acme",
         "draft": True,
@@ -144,6 +149,8 @@ class NewMailing(MailingInput, frozen=True, kw_only=True):
     client_filter: ClientFilter = None
     on_unknown: OnUnknown = "retry"
     purpose: Purpose = "marketing"
+    priority: Priority = "normal"
+    rate: Rate | None = None
     gateway: GatewayName | None = None
     """The gateway that takes all messages; null for the gateways of each client's operator code."""
     sender: SenderName | None = None
@@ -176,6 +183,8 @@ class MailingChange(MailingInput, frozen=True, kw_only=True):
     client_filter: ClientFilter | UnsetType = UNSET
     on_unknown: OnUnknown | UnsetType = UNSET
     purpose: Purpose | UnsetType = UNSET
+    priority: Priority | UnsetType = UNSET
+    rate: Rate | UnsetType | None = UNSET
     gateway: GatewayName | UnsetType | None = UNSET
     sender: SenderName | UnsetType | None = UNSET
 
@@ -264,6 +273,11 @@ class Mailing(msgspec.Struct, frozen=True, kw_only=True):
     client_filter: ClientFilter
     on_unknown: OnUnknown
     purpose: Purpose
+    priority: Priority
+    rate: Annotated[
+        float | None,
+        Meta(description="Most messages a second of this mailing; null without a limit."),
+    ]
     gateway: str | None
     """The gateway that takes all messages; null for the gateways of each client's operator code."""
     sender: str | None
@@ -395,6 +409,10 @@ class RunningMailing(msgspec.Struct, frozen=True):
     respects_opt_outs: bool = True
     """Whether its messages are not sent to clients who have opted out."""
     text_version: int = 1
+    weight: int = NORMAL_WEIGHT
+    """Weight of its priority, by which competing mailings share the capacity."""
+    rate: float | None = None
+    """Most messages a second of all workers together; None without a limit."""
     parts: int = 1
     """Number of SMS that the text takes."""
     may_send: bool = True

@@ -10,6 +10,7 @@ import asyncpg
 
 from mailer.db.tables.mailing import OPEN_MAILING
 from mailer.gateway.sms_parts import count_parts
+from mailer.mailing.field_types import PRIORITY_WEIGHTS
 from mailer.mailing.model import RunningMailing
 from mailer.mailing.window import SendingWindow
 
@@ -18,7 +19,7 @@ MAILINGS_PER_READ = 1_000
 
 # `is_active` is true of a mailing that may still have open messages and was not cancelled.
 TRACKED_COLUMNS = f"""
-    id, text, text_version, sender, datetime_end, on_unknown,
+    id, text, text_version, sender, datetime_end, on_unknown, priority, rate,
     send_interval_time_start, send_interval_time_end,
     purpose = 'marketing' AS respects_opt_outs,
     status = 'running' AND NOT is_replanning AND datetime_end > clock_timestamp() AS may_send,
@@ -79,6 +80,8 @@ def _to_running_mailing(row: asyncpg.Record) -> RunningMailing:
         on_unknown=row["on_unknown"],
         sender=row["sender"],
         respects_opt_outs=row["respects_opt_outs"],
+        weight=PRIORITY_WEIGHTS[row["priority"]],
+        rate=row["rate"],
         parts=count_parts(row["text"]).parts,
         may_send=row["may_send"],
     )

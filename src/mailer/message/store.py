@@ -26,14 +26,17 @@ FIRST_CURSOR: ClaimCursor = (EARLIEST_DUE, 0)
 """The position before all messages."""
 
 # $1, $5 and $6 are the ids of mailings and the claim cursor of each: due time and id of the `last`
-# claimed message. `due` are at most $2 messages of each mailing with the route $7, oldest first, so
-# that a large mailing does not delay a small one. $8 is the gateway for which they are claimed.
+# claimed message. $2 is the share of each: `due` are at most so many of its messages with the route
+# $7, oldest first, so that a large mailing does not delay a small one. $8 is the gateway for which
+# they are claimed.
 # The index holds scheduled messages only, and a claim starts after the mailing's cursor. So the
 # cost does not grow with the number of messages done, even while an old snapshot keeps claimed rows
 # in the index. Rows that another worker is claiming are skipped.
 # A message is sent with the newest text. But if delivery by an earlier attempt is unknown, the same
 # text is sent again: the client may have got it already. It is version 1 if the attempt was made
 # before texts had versions.
+# $9 is the largest share. It changes nothing but what PostgreSQL expects: without it, it would take
+# each share for a tenth of the mailing's messages, and scan the table of clients.
 # The subselects call volatile functions once. Without one around clock_timestamp(), PostgreSQL
 # would not use it as an index condition and would scan the index to its end. A restored database
 # may not send: then nothing is claimed.
@@ -42,15 +45,17 @@ FIRST_CURSOR: ClaimCursor = (EARLIEST_DUE, 0)
 CLAIM_TEMPLATE = """
     WITH due AS MATERIALIZED (
         SELECT message.id, message.client_id, mailing.text_version{due_columns}
-        FROM unnest($1::bigint[], $5::timestamptz[], $6::bigint[])
-            AS last (mailing_id, due_at, id)
+        FROM unnest($1::bigint[], $2::int[], $5::timestamptz[], $6::bigint[])
+            AS last (mailing_id, share, due_at, id)
         JOIN mailing ON mailing.id = last.mailing_id
         CROSS JOIN LATERAL (
-            SELECT id, client_id{message_columns} FROM message
-            WHERE message.mailing_id = last.mailing_id AND message.route = $7
-                AND status = 'scheduled' AND message.due_at <= (SELECT clock_timestamp())
-                AND (message.due_at, message.id) > (last.due_at, last.id)
-            ORDER BY message.due_at, message.id LIMIT $2 FOR UPDATE SKIP LOCKED
+            SELECT id, client_id{is_repeat} FROM (
+                SELECT id, client_id{unknown_reason} FROM message
+                WHERE message.mailing_id = last.mailing_id AND message.route = $7
+                    AND status = 'scheduled' AND message.due_at <= (SELECT clock_timestamp())
+                    AND (message.due_at, message.id) > (last.due_at, last.id)
+                ORDER BY message.due_at, message.id LIMIT last.share FOR UPDATE SKIP LOCKED
+            ) AS of_mailing LIMIT $9
         ) AS message
         WHERE mailing.status = 'running'
             AND NOT mailing.is_replanning AND mailing.deleted_at IS NULL
@@ -80,20 +85,23 @@ def _claim_statement(**parts: str) -> str:
     return statement
 
 
-CLAIM_DUE = _claim_statement(due_columns="", message_columns="", over_cap="", is_over_cap="")
-# $9 and $10 are the messages and the span of the contact cap. `over_cap` are the messages that the
+CLAIM_DUE = _claim_statement(
+    due_columns="", unknown_reason="", is_repeat="", over_cap="", is_over_cap=""
+)
+# $10 and $11 are the messages and the span of the contact cap. `over_cap` are the messages that the
 # cap does not permit; their senders cancel them. A repeat of a message that may have been accepted
 # is always permitted. See `record_contacts` in the migrations.
 CLAIM_DUE_WITH_CAP = _claim_statement(
     due_columns="""
             , mailing.purpose = 'marketing' AS is_marketing, message.is_repeat""",
-    message_columns=", unknown_reason IS NOT NULL AS is_repeat",
+    unknown_reason=", unknown_reason",
+    is_repeat=", unknown_reason IS NOT NULL AS is_repeat",
     over_cap="""
     , over_cap AS MATERIALIZED (
         SELECT id FROM record_contacts(
             ARRAY(SELECT id FROM due WHERE is_marketing),
             ARRAY(SELECT client_id FROM due WHERE is_marketing),
-            ARRAY(SELECT is_repeat FROM due WHERE is_marketing), $9, $10) AS over_cap (id)
+            ARRAY(SELECT is_repeat FROM due WHERE is_marketing), $10, $11) AS over_cap (id)
     )""",
     is_over_cap=", message.id IN (SELECT id FROM over_cap)",
 )
@@ -107,8 +115,8 @@ class ClaimSource(NamedTuple):
     after: Mapping[int, ClaimCursor]
     """The claim cursor of each mailing, by its id; only messages after the cursor are claimed. It
     is `FIRST_CURSOR` or the position of the last message of an earlier claim."""
-    share: int
-    """Most messages of each mailing."""
+    shares: Mapping[int, int]
+    """Most messages of each mailing, by its id."""
 
 
 class ClaimTarget(NamedTuple):
@@ -135,13 +143,14 @@ async def claim(
     rows = await connection.fetch(
         CLAIM_DUE if cap is None else CLAIM_DUE_WITH_CAP,
         list(source.after),
-        source.share,
+        [source.shares[mailing_id] for mailing_id in source.after],
         target.owner,
         target.lease,
         due_ats,
         ids,
         source.route,
         target.gateway,
+        max(source.shares.values()),
         *(() if cap is None else (cap.messages, cap.span)),
     )
     return [ClaimedMessage(*row) for row in rows]

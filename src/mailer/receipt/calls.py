@@ -1,14 +1,17 @@
 """The endpoints that providers call: `/gateways/{name}/receipts` and `/gateways/{name}/inbound`.
 
-Both take receipts and replies, because some providers have one URL for both. They are plain ASGI in
-front of the application, because a burst of receipts is as large as the mailing itself. They need
-no key and no cookie: a call is authenticated by the provider's signature, or by a secret in its
-URL. Nothing of a call that is not authentic is stored.
+Both take receipts and replies, because some providers have one URL for both. They need no key and
+no cookie: a call is authenticated by the provider's signature, or by a secret in its URL. Nothing
+of a call that is not authentic is stored.
+
+A burst of receipts is as large as the mailing itself. So the server answers a usual call directly
+(`ProviderCalls.answer_directly`). All others, and those that are refused, come to an ASGI
+application in front of mailer's own (`ProviderCalls.before`).
 """
 
 import asyncio
 import re
-from collections.abc import Iterable
+from functools import partial
 from http import HTTPStatus
 
 import structlog
@@ -24,11 +27,14 @@ from mailer.gateway.channel import Channel, Channels
 from mailer.limits import RateLimiter
 from mailer.receipt.inbox import Inbox
 from mailer.web.problems import Problem, problem, to_response
+from mailer.web.server.direct import DirectAnswer, DirectResponse
 from mailer.web.startup_gate import Startup
 
 log = structlog.get_logger()
 
-CALL_PATH = re.compile(r"/gateways/([^/]+)/(?:receipts|inbound)/?")
+CALL_PREFIX = "/gateways/"
+"""Start of the paths of all calls, and of some admin pages."""
+CALL_PATH = re.compile(rf"{CALL_PREFIX}([^/]+)/(?:receipts|inbound)/?")
 MAX_CALLBACK_BYTES = 256 * 1024
 """Enough for 1,000 receipts in one call."""
 CALL_BODY_TIMEOUT = 10.0
@@ -53,70 +59,98 @@ CALL_HEADERS = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"no
 CALL_AGAIN_LATER = (b"retry-after", b"5")
 
 
-class _RefusedCallError(Exception):
-    """The call is answered with a problem, and nothing of it is stored."""
+Header = tuple[bytes, bytes]
 
-    def __init__(self, refusal: Problem, *headers: tuple[bytes, bytes]) -> None:
+
+class _RefusedCallError(Exception):
+    """The call is answered with a problem, and nothing of it is stored.
+
+    `result` is that of the metric; "" if the call is not counted.
+    """
+
+    def __init__(self, refusal: Problem, *headers: Header, result: str = "") -> None:
         self.refusal = refusal
         self.headers = headers
+        self.result = result
 
 
 class ProviderCalls:
-    """An ASGI application that answers calls of providers, and passes all others to `app`.
+    """Answers calls of providers.
 
     `public_url` is the setting: the start of the URLs that providers call.
     """
 
     def __init__(
-        self,
-        app: ASGIApp,
-        channels: Channels,
-        inbox: Inbox,
-        startup: Startup,
-        public_url: str | None,
+        self, channels: Channels, inbox: Inbox, startup: Startup, public_url: str | None
     ) -> None:
-        self._app = app
         self._channels = channels
         self._inbox = inbox
         self._startup = startup
         self._public_url = (public_url or "").rstrip("/")
         self._refusals = RateLimiter(MAX_REFUSALS)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a call of a provider, or pass the request on."""
-        match = CALL_PATH.fullmatch(scope["path"])
-        if scope["type"] != ScopeType.HTTP or match is None:
-            await self._app(scope, receive, send)
-            return
-        try:
-            body, media_type = await self._answer(self._channels.get(match[1]), scope, receive)
-        except _RefusedCallError as error:
-            headers, body = to_response(error.refusal)
-            await _respond(send, error.refusal.status, [*headers, *error.headers], body)
-        else:
-            await _respond(send, HTTPStatus.OK, [(b"content-type", media_type.encode())], body)
+    def answer_directly(self, scope: HTTPScope, body: bytes) -> DirectAnswer | None:
+        """Store what a call brings; return None for a call that must be refused.
 
-    async def _answer(
-        self, channel: Channel | None, scope: HTTPScope, receive: Receive
-    ) -> tuple[bytes, str]:
-        """Store what a call brings. Return the body and the media type of the answer."""
+        If it cannot be stored, the server passes it to the application, which tries once more.
+        """
+        match = CALL_PATH.fullmatch(scope["path"])
+        if match is None or len(body) > MAX_CALLBACK_BYTES:
+            return None
+        try:
+            channel = self._find_channel(match[1], scope)
+            content = self._read(channel, scope, body)
+            stored = self._store(channel, content)
+        except (_RefusedCallError, UnavailableError):
+            return None
+        return DirectAnswer(stored, partial(_response, channel, content))
+
+    def before(self, app: ASGIApp) -> ASGIApp:
+        """Return an application that answers calls of providers, and passes all others to `app`."""
+
+        async def answer_or_pass(scope: Scope, receive: Receive, send: Send) -> None:
+            match = CALL_PATH.fullmatch(scope["path"])
+            if scope["type"] != ScopeType.HTTP or match is None:
+                await app(scope, receive, send)
+                return
+            response = await self._answer(match[1], scope, receive)
+            await _send(response, send)
+
+        return answer_or_pass
+
+    async def _answer(self, name: str, scope: HTTPScope, receive: Receive) -> DirectResponse:
+        try:
+            channel = self._find_channel(name, scope)
+            content = self._read(channel, scope, await _read_body(receive))
+            await self._store(channel, content)
+        except _RefusedCallError as error:
+            return self._refuse(name, scope, error)
+        except Exception as error:  # a lost database raises errors of several libraries
+            if not isinstance(error, UnavailableError) and not is_unavailable(error):
+                raise
+            refused = _RefusedCallError(UNAVAILABLE, CALL_AGAIN_LATER, result="unavailable")
+            return self._refuse(name, scope, refused)
+        return _response(channel, content)
+
+    def _find_channel(self, name: str, scope: HTTPScope) -> Channel:
+        """Return the channel of a gateway that takes calls with this method."""
+        channel = self._channels.get(name)
         if channel is None or not channel.takes_calls:
             raise _RefusedCallError(UNKNOWN_GATEWAY)
         if scope["method"] not in channel.callback_rules.methods:
             allowed = ", ".join(sorted(channel.callback_rules.methods))
             raise _RefusedCallError(WRONG_METHOD, (b"allow", allowed.encode()))
-        callback = self._callback(scope, await _read_body(receive))
+        return channel
+
+    def _read(self, channel: Channel, scope: HTTPScope, body: bytes) -> CallbackContent:
+        """Return what a call brings, if it is authentic."""
+        callback = self._callback(scope, body)
         if not channel.configured.authenticates(callback, database_clock.now()):
-            self._count_refusal(channel.name, scope)
-            raise _RefusedCallError(NOT_AUTHENTIC)
+            raise _RefusedCallError(NOT_AUTHENTIC, result="not_authentic")
         try:
-            content = channel.callback_rules.read(callback)
+            return channel.callback_rules.read(callback)
         except UnreadableCallbackError as error:
-            metrics.callback_answered(channel.name, "unreadable")
-            log.warning("callback_unreadable", gateway=channel.name, reason=str(error))
-            raise _RefusedCallError(UNREADABLE) from None
-        await self._store(channel.name, content)
-        return channel.callback_rules.response(content)
+            raise _RefusedCallError(UNREADABLE, result="unreadable") from error
 
     def _callback(self, scope: HTTPScope, body: bytes) -> Callback:
         """Return a call with the URL that the provider knows."""
@@ -129,26 +163,38 @@ class ProviderCalls:
         }
         return Callback(scope["method"], url, headers, body)
 
-    def _count_refusal(self, gateway: str, scope: HTTPScope) -> None:
-        """Count a call that is not authentic; raise 429 if its sender has made too many."""
-        metrics.callback_answered(gateway, "not_authentic")
-        address = (scope.get("client") or ("",))[0]
-        if seconds := self._refusals.retry_after(address, elapsed()):
-            raise _RefusedCallError(TOO_MANY, (b"retry-after", str(seconds).encode()))
+    def _store(self, channel: Channel, content: CallbackContent) -> asyncio.Future[None]:
+        """Store what a call brings; the future ends when it is committed.
 
-    async def _store(self, gateway: str, content: CallbackContent) -> None:
-        if not content.receipts and not content.replies:
-            metrics.callback_answered(gateway, "empty")
-            return
-        try:
-            self._startup.ensure_done()
-            await self._inbox.store(gateway, content)
-        except Exception as error:  # a lost database raises errors of several libraries
-            if not isinstance(error, UnavailableError) and not is_unavailable(error):
-                raise
-            metrics.callback_answered(gateway, "unavailable")
-            raise _RefusedCallError(UNAVAILABLE, CALL_AGAIN_LATER) from None
-        metrics.callback_answered(gateway, "stored")
+        Raises `UnavailableError` while the worker starts.
+        """
+        self._startup.ensure_done()
+        return self._inbox.store(channel.name, content)
+
+    def _refuse(self, gateway: str, scope: HTTPScope, error: _RefusedCallError) -> DirectResponse:
+        """Count a refused call; one that is not authentic gets 429 if its sender made too many."""
+        if error.result:
+            metrics.callback_answered(gateway, error.result)
+        if error.refusal is UNREADABLE:
+            log.warning("callback_unreadable", gateway=gateway, reason=str(error.__cause__))
+        if error.refusal is NOT_AUTHENTIC:
+            address = (scope.get("client") or ("",))[0]
+            if seconds := self._refusals.retry_after(address, elapsed()):
+                error = _RefusedCallError(TOO_MANY, (b"retry-after", str(seconds).encode()))
+        headers, body = to_response(error.refusal)
+        return DirectResponse(error.refusal.status, (*headers, *error.headers, *CALL_HEADERS), body)
+
+
+def _response(channel: Channel, content: CallbackContent) -> DirectResponse:
+    """Return the response to a call whose content is stored; it says what the provider expects."""
+    metrics.callback_answered(channel.name, "stored" if content.size else "empty")
+    body, media_type = channel.callback_rules.response(content)
+    headers = (
+        (b"content-type", media_type.encode()),
+        (b"content-length", str(len(body)).encode()),
+        *CALL_HEADERS,
+    )
+    return DirectResponse(HTTPStatus.OK, headers, body)
 
 
 async def _read_body(receive: Receive) -> bytes:
@@ -184,11 +230,7 @@ async def _receive_part(receive: Receive, received: int = 0) -> tuple[bytes, boo
     return part, message.get("more_body", False)
 
 
-async def _respond(
-    send: Send, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes
-) -> None:
-    length = (b"content-length", str(len(body)).encode())
-    others = [header for header in headers if header[0] != length[0]]
-    all_headers = [*others, length, *CALL_HEADERS]
-    await send({"type": "http.response.start", "status": status, "headers": all_headers})
+async def _send(response: DirectResponse, send: Send) -> None:
+    status, headers, body = response
+    await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body, "more_body": False})

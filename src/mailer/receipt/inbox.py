@@ -16,7 +16,12 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer import metrics
 from mailer.clock import database_clock
-from mailer.db.engine import asyncpg_connection, is_rolled_back, is_unavailable
+from mailer.db.engine import (
+    SET_INDEX_ORDER_PLANS,
+    asyncpg_connection,
+    is_rolled_back,
+    is_unavailable,
+)
 from mailer.errors import UnavailableError
 from mailer.gateway.callback import CallbackContent, Reply
 from mailer.receipt.store import ReceivedReceipt, apply_receipts
@@ -50,10 +55,6 @@ class _Item(msgspec.Struct):
     at: datetime
     stored: asyncio.Future[None]
 
-    @property
-    def size(self) -> int:
-        return len(self.content.receipts) + len(self.content.replies)
-
 
 class Inbox:
     """A bounded queue of what providers report, and the tasks that store it.
@@ -69,23 +70,27 @@ class Inbox:
         self._writing: set[asyncio.Task[None]] = set()
         self._reply_lock = asyncio.Lock()
 
-    async def store(self, gateway: str, content: CallbackContent) -> None:
-        """Store what a call of `gateway` has brought; return when it is committed.
+    def store(self, gateway: str, content: CallbackContent) -> asyncio.Future[None]:
+        """Store what a call of `gateway` has brought; the future ends when it is committed.
 
-        Raises `InboxFullError`, and the error of the database if the transaction has failed.
+        It fails with `InboxFullError`, or with the error of the database.
         """
+        stored: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if not content.size:
+            stored.set_result(None)
+            return stored
         if self._size >= MAX_INBOX_ITEMS:
-            raise InboxFullError
-        stored = asyncio.get_running_loop().create_future()
+            stored.set_exception(InboxFullError())
+            return stored
         item = _Item(gateway, content, database_clock.now(), stored)
         self._waiting.append(item)
-        self._size += item.size
+        self._size += item.content.size
         # a task that has ended is still in the set until the event loop calls `discard`
         if sum(not task.done() for task in self._writing) < MAX_WRITERS:
             task = asyncio.create_task(self._write_all())
             self._writing.add(task)
             task.add_done_callback(self._writing.discard)
-        await stored
+        return stored
 
     async def _write_all(self) -> None:
         while self._waiting:
@@ -101,7 +106,7 @@ class Inbox:
         while self._waiting and size < MAX_INBOX_BATCH and len(batch) < MAX_CALL_BATCH:
             item = self._waiting.popleft()
             batch.append(item)
-            size += item.size
+            size += item.content.size
         self._size -= size
         return batch
 
@@ -148,6 +153,7 @@ class Inbox:
             async with self._engine.connect() as connection:
                 driver = await asyncpg_connection(connection)
                 async with driver.transaction():
+                    await driver.execute(SET_INDEX_ORDER_PLANS)
                     result = await apply_receipts(driver, received)
             metrics.receipts_stored(result.applied, result.early, result.ignored)
         for gateway, replies in _replies_by_gateway(batch).items():

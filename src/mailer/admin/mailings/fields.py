@@ -36,6 +36,8 @@ FORM_FIELDS_BY_NAME = {
     "client_filter": ("audience", "terms", *FILTER_LISTS),
     "on_unknown": ("on_unknown",),
     "purpose": ("purpose",),
+    "priority": ("priority",),
+    "rate": ("rate",),
     "gateway": ("gateway",),
     "sender": ("sender",),
 }
@@ -57,6 +59,8 @@ START_ROUNDING = timedelta(minutes=5)
 """The start that the form proposes is the next full multiple of this, such as 12:05."""
 LOCAL_TIME_PATTERN = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d)?", re.ASCII)
 """A local date and time as `<input type="datetime-local">` sends it."""
+DECIMAL_PATTERN = re.compile(r"\d{1,20}(\.\d{1,20})?", re.ASCII)
+"""A number as users type it, once a decimal comma is replaced by a point."""
 NOT_A_MOMENT = gettext_noop("must be a date and a time")
 NO_SUCH_TIME = gettext_noop("does not exist on that day: the clocks go forward and skip this time")
 NO_AUDIENCE = gettext_noop("must be chosen: all clients, or some of them")
@@ -81,6 +85,7 @@ def blank_values(now: datetime, zone: str) -> dict[str, str]:
         "closes": DEFAULT_CLOSES,
         "on_unknown": "retry",
         "purpose": "marketing",
+        "priority": "normal",
     }
 
 
@@ -98,6 +103,8 @@ def values_of(mailing: Mailing, zone: str) -> dict[str, str]:
         "closes": mailing.send_interval_time_end or "",
         "on_unknown": mailing.on_unknown,
         "purpose": mailing.purpose,
+        "priority": mailing.priority,
+        "rate": "" if mailing.rate is None else f"{mailing.rate:.15g}",
         "gateway": mailing.gateway or "",
         "sender": mailing.sender or "",
         **_filter_values(mailing.client_filter),
@@ -254,7 +261,9 @@ def _read_values(
 
     The `unchanged` values replace those of the form.
     """
-    api_values: dict[str, Any] = {name: values[name] for name in ("text", "on_unknown", "purpose")}
+    copied = ("text", "on_unknown", "purpose", "priority")
+    api_values: dict[str, Any] = {name: values[name] for name in copied}
+    api_values["rate"] = _read_number(values["rate"])
     for name in ("name", "gateway", "sender"):
         api_values[name] = values[name].strip() or None
     api_values["labels"] = _split(values["labels"])
@@ -275,6 +284,17 @@ def _read_values(
         errors += error.errors
     errors = [error for error in errors if _top_level_name(error) not in unchanged]
     return {**api_values, **unchanged}, errors
+
+
+def _read_number(text: str) -> float | str | None:
+    """Return a number with a decimal point or comma, or None for an empty text.
+
+    A text that is no number is returned as it is; validation refuses it.
+    """
+    if not text.strip():
+        return None
+    number = "".join(text.split()).replace(",", ".")
+    return float(number) if DECIMAL_PATTERN.fullmatch(number) else text
 
 
 def _read_moment(text: str, zone: str) -> str | None:

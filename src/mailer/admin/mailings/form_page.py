@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.admin.form import Form
 from mailer.admin.mailings import fields
+from mailer.admin.mailings.expectation import expect
 from mailer.admin.mailings.intent import Intent
 from mailer.admin.mailings.preview import build_preview, utc_offset
 from mailer.admin.render import PageContext
@@ -67,10 +68,12 @@ class MailingFormPage(msgspec.Struct, frozen=True, kw_only=True):
                     mailing_id=None if self.mailing is None else self.mailing.id,
                     period=(new.datetime_start, new.datetime_end),
                 )
+        expected = None if intent.kind == "save" else await expect(self.engine, self.channels, new)
         return await self.context.render_page(
             "mailings/confirm.html",
             status,
             form=form,
+            forecast=expected,
             new=new,
             intent=intent,
             overlap=overlap,

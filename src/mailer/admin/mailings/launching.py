@@ -13,6 +13,7 @@ from mailer.access.model import Actor
 from mailer.admin.form import Form, read_form
 from mailer.admin.language import gettext_noop
 from mailer.admin.mailings.detail import render_refusal
+from mailer.admin.mailings.expectation import expect
 from mailer.admin.mailings.intent import (
     AGREED_FIELD,
     INTENT_FIELDS,
@@ -23,6 +24,7 @@ from mailer.admin.mailings.intent import (
 from mailer.admin.render import PageContext, redirect_with_flash
 from mailer.clock import database_clock
 from mailer.errors import ConflictError, InvalidError
+from mailer.gateway.channel import Channels
 from mailer.mailing import launching, store
 from mailer.mailing.actions import allowed_actions
 from mailer.mailing.api import MailingId
@@ -41,6 +43,8 @@ class LaunchQuestion(msgspec.Struct, frozen=True):
     """Asks before a mailing is launched or started now, and knows whether the user has agreed."""
 
     engine: AsyncEngine
+    channels: Channels
+    """The gateways that the forecast rests on."""
     context: PageContext
     settings: Settings
 
@@ -95,10 +99,12 @@ class LaunchQuestion(msgspec.Struct, frozen=True):
             error = END_HAS_PASSED if is_allowed else NOT_ALLOWED
             path = f"/mailings/{mailing.id}"
             return await render_refusal(self.context, HTTP_409_CONFLICT, error, path)
+        start = {"datetime_start": now} if verb == "start" else None
         return await self.context.render_page(
             "mailings/launch.html",
             status,
             mailing=mailing,
+            forecast=await expect(self.engine, self.channels, mailing, start),
             verb=verb,
             intent=intent,
             form=form,
@@ -111,11 +117,12 @@ class LaunchQuestion(msgspec.Struct, frozen=True):
 
 def provide_question(
     engine: NamedDependency[AsyncEngine],
+    channels: NamedDependency[Channels],
     context: NamedDependency[PageContext],
     settings: NamedDependency[Settings],
 ) -> LaunchQuestion:
     """Return the question that the actions ask."""
-    return LaunchQuestion(engine, context, settings)
+    return LaunchQuestion(engine, channels, context, settings)
 
 
 class MailingLaunch(Controller):

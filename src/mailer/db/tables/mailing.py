@@ -10,6 +10,7 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
+    Double,
     ForeignKey,
     Identity,
     Index,
@@ -88,6 +89,10 @@ mailing = Table(
     Column("on_unknown", String, nullable=False, server_default="retry"),
     # `marketing` is not sent to clients who have opted out; `service` ignores opt-outs
     Column("purpose", String, nullable=False, server_default="marketing"),
+    # its share of the capacity while several mailings compete
+    Column("priority", String, nullable=False, server_default="normal"),
+    # most messages a second, over all workers; null without a limit
+    Column("rate", Double),
     Column("status", String, nullable=False, server_default="scheduled"),
     # size of the audience; an estimate until the mailing starts
     Column("clients_count", BigInteger, nullable=False),
@@ -139,6 +144,8 @@ mailing = Table(
     CheckConstraint("char_length(text) BETWEEN 1 AND 1600", name="text"),
     CheckConstraint(one_of("on_unknown", ("retry", "hold")), name="on_unknown"),
     CheckConstraint(one_of("purpose", ("marketing", "service")), name="purpose"),
+    CheckConstraint(one_of("priority", ("low", "normal", "high")), name="priority"),
+    CheckConstraint("rate BETWEEN 0.01 AND 10000", name="rate"),
     CheckConstraint(one_of("status", MAILING_STATUSES), name="status"),
     CheckConstraint(
         "num_nulls(send_interval_time_start, send_interval_time_end) IN (0, 2)"
@@ -243,6 +250,24 @@ mailing_text = Table(
     Column("version", Integer, primary_key=True, autoincrement=False),
     Column("text", String, nullable=False),
     timestamp_now("created_at"),
+)
+
+# When the next message of a mailing with a rate may be sent, over all workers: one row for each,
+# also after the rate was removed. A trigger creates it. Workers reserve slots in time by moving the
+# moment; the row is apart from that of the mailing, because a change of that is news for them.
+mailing_pace = Table(
+    "mailing_pace",
+    metadata,
+    Column(
+        "mailing_id",
+        BigInteger,
+        ForeignKey("mailing.id", ondelete="CASCADE"),
+        primary_key=True,
+        autoincrement=False,
+    ),
+    timestamp_now("next_slot_at"),
+    # room for the new versions of the row on the same page (HOT)
+    postgresql_with={"fillfactor": "20"},
 )
 
 # Counts of a mailing's messages by status: one row per mailing, updated by triggers on `message` in

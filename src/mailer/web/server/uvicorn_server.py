@@ -3,10 +3,10 @@
 uvicorn creates an object of `LimitedHttpProtocol` for each connection, and calls its methods on
 events of the connection, of the parser of requests (httptools), and at the end of a response.
 
-Undocumented are `HttpToolsProtocol` with its parser, request cycle and flow control, the signals
-and the shutdown of `Server`, and its `server_state`. Decision 14 says why they are needed and what
-would replace them. `tests/integration/test_uvicorn_private_parts.py` fails when one of these parts
-changes.
+Undocumented are `HttpToolsProtocol` with its parser, request cycle, start of tasks, flow control,
+and status lines, the signals and the shutdown of `Server`, and its `server_state`. Decision 14 says
+why they are needed and what would replace them. `tests/integration/test_uvicorn_private_parts.py`
+fails when one of these parts changes.
 """
 
 import asyncio
@@ -14,13 +14,19 @@ import contextlib
 import socket
 from asyncio import Protocol, TimerHandle, Transport
 from collections.abc import Iterator
-from typing import ClassVar, NoReturn
+from functools import partial
+from typing import ClassVar, NoReturn, cast
 
 import httptools
 import structlog
 import uvicorn
-from litestar.types import ASGIApp
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from litestar.types import ASGIApp, HTTPScope
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 
 from mailer.web.server.connection import (
     HEAD_TOO_LARGE,
@@ -34,6 +40,7 @@ from mailer.web.server.connection import (
     ConnectionLimits,
     Refusal,
 )
+from mailer.web.server.direct import DirectAnswer, DirectAnswers
 
 log = structlog.get_logger()
 
@@ -45,10 +52,17 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     """A connection with timeouts, which can be evicted when there are too many connections."""
 
     limits: ClassVar[ConnectionLimits]
+    direct_answers: ClassVar[DirectAnswers | None]
     waiting: ClassVar[dict["LimitedHttpProtocol", None]]
     """The connections that wait for their clients, the one that waits longest first. It is a dict,
     which keeps the order and removes an entry quickly; its values are not used."""
 
+    _is_parsing = False
+    """Whether `data_received` is running."""
+    _perhaps_direct: tuple[RequestResponseCycle, ASGI3Application] | None = None
+    """A request whose head is complete, and which may be answered directly once more is known."""
+    _ready: asyncio.Future[None] | None = None
+    """Ends when the response to a request that is answered directly may be sent."""
     _client_deadline: float | None = None
     """When the connection ends, unless the next head, or the next part of a body, has arrived by
     then; by the clock of the event loop. None while mailer waits for nothing."""
@@ -96,6 +110,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         """Parse data of a request; a malformed one, or too large a head, ends the connection."""
         self._unset_keepalive_if_required()
         self._unparsed_bytes += len(data)
+        self._is_parsing = True
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -107,6 +122,9 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             # neither before its end.
             if self._unparsed_bytes > MAX_URL_BYTES + MAX_HEAD_BYTES:
                 self._reject(HEAD_TOO_LARGE)
+        self._is_parsing = False
+        if self._perhaps_direct is not None:
+            self._start_perhaps_direct(*self._perhaps_direct)
 
     def pause_writing(self) -> None:
         """Start the timeout for a client that does not read its response fast enough."""
@@ -123,8 +141,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._update_eviction_order()
 
     def abort(self) -> None:
-        """Abort the connection if its response has started; otherwise do nothing."""
-        if self._has_request and self.cycle.response_started:
+        """Abort the connection if its response has started, or if it has no task to cancel."""
+        if self._ready is not None or (self._has_request and self.cycle.response_started):
             self.transport.abort()
 
     # ---- callbacks of the parser -----------------------------------------------------------
@@ -191,6 +209,61 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         if not has_next_request:
             self._wait_for_next_head()
         self._update_eviction_order()
+
+    # ---- direct answers --------------------------------------------------------------------
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        """Start to handle a request; one that may be answered directly only if it is complete."""
+        direct = self.direct_answers
+        if direct is None or not cycle.scope["path"].startswith(direct.path_prefix):
+            super()._start_asgi_task(cycle, app)
+        elif self._is_parsing:  # only the head is known
+            self._perhaps_direct = cycle, app
+        else:
+            self._start_perhaps_direct(cycle, app)
+
+    def _start_perhaps_direct(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        """Answer a request directly, or else start its task.
+
+        A body that comes in parts, and a client that does not read its responses, are unusual. They
+        are left to the task, which can wait.
+        """
+        self._perhaps_direct = answer = None
+        is_waiting = cycle.more_body or cycle.waiting_for_100_continue or self.flow.write_paused
+        if self.direct_answers is not None and not is_waiting:
+            answer = self.direct_answers.answer(cast(HTTPScope, cycle.scope), bytes(cycle.body))
+        if answer is None:
+            super()._start_asgi_task(cycle, app)
+            return
+        self._ready = answer.ready
+        answer.ready.add_done_callback(partial(self._respond_directly, cycle, app, answer))
+
+    def _respond_directly(
+        self,
+        cycle: RequestResponseCycle,
+        app: ASGI3Application,
+        answer: DirectAnswer,
+        ready: asyncio.Future[None],
+    ) -> None:
+        """Send the response to a request that is answered directly."""
+        self._ready = None
+        has_failed = ready.cancelled() or ready.exception() is not None
+        if cycle.disconnected:
+            return
+        if has_failed:
+            super()._start_asgi_task(cycle, app)
+            return
+        status, headers, body = answer.respond()
+        lines = [STATUS_LINE[status]]
+        for name, value in (*self.server_state.default_headers, *headers):
+            lines += (name, b": ", value, b"\r\n")
+        lines.append(b"\r\n" if cycle.keep_alive else b"connection: close\r\n\r\n")
+        lines.append(body)
+        self.transport.write(b"".join(lines))
+        cycle.response_started = cycle.response_complete = True
+        if not cycle.keep_alive:
+            self.transport.close()
+        self.on_response_complete()
 
     # ---- timeouts and eviction -------------------------------------------------------------
 
@@ -300,13 +373,16 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self.transport.close()
 
 
-def create_protocol_class(limits: ConnectionLimits) -> type[Protocol]:
+def create_protocol_class(
+    limits: ConnectionLimits, direct_answers: DirectAnswers | None = None
+) -> type[Protocol]:
     """Return the class of one server's connections, for uvicorn's option `http`.
 
     Each server has its own class: uvicorn creates the connections and passes them nothing of ours,
     so what they share is in attributes of their class.
     """
-    return type("Limited", (LimitedHttpProtocol,), {"limits": limits, "waiting": {}})
+    shared = {"limits": limits, "waiting": {}, "direct_answers": direct_answers}
+    return type("Limited", (LimitedHttpProtocol,), shared)
 
 
 class Server(uvicorn.Server):
@@ -315,12 +391,19 @@ class Server(uvicorn.Server):
     When it stops, requests that do not end within a grace period are aborted.
     """
 
-    def __init__(self, app: ASGIApp, limits: ConnectionLimits, *, grace: float) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        limits: ConnectionLimits,
+        *,
+        grace: float,
+        direct_answers: DirectAnswers | None = None,
+    ) -> None:
         """Create a server whose requests may run on for `grace` seconds after `stop`."""
         super().__init__(
             uvicorn.Config(
                 app,
-                http=create_protocol_class(limits),
+                http=create_protocol_class(limits, direct_answers),
                 ws="none",
                 proxy_headers=False,  # mailer handles them itself, by a setting
                 log_config=None,
