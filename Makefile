@@ -11,7 +11,7 @@ CACHES := .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
 BENCHES := first_request deliver import_clients cost profiles against_bare against_peers finished_rows million \
 	scale many_mailings waiting_mailings held_snapshot access admin_pages two_processes idle loop_blocks \
-	receipts several_gateways changing_routes webhooks sending_during_import hostile_headers schema \
+	receipts several_gateways changing_routes webhooks contact_cap sending_during_import hostile_headers schema \
 	soak
 
 # The package on npm that contains Twilio's OpenAPI description.

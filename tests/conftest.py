@@ -47,7 +47,7 @@ EMPTY = (
                 operator_route, route, gateway_pause, early_receipt, receipt_poll, opt_out,
                 opt_out_to_link, opt_out_count, answer, reply, reply_part, webhook,
                 webhook_event, webhook_delivery, gateway_outage, mailing_hold, rerouting,
-                routes_applied, client_list_member, client_list}';
+                routes_applied, client_list_member, client_list, client_contact}';
             table_name text;
             has_rows boolean;
         BEGIN

@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.client.lists import membership
 from mailer.client.lists import store as lists
+from mailer.contact_cap import ContactCap
 from mailer.db.engine import FIRST_STOP_LOCK, asyncpg_connection, create_engine
 from mailer.gateway.channel import Channel, ChannelLimits, Channels
 from mailer.gateway.config import default_gateway
@@ -293,14 +294,18 @@ async def running(engine: AsyncEngine) -> list[RunningMailing]:
 
 
 async def claim(
-    engine: AsyncEngine, mailing_id: int, count: int = 1, lease: timedelta = LEASE
+    engine: AsyncEngine,
+    mailing_id: int,
+    count: int = 1,
+    lease: timedelta = LEASE,
+    contact_cap: ContactCap | None = None,
 ) -> list[ClaimedMessage]:
     """Claim up to `count` due messages of a mailing for the worker `OWNER`."""
     async with engine.connect() as pooled:
         return await messages.claim(
             await asyncpg_connection(pooled),
             messages.ClaimSource(ROUTE, {mailing_id: messages.FIRST_CURSOR}, {mailing_id: count}),
-            messages.ClaimTarget(OWNER, lease, GATEWAY),
+            messages.ClaimTarget(OWNER, lease, GATEWAY, contact_cap),
         )
 
 

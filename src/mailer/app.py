@@ -16,6 +16,7 @@ from mailer.admin.router import HANDLERS, site_router
 from mailer.client.api import ClientController
 from mailer.client.lists.api import ListController
 from mailer.erasure import ErasureController
+from mailer.forecast.api import ForecastController
 from mailer.gateway.channel import Channels
 from mailer.gateway_control.api import (
     TEST_BURST,
@@ -100,6 +101,7 @@ def create_app(  # noqa: PLR0913  # the dependencies of the handlers
             MailingController,
             MessageController,
             StatisticsController,
+            ForecastController,
             GatewayController,
             MailingTestController,
             WebhookController,

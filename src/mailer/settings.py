@@ -15,6 +15,7 @@ import msgspec
 import platformdirs
 from msgspec import Meta
 
+from mailer.contact_cap import ContactCap
 from mailer.errors import StartError
 from mailer.roles import ROLES, parse_role_mapping
 from mailer.text import fold_keyword
@@ -115,6 +116,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         f"{role}={role}" for role in ROLES
     )
     webhook_private_addresses: bool = False
+    contact_cap: Annotated[str, Meta(max_length=20)] | None = None
     retention_days: Annotated[int, Meta(ge=0, le=36_500)] = 0
     stop_words: Annotated[str, Meta(max_length=10_000)] = STOP_WORDS
     start_words: Annotated[str, Meta(max_length=10_000)] = START_WORDS
@@ -152,6 +154,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def approval_above(self) -> int | None:
         """Number of clients above which a second user must launch a mailing; None: never."""
         return self.confirm_above if self.require_approval else None
+
+    @property
+    def parsed_contact_cap(self) -> ContactCap | None:
+        """The contact cap; None without one."""
+        return None if self.contact_cap is None else ContactCap.parse(self.contact_cap)
 
     @property
     def proxies(self) -> list[str]:
@@ -203,6 +210,10 @@ def _find_errors(settings: Settings) -> list[str]:
     errors += _find_url_errors(settings)
     errors += _find_oidc_errors(settings)
     errors += _find_word_errors(settings)
+    try:
+        settings.parsed_contact_cap  # noqa: B018  # it raises the error
+    except ValueError as error:
+        errors.append(f"{PREFIX}CONTACT_CAP: {error}")
     if not settings.is_auth_enabled and not settings.is_loopback:
         errors.append(f"{PREFIX}AUTH=none is allowed on a loopback {PREFIX}HOST only")
     if settings.require_approval and not settings.is_auth_enabled:

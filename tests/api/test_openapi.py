@@ -43,6 +43,7 @@ CALLS: dict[Call, str] = {
     ("post", "/api/v1/mailings/{mailing_id}/launch"): "200",
     ("get", "/api/v1/messages"): "200",
     ("get", "/api/v1/messages/{message_id}"): "200",
+    ("get", "/api/v1/mailings/{mailing_id}/forecast"): "200",
     ("get", "/api/v1/mailings/{mailing_id}/statistics"): "200",
     ("get", "/api/v1/mailings/{mailing_id}/versions"): "200",
     **{("post", f"/api/v1/mailings/{{mailing_id}}/{call}"): "200" for call in ACTIONS},

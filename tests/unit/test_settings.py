@@ -77,6 +77,7 @@ def test_default_of_every_setting() -> None:
         "stop_words": STOP_WORDS,
         "start_words": START_WORDS,
         "opt_out_text": None,
+        "contact_cap": None,
     }
 
 

@@ -44,6 +44,7 @@ REASON_LABELS = {
     ),
     "account_blocked": gettext_noop("the SMS provider has blocked the account: ask its support"),
     "opted_out": gettext_noop("the client has opted out"),
+    "contact_cap": gettext_noop("the client had reached the contact cap"),
     "partly_accepted": gettext_noop("the gateway accepted only some parts of the text"),
     "repeated_too_soon": gettext_noop("the gateway calls it a repeat of an earlier request"),
     "no_receipt": gettext_noop("no receipt came in time"),

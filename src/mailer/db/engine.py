@@ -31,6 +31,9 @@ SEGMENT_MERGE_LOCK = -4
 """Held while deltas of clients are merged into the numbers of clients by segment."""
 FIELD_MERGE_LOCK = -5
 """Held while deltas of clients are merged into the numbers of clients by field."""
+CONTACT_LOCK = -8
+"""Held by the one claim that compares its messages with the contact cap: the database function
+`record_contacts` takes it."""
 FIRST_STOP_LOCK = 1 << 62
 """First key of the locks for stop numbers: the key is FIRST_STOP_LOCK + number. Each worker holds
 the lock of the newest stop that it has applied; see `mailer.mailing.stop_number`."""

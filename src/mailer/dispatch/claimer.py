@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from mailer import metrics
 from mailer.clock import database_clock, elapsed
+from mailer.contact_cap import ContactCap
 from mailer.db.engine import DedicatedConnection, is_unavailable
 from mailer.dispatch.claims import WorkerClaims
 from mailer.dispatch.due import DueMailings
@@ -41,15 +42,17 @@ class Claimer:
     `use` sets the senders. `channels` knows the routes; call `watch_routes` when they have changed.
     """
 
-    def __init__(  # the parts that it connects
+    def __init__(  # noqa: PLR0913, PLR0917  # the parts that it connects
         self,
         url: str,
         channels: Channels,
         claims: WorkerClaims,
         running_mailings: RunningMailings,
         failures: LoopFailures,
+        contact_cap: ContactCap | None = None,
     ) -> None:
         self._connection = DedicatedConnection(url)
+        self._contact_cap = contact_cap
         self._channels = channels
         self._claims = claims
         self._running_mailings = running_mailings
@@ -239,7 +242,9 @@ class Claimer:
                 claims = await store.claim(
                     connection,
                     store.ClaimSource(due.route, cursors, limited.batch.shares),
-                    store.ClaimTarget(self._claims.owner, self._claims.lease, choice.name),
+                    store.ClaimTarget(
+                        self._claims.owner, self._claims.lease, choice.name, self._contact_cap
+                    ),
                 )
         except BaseException:
             # They are in no queue of the scheduler now, and it is unknown what was claimed.

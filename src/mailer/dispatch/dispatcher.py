@@ -14,6 +14,7 @@ import msgspec
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.clock import database_clock, elapsed
+from mailer.contact_cap import ContactCap
 from mailer.dispatch.answer_sender import AnswerSender
 from mailer.dispatch.claimer import Claimer
 from mailer.dispatch.claims import WorkerClaims
@@ -43,6 +44,7 @@ class DispatcherLimits(msgspec.Struct, frozen=True, kw_only=True):
     retry: RetryPolicy
     shutdown_grace: float
     """Seconds after `stop` for which requests in flight may go on."""
+    contact_cap: ContactCap | None = None
     jobs: JobLimits
 
     @classmethod
@@ -53,6 +55,7 @@ class DispatcherLimits(msgspec.Struct, frozen=True, kw_only=True):
                 attempts=settings.retry_attempts, base=settings.retry_base, cap=settings.retry_cap
             ),
             shutdown_grace=settings.shutdown_grace,
+            contact_cap=settings.parsed_contact_cap,
             jobs=JobLimits.of(settings),
         )
 
@@ -88,7 +91,7 @@ class Dispatcher:
             on_gateway_tables=self._on_gateway_tables,
             on_opt_outs=self._on_opt_outs,
         )
-        self._pipeline = self._create_pipeline(url, limits.retry, limits.shutdown_grace)
+        self._pipeline = self._create_pipeline(url, limits)
         self._lifecycle = Lifecycle(
             engine,
             self._failures,
@@ -102,15 +105,26 @@ class Dispatcher:
         self._stop_timeout = limits.shutdown_grace + DRAIN_TIMEOUT
         self._stopping = asyncio.Event()
 
-    def _create_pipeline(self, url: str, retry: RetryPolicy, grace: float) -> SendingPipeline:
+    def _create_pipeline(self, url: str, limits: DispatcherLimits) -> SendingPipeline:
         claims, running_mailings, failures = self._claims, self._running_mailings, self._failures
-        claimer = Claimer(url, self._channels, claims, running_mailings, failures)
+        claimer = Claimer(
+            url, self._channels, claims, running_mailings, failures, limits.contact_cap
+        )
         recorder = Recorder(url, claims, failures, on_recorded=self._on_results)
         parts = SenderParts(
-            claims, running_mailings, recorder, retry, self._channels.has_other, claimer.wake
+            claims,
+            running_mailings,
+            recorder,
+            limits.retry,
+            self._channels.has_other,
+            claimer.wake,
         )
         pipeline = SendingPipeline(
-            claims, claimer, recorder, lambda channel: Sender(channel, parts), grace
+            claims,
+            claimer,
+            recorder,
+            lambda channel: Sender(channel, parts),
+            limits.shutdown_grace,
         )
         pipeline.use(self._channels)
         return pipeline

@@ -20,7 +20,7 @@ from mailer.dispatch.route_update import RouteUpdate
 from mailer.gateway.channel import Channels
 from mailer.mailing import downsampling, moved_clients, purging
 from mailer.mailing.restore import OriginCheck
-from mailer.message import counters, recovery
+from mailer.message import contacts, counters, recovery
 from mailer.notice.watch import NoticeWatch
 from mailer.opt_out import linking
 from mailer.opt_out import store as opt_outs
@@ -70,6 +70,7 @@ class JobLimits(msgspec.Struct, frozen=True, kw_only=True):
     """What replies do whose parts are joined."""
     receipt_wait: float
     """Seconds for which a receipt is awaited."""
+    has_contact_cap: bool = False
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
@@ -80,6 +81,7 @@ class JobLimits(msgspec.Struct, frozen=True, kw_only=True):
             retention_days=settings.retention_days,
             receipt_wait=settings.receipt_wait,
             reply_rules=ReplyRules.of(settings),
+            has_contact_cap=settings.contact_cap is not None,
         )
 
 
@@ -169,6 +171,9 @@ def jobs(  # noqa: PLR0913, PLR0917  # the parts that jobs run
             replies.delete_expired, days=limits.retention_days, limit=RETENTION_BATCH
         )
         table.append(Job("purge_replies", 10, _in_transaction(engine, delete_replies)))
+    if not limits.has_contact_cap:
+        forget = partial(contacts.forget, limit=JOB_BATCH)
+        table.append(Job("forget_contacts", 5, _in_transaction(engine, forget)))
     if report is not None:
         table.append(Job("send_report", 20, report))
     if notices is not None:

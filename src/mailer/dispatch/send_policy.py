@@ -137,6 +137,8 @@ def decide_before_send(  # noqa: PLR0911  # one return for each reason not to se
         return end_untried(claim, "cancelled", "client_deleted")
     if mailing.respects_opt_outs and (claim.is_opted_out or has_opted_out):
         return end_opted_out(claim)
+    if claim.is_over_cap:
+        return end_untried(claim, "cancelled", "contact_cap")
     seconds_left = mailing.time_left(now)
     if seconds_left <= 0:
         return end_untried(claim, "cancelled", "expired")

@@ -89,13 +89,18 @@ class Forecast(msgspec.Struct, frozen=True):
     lost: int = 0
     """Clients whose messages have ended without being delivered, as far as is known. They are not
     among `clients`."""
+    at_cap: int = 0
+    """Clients who have reached the contact cap now, so that they would not get the mailing. They
+    are not among `clients`."""
+    is_at_cap_estimated: bool = False
+    """Whether `at_cap` comes from a sample of the audience."""
     own_rate: float | None = None
     """The mailing's `rate`: most messages a second of this mailing. None without a limit."""
 
     @property
     def is_complete(self) -> bool:
         """Whether `clients` are all those of the audience who have not been reached."""
-        return not self.lost and not self.opted_out
+        return not self.lost and not self.opted_out and not self.at_cap
 
     @property
     def is_too_slow(self) -> bool:

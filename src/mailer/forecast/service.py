@@ -22,6 +22,7 @@ from mailer.forecast.tiers import Gateways
 from mailer.gateway.channel import Channels
 from mailer.mailing import listing
 from mailer.mailing import store as mailings
+from mailer.mailing.audience_overlap import AudienceOverlap
 from mailer.mailing.model import Mailing, MailingChange, NewMailing
 from mailer.mailing.search import MailingFilter
 from mailer.mailing.window import window_between
@@ -126,6 +127,22 @@ async def _compute(basis: ForecastBasis) -> Forecast:
         lost=basis.lost,
         own_rate=mailing.rate,
         expected_end=_expected_end(mailing, computed),
+    )
+
+
+def without_capped(expected: Forecast | None, overlap: AudienceOverlap | None) -> Forecast | None:
+    """Return a forecast without the clients who have reached the contact cap now.
+
+    They are taken from the clients who would be reached, because their time zones are not known.
+    """
+    if expected is None or overlap is None or not overlap.at_cap:
+        return expected
+    at_cap = min(overlap.at_cap, expected.reached)
+    return replace(
+        expected,
+        clients=expected.clients - at_cap,
+        at_cap=overlap.at_cap,
+        is_at_cap_estimated=overlap.is_estimate,
     )
 
 

@@ -214,6 +214,8 @@ class ClaimedMessage(msgspec.Struct, frozen=True, gc=False):
     """The values of the client's fields that the text uses, as JSON; None for a literal text."""
     earlier_template: str | None = None
     """The template of `earlier_text`, as JSON; None if that is literal."""
+    is_over_cap: bool = False
+    """Whether the contact cap did not permit the message when it was claimed."""
 
     @property
     def was_tried(self) -> bool:

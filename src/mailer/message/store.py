@@ -14,6 +14,7 @@ from uuid import UUID
 
 import asyncpg
 
+from mailer.contact_cap import ContactCap
 from mailer.message.model import EARLIEST_DUE, ClaimedMessage, MessageResult
 
 MAX_FAILURES = 20
@@ -40,15 +41,17 @@ FIRST_CURSOR: ClaimCursor = (EARLIEST_DUE, 0)
 # The subselects call volatile functions once. Without one around clock_timestamp(), PostgreSQL
 # would not use it as an index condition and would scan the index to its end. A restored database
 # may not send: then nothing is claimed.
-CLAIM_DUE = """
+#
+# The names in braces are for the contact cap; without one, they are replaced by nothing.
+CLAIM_TEMPLATE = """
     WITH due AS MATERIALIZED (
-        SELECT message.id, message.client_id, mailing.text_version, mailing.template
+        SELECT message.id, message.client_id, mailing.text_version, mailing.template{due_columns}
         FROM unnest($1::bigint[], $2::int[], $5::timestamptz[], $6::bigint[])
             AS last (mailing_id, share, due_at, id)
         JOIN mailing ON mailing.id = last.mailing_id
         CROSS JOIN LATERAL (
-            SELECT id, client_id FROM (
-                SELECT id, client_id FROM message
+            SELECT id, client_id{is_repeat} FROM (
+                SELECT id, client_id{unknown_reason} FROM message
                 WHERE message.mailing_id = last.mailing_id AND message.route = $7
                     AND status = 'scheduled' AND message.due_at <= (SELECT clock_timestamp())
                     AND (message.due_at, message.id) > (last.due_at, last.id)
@@ -58,7 +61,7 @@ CLAIM_DUE = """
         WHERE mailing.status = 'running'
             AND NOT mailing.is_replanning AND mailing.deleted_at IS NULL
             AND mailing.datetime_end > clock_timestamp() AND (SELECT sending_is_allowed())
-    )
+    ){over_cap}
     UPDATE message SET status = 'sending', reason = NULL, attempts = attempts + 1,
         text_version = CASE WHEN message.unknown_reason IS NULL THEN due.text_version
                             ELSE coalesce(message.text_version, 1) END,
@@ -82,7 +85,38 @@ CLAIM_DUE = """
         message.field_values::text,
         CASE WHEN message.text_version <> due.text_version THEN (
             SELECT template::text FROM mailing_text
-            WHERE mailing_id = message.mailing_id AND version = message.text_version) END"""
+            WHERE mailing_id = message.mailing_id AND version = message.text_version) END
+        {is_over_cap}"""
+
+
+def _claim_statement(**parts: str) -> str:
+    """Return `CLAIM_TEMPLATE` with `parts` in the place of their names in braces."""
+    statement = CLAIM_TEMPLATE
+    for name, part in parts.items():
+        statement = statement.replace(f"{{{name}}}", part)
+    return statement
+
+
+CLAIM_DUE = _claim_statement(
+    due_columns="", unknown_reason="", is_repeat="", over_cap="", is_over_cap=""
+)
+# $10 and $11 are the messages and the span of the contact cap. `over_cap` are the messages that the
+# cap does not permit; their senders cancel them. A repeat of a message that may have been accepted
+# is always permitted. See `record_contacts` in the migrations.
+CLAIM_DUE_WITH_CAP = _claim_statement(
+    due_columns="""
+            , mailing.purpose = 'marketing' AS is_marketing, message.is_repeat""",
+    unknown_reason=", unknown_reason",
+    is_repeat=", unknown_reason IS NOT NULL AS is_repeat",
+    over_cap="""
+    , over_cap AS MATERIALIZED (
+        SELECT id FROM record_contacts(
+            ARRAY(SELECT id FROM due WHERE is_marketing),
+            ARRAY(SELECT client_id FROM due WHERE is_marketing),
+            ARRAY(SELECT is_repeat FROM due WHERE is_marketing), $10, $11) AS over_cap (id)
+    )""",
+    is_over_cap=", message.id IN (SELECT id FROM over_cap)",
+)
 
 
 class ClaimSource(NamedTuple):
@@ -106,6 +140,8 @@ class ClaimTarget(NamedTuple):
     """Duration of the leases."""
     gateway: str
     """The gateway through which the messages are to be sent."""
+    contact_cap: ContactCap | None = None
+    """The contact cap that the messages are compared with."""
 
 
 async def claim(
@@ -115,8 +151,9 @@ async def claim(
     cursors = source.after.values()
     due_ats = [due_at for due_at, _ in cursors]
     ids = [id_ for _, id_ in cursors]
+    cap = target.contact_cap
     rows = await connection.fetch(
-        CLAIM_DUE,
+        CLAIM_DUE if cap is None else CLAIM_DUE_WITH_CAP,
         list(source.after),
         [source.shares[mailing_id] for mailing_id in source.after],
         target.owner,
@@ -126,6 +163,7 @@ async def claim(
         source.route,
         target.gateway,
         max(source.shares.values()),
+        *(() if cap is None else (cap.messages, cap.span)),
     )
     return [ClaimedMessage(*row) for row in rows]
 

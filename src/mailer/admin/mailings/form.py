@@ -69,6 +69,7 @@ def provide_form_page(
         context=context,
         confirm_above=settings.confirm_above,
         approval_above=settings.approval_above,
+        contact_cap=settings.parsed_contact_cap,
     )
 
 

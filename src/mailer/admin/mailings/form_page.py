@@ -19,10 +19,12 @@ from mailer.admin.mailings.template_preview import read_reach_of, typed_template
 from mailer.admin.render import PageContext
 from mailer.client.lists import store as lists
 from mailer.clock import database_clock
+from mailer.contact_cap import ContactCap
 from mailer.errors import InvalidError
 from mailer.gateway import routes
 from mailer.gateway.channel import Channels
 from mailer.mailing.audience import ensure_lists_exist, segments_read_once
+from mailer.mailing.audience_overlap import read_overlap
 from mailer.mailing.model import Mailing, NewMailing
 
 FINGERPRINT_FIELD = "seen"
@@ -43,6 +45,7 @@ class MailingFormPage(msgspec.Struct, frozen=True, kw_only=True):
     """Number of clients above which the user must type their number."""
     approval_above: int | None
     """Number of clients above which a second user must launch a mailing; None: never."""
+    contact_cap: ContactCap | None = None
     copy_of: int | None = None
     """Id of the mailing that the form copies; None if it copies none."""
     mailing: Mailing | None = None
@@ -60,6 +63,16 @@ class MailingFormPage(msgspec.Struct, frozen=True, kw_only=True):
 
         It contains the form in hidden fields. `new` is the mailing as it would be.
         """
+        overlap = None
+        if intent.kind != "save" and new.purpose == "marketing":
+            async with self.engine.connect() as connection:
+                overlap = await read_overlap(
+                    connection,
+                    new.client_filter,
+                    self.contact_cap,
+                    mailing_id=None if self.mailing is None else self.mailing.id,
+                    period=(new.datetime_start, new.datetime_end),
+                )
         expected = None if intent.kind == "save" else await expect(self.engine, self.channels, new)
         return await self.context.render_page(
             "mailings/confirm.html",
@@ -69,6 +82,8 @@ class MailingFormPage(msgspec.Struct, frozen=True, kw_only=True):
             new=new,
             intent=intent,
             reach=await read_reach_of(self.engine, new),
+            overlap=overlap,
+            contact_cap=self.contact_cap,
             must_type=intent.must_type(self.confirm_above),
             mailing=self.mailing,
             zone=fields.zone_of(form.values),
@@ -102,7 +117,14 @@ class MailingFormPage(msgspec.Struct, frozen=True, kw_only=True):
                 typed_errors["lists"] = error.errors[0].message
         with segments_read_once():
             built_preview = await build_preview(
-                self.engine, typed, values["text"], zone, self.channels, self.mailing, template
+                self.engine,
+                typed,
+                values["text"],
+                zone,
+                self.channels,
+                self.mailing,
+                template,
+                self.contact_cap,
             )
         async with self.engine.connect() as connection:
             gateway_names = await routes.gateway_names(connection)
@@ -115,6 +137,7 @@ class MailingFormPage(msgspec.Struct, frozen=True, kw_only=True):
             "needs_approval": needs_approval and intent.must_type(self.approval_above or 0),
             "typed_errors": typed_errors,
             "forecast": built_preview.forecast,
+            "contact_cap": self.contact_cap,
             "capacity": built_preview.capacity,
             # the form is in its own time zone, even if the viewer chooses another one
             "form_viewer": msgspec.structs.replace(self.context.viewer, time_zone=zone),

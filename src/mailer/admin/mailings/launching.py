@@ -29,6 +29,7 @@ from mailer.gateway.channel import Channels
 from mailer.mailing import launching, store
 from mailer.mailing.actions import allowed_actions
 from mailer.mailing.api import MailingId
+from mailer.mailing.audience_overlap import AudienceOverlap, read_overlap
 from mailer.mailing.model import Mailing
 from mailer.mailing.reach import count_reached
 from mailer.settings import Settings
@@ -76,6 +77,19 @@ class LaunchQuestion(msgspec.Struct, frozen=True):
             return mailing, Intent(kind="send", clients=clients, content_digest=digest)
         return mailing, launch_intent(mailing, database_clock.now(), clients)
 
+    async def _read_overlap(self, mailing: Mailing) -> AudienceOverlap | None:
+        """Return how a mailing overlaps with others; None unless it is marketing."""
+        if mailing.purpose != "marketing":
+            return None
+        async with self.engine.connect() as connection:
+            return await read_overlap(
+                connection,
+                mailing.client_filter,
+                self.settings.parsed_contact_cap,
+                mailing_id=mailing.id,
+                period=(mailing.datetime_start, mailing.datetime_end),
+            )
+
     async def _render(
         self, verb: Verb, mailing: Mailing, intent: Intent, form: Form, status: int = HTTP_200_OK
     ) -> Response[str]:
@@ -96,6 +110,8 @@ class LaunchQuestion(msgspec.Struct, frozen=True):
             intent=intent,
             reach=await read_reach_of(self.engine, mailing),
             form=form,
+            overlap=await self._read_overlap(mailing),
+            contact_cap=self.settings.parsed_contact_cap,
             must_type=intent.must_type(self.settings.confirm_above),
             now=now,
         )

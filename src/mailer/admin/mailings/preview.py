@@ -21,6 +21,7 @@ from mailer.admin.mailings.text_preview import TextPreview, preview_text
 from mailer.client.field_names import known_field_names
 from mailer.client.model import Client
 from mailer.clock import database_clock
+from mailer.contact_cap import ContactCap
 from mailer.forecast import service as forecasts
 from mailer.forecast.cost import Cost
 from mailer.forecast.cost_estimate import estimate_cost
@@ -29,6 +30,7 @@ from mailer.forecast.throughput import usable_gateways
 from mailer.forecast.tiers import Gateways
 from mailer.gateway.channel import Channels
 from mailer.mailing import audience
+from mailer.mailing.audience_overlap import AudienceOverlap, read_overlap
 from mailer.mailing.field_types import Purpose
 from mailer.mailing.model import Mailing, MailingChange, NewMailing, excluded_opt_outs
 from mailer.mailing.text_reach import read_text_reach
@@ -127,6 +129,9 @@ class Preview(msgspec.Struct, frozen=True, kw_only=True):
     a price."""
     intent: Intent
     """What the button of the form does."""
+    overlap: AudienceOverlap | None
+    """None for a mailing that has started or is no marketing, and while the audience is not
+    known."""
 
 
 async def build_preview(  # noqa: PLR0913, PLR0917  # the form, and what its forecast depends on
@@ -137,6 +142,7 @@ async def build_preview(  # noqa: PLR0913, PLR0917  # the form, and what its for
     channels: Channels,
     mailing: Mailing | None,
     template: TextTemplate | None = None,
+    contact_cap: ContactCap | None = None,
 ) -> Preview:
     """Return the preview of a form: `typed` are its valid values, except the `text`.
 
@@ -165,6 +171,12 @@ async def build_preview(  # noqa: PLR0913, PLR0917  # the form, and what its for
         field_names = await known_field_names(connection)
         start, end = _known_moment(typed.datetime_start), _known_moment(typed.datetime_end)
         intent = await read_intent(connection, mailing, client_filter, purpose, start, now)
+        overlap = None
+        if client_filter is not UNSET and purpose == "marketing" and intent.kind != "save":
+            mailing_id = None if mailing is None else mailing.id
+            overlap = await read_overlap(
+                connection, client_filter, contact_cap, mailing_id=mailing_id, period=(start, end)
+            )
     day = _preview_day(start, end, now, zone)
     window = window_between(typed.send_interval_time_start, typed.send_interval_time_end)
     zones_by_size = sorted(clients_by_zone.items(), key=lambda item: (-item[1], item[0]))
@@ -187,10 +199,13 @@ async def build_preview(  # noqa: PLR0913, PLR0917  # the form, and what its for
         other_clients=clients - sum(shown.clients for shown in windows),
         start=start,
         end=end,
-        forecast=await _forecast(engine, typed, gateways, capacity.workers, mailing),
+        forecast=forecasts.without_capped(
+            await _forecast(engine, typed, gateways, capacity.workers, mailing), overlap
+        ),
         capacity=capacity,
         cost=expected_cost,
         intent=intent,
+        overlap=overlap,
     )
 
 

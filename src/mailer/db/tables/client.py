@@ -3,9 +3,11 @@
 from typing import Any
 
 from sqlalchemy import (
+    ARRAY,
     BigInteger,
     CheckConstraint,
     Column,
+    DateTime,
     Identity,
     Index,
     String,
@@ -126,6 +128,24 @@ def _segment_count_columns() -> list[Column[Any]]:
         *count_columns(["clients", "opted_out"]),
     ]
 
+
+# For the contact cap: the newest marketing messages that each client has got, or may have, and when
+# each was claimed or sent. Only `record_contacts` writes it. A message that was not sent may be
+# among them, and does not count. Without a cap the table is empty. It is unlogged, because its
+# contents are found again in the messages.
+client_contact = Table(
+    "client_contact",
+    metadata,
+    Column("client_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("message_ids", ARRAY(BigInteger), nullable=False, server_default="{}"),
+    Column("contacted_at", ARRAY(DateTime(timezone=True)), nullable=False, server_default="{}"),
+    # since when no message is missing; infinity: the messages must still be found
+    Column("complete_since", DateTime(timezone=True), nullable=False, server_default="infinity"),
+    CheckConstraint("cardinality(message_ids) = cardinality(contacted_at)", name="length"),
+    # room for a new version of each row in its page, so that a claim of all changes no index
+    postgresql_with={"fillfactor": "45"},
+    prefixes=["UNLOGGED"],
+)
 
 # Numbers of clients by segment, deleted clients excluded. A change of clients inserts deltas into
 # `segment_count_delta`; a periodic job adds them to `segment_count` and deletes them.
