@@ -12,6 +12,7 @@ from litestar.status_codes import HTTP_303_SEE_OTHER, HTTP_401_UNAUTHORIZED
 from mailer.access.middleware import AUTH_METHOD, REQUIRES_AUTH_ENABLED, anonymous
 from mailer.admin.clients.importing import ClientImport
 from mailer.admin.clients.index import Clients
+from mailer.admin.clients.workbook import download_clients
 from mailer.admin.form import MAX_FORM_BYTES, MAX_SMALL_FORM_BYTES, read_form
 from mailer.admin.gateways.detail import GatewayPage
 from mailer.admin.gateways.index import GatewayList
@@ -118,6 +119,7 @@ def site_router() -> Router:
             MessageList,
             Clients,
             ClientImport,
+            download_clients,
             OptOuts,
             OptOutImport,
             ReplyList,

@@ -38,7 +38,7 @@ from mailer.client.model import (
     unknown_zone_errors,
 )
 from mailer.client.rejected import RejectedLines
-from mailer.client.workbook import XLSX_TYPE, require_workbook
+from mailer.client.workbook import require_workbook
 from mailer.errors import FieldError, InvalidError
 from mailer.idempotency.model import IdempotencyClaim
 from mailer.limits import ConcurrencyLimiter
@@ -47,6 +47,7 @@ from mailer.web.body import JsonBody, StalledUploadError, read_with_stall_timeou
 from mailer.web.download import Download, csv_answer, wants_csv
 from mailer.web.paging import Page, page_of
 from mailer.web.query import PageQuery, accepts_query
+from mailer.web.workbook import XLSX_TYPE
 
 MAX_IMPORT_BYTES = 1024**3
 """Bytes of an imported file, 1 GiB: about thirty million clients."""

@@ -1,4 +1,4 @@
-"""Export of the clients as a CSV file that can be imported again."""
+"""Export of the clients as CSV, or as rows of a workbook, that can be imported again."""
 
 import re
 from collections.abc import AsyncGenerator
@@ -10,7 +10,7 @@ from mailer.access import audit
 from mailer.access.audited_export import stream_audited
 from mailer.access.model import Actor
 from mailer.client.store import find_ids_by_phone, normalize_filter
-from mailer.db.csv_export import CsvPart, CsvSource, copy_in_chunks
+from mailer.db.csv_export import CsvLayout, CsvPart, CsvSource, copy_in_chunks
 
 # A spreadsheet runs a cell that begins with a sign such as = as a formula. An apostrophe before the
 # sign makes the cell plain text, as OWASP advises
@@ -35,9 +35,9 @@ _ESCAPED_FORMULA = re.compile(rf"{CELL_START}'('*)(?={FORMULA_START})")
 """As `BEFORE_FORMULA`, with the apostrophe that an export added outside the group."""
 
 
-def escape_formula_sql(column: str) -> str:
+def escape_formula_sql(column: str, before_formula: str = BEFORE_FORMULA) -> str:
     """Return an SQL expression for a text column with an apostrophe before each formula."""
-    pattern = BEFORE_FORMULA.replace("'", "''")  # in a string of SQL, two apostrophes mean one
+    pattern = before_formula.replace("'", "''")  # in a string of SQL, two apostrophes mean one
     return rf"regexp_replace({column}, '{pattern}', '''\1', 'g')"
 
 
@@ -54,15 +54,27 @@ CLIENT_SOURCE = CsvSource(
     columns=f"phone, operator_code, {EXPORTED_TAG} AS tag, time_zone",
     where="deleted_at IS NULL",
 )
+# A cell of a workbook that is a text is never run as a formula, so it needs no apostrophe. But an
+# import would remove one that the text has, so that one gets another.
+WORKBOOK_TAG = escape_formula_sql(
+    "coalesce(tag_written, tag)", BEFORE_FORMULA.replace("('*)", "('+)")
+)
+CLIENT_ROWS = CLIENT_SOURCE._replace(columns=f"phone, operator_code, {WORKBOOK_TAG}, time_zone")
 
 
 async def export_clients(
-    engine: AsyncEngine, actor: Actor, *, opted_out: bool | None = None, **filters: str
+    engine: AsyncEngine,
+    actor: Actor,
+    *,
+    as_workbook: bool = False,
+    opted_out: bool | None = None,
+    **filters: str,
 ) -> AsyncGenerator[CsvPart, None]:
     """Yield as CSV the clients whose fields equal `filters`, oldest first; deleted ones excluded.
 
     The filter `phone` is a `PhoneSearch`. `opted_out` is whether they have opted out; None for
-    both.
+    both. `as_workbook` yields the rows of a workbook: without a header, and without apostrophes
+    before formulas.
 
     PostgreSQL's COPY quotes the fields. A formula in a tag gets an apostrophe, which an import
     removes. A null tag is written as an empty field, which an import reads as null; no stored tag
@@ -71,7 +83,9 @@ async def export_clients(
     The start of the export is written to the audit log before the first part is yielded. Raises
     `AccessRevokedError` midway when `actor` loses the right to read.
     """
-    source, filtered_by = CLIENT_SOURCE, sorted(filters)
+    source = CLIENT_ROWS if as_workbook else CLIENT_SOURCE
+    layout = CsvLayout(header=b"") if as_workbook else CsvLayout()
+    filtered_by = sorted(filters)
     if opted_out is not None:
         condition = f"opted_out_at IS {'NOT ' if opted_out else ''}NULL"
         source = source._replace(where=f"{source.where} AND {condition}")
@@ -81,7 +95,7 @@ async def export_clients(
         del conditions["phone"]
         async with engine.connect() as connection:
             conditions["id"] = await find_ids_by_phone(connection, searched)
-    chunks = copy_in_chunks(engine, source, conditions)
+    chunks = copy_in_chunks(engine, source, conditions, layout=layout)
     # only the names of the filtered fields are logged: their values may identify a client
     exported = stream_audited(
         engine,
