@@ -101,6 +101,7 @@ NOT_SENT_DETAILS = {
     "opted_out": "The message was not sent: the phone has opted out of marketing messages.",
     "no_gateway": "The message was not sent: no gateway takes messages to this phone.",
     "too_many_parts": "The message was not sent: it has more parts than the gateway takes.",
+    "rate_limit": "The message was not sent: the rate of the gateway permits none soon.",
     "restored": "The message was not sent: the database was restored, and sending is not allowed.",
 }
 
