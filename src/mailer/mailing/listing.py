@@ -54,9 +54,6 @@ SORT_COLUMNS: Mapping[ListOrder, str] = {
 MAX_COUNTED_MAILINGS = 1_000
 """Mailings that are counted one by one at most. A count of one more means that there are more."""
 
-TOO_MANY_TO_SORT = "sorts at most 1,000 mailings of a search or a label: narrow it, or use newest"
-"""Says that more than `MAX_COUNTED_MAILINGS` would have to be sorted."""
-
 SETTLED_TOTALS = {
     "finished": settled_totals.c.finished,
     "cancelled": settled_totals.c.cancelled_mailings,
@@ -93,7 +90,11 @@ async def page(
     if total == 0:  # skips the query, which may scan a whole index to find nothing
         return RowPage([], 0, has_older=False, has_newer=False)
     if conditions.has_words and order != "newest" and total > MAX_COUNTED_MAILINGS:
-        raise InvalidError([FieldError("sort", TOO_MANY_TO_SORT)])
+        error = FieldError(
+            "sort",
+            "is possible for at most 1,000 mailings of a search or a label: narrow it",
+        )
+        raise InvalidError([error])
     ids = await _find_ids(connection, conditions, order, position)
     is_listed = mailing.c.id == any_(literal(ids, ARRAY(BigInteger)))
     by_id = {row.id: row for row in await connection.execute(select_mailings().where(is_listed))}

@@ -29,7 +29,7 @@ from mailer.forecast.cost_estimate import estimate_cost
 from mailer.forecast.throughput import usable_gateways
 from mailer.gateway.channel import Channels
 from mailer.gateway.sms_parts import count_parts
-from mailer.mailing import activity, service, store, texts
+from mailer.mailing import activity, audience, service, store, texts
 from mailer.mailing.actions import allowed_actions
 from mailer.mailing.activity import with_holds
 from mailer.mailing.api import MailingId
@@ -120,6 +120,11 @@ async def read_mailing_page(
         )
         is_upcoming = not background_work.is_started and not mailing.has_ended
         expected_cost = await _expected_cost(connection, mailing, channels) if is_upcoming else None
+        audience_now = (
+            await audience.count(connection, mailing.client_filter)
+            if is_upcoming and not mailing.is_draft
+            else None
+        )
         text_versions = (
             await texts.list_versions(connection, mailing_id, MAX_TABLE_ROWS)
             if mailing.text_version > 1
@@ -131,6 +136,7 @@ async def read_mailing_page(
         "forecast": await forecast.compute(forecast_basis),
         "capacity": capacity,
         "mailing": mailing,
+        "audience_now": audience_now,
         "background_work": background_work,
         "counts": counts,
         "text_versions": text_versions,
