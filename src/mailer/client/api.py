@@ -26,7 +26,7 @@ from mailer.access.model import Actor
 from mailer.client import service, store
 from mailer.client.decoding import Encoding
 from mailer.client.exporting import export_clients
-from mailer.client.importing import AS_DETECTED, ImportOptions, ImportReport, import_clients
+from mailer.client.importing import ImportReport, import_clients
 from mailer.client.model import (
     Client,
     ClientChange,
@@ -37,6 +37,7 @@ from mailer.client.model import (
     TimeZone,
     unknown_zone_errors,
 )
+from mailer.client.reading import AS_DETECTED, ImportOptions
 from mailer.client.rejected import RejectedLines
 from mailer.client.workbook import require_workbook
 from mailer.errors import FieldError, InvalidError

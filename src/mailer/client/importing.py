@@ -4,9 +4,9 @@ Lines are validated one by one as they arrive, and staged: written to a temporar
 of the file the staged lines are stored as clients, in one transaction.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import aclosing
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
 import asyncpg
 import msgspec
@@ -16,8 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from mailer.access import audit, reauthorize
 from mailer.access.model import Actor
 from mailer.client.decoding import Encoding
-from mailer.client.reading import ClientFile, usable_zones
-from mailer.client.rejected import RejectedLines
+from mailer.client.reading import AS_DETECTED, ClientFile, ImportOptions, usable_zones
 from mailer.client.rows import RejectedField, RowValidator, without_value
 from mailer.db.engine import IMPORT_LOCK, affected_rows, asyncpg_connection
 from mailer.errors import ConflictError
@@ -87,18 +86,6 @@ class PhonesTakenError(ConflictError):
     """Other requests keep creating clients with the same phones. Nothing was stored; try again."""
 
 
-class ImportOptions(NamedTuple):
-    """How a file is imported."""
-
-    columns: Sequence[str] | None = None
-    """The field of each column, "" for those to ignore; None: the fields are detected."""
-    rejected: RejectedLines | None = None
-    """Receives all rejected lines."""
-
-
-AS_DETECTED = ImportOptions()
-
-
 async def import_clients(
     engine: AsyncEngine,
     parts: AsyncIterator[bytes],
@@ -151,7 +138,7 @@ async def _import(
     options: ImportOptions,
 ) -> ImportReport:
     """Read, validate and stage the lines as they arrive; then store them. See `import_clients`."""
-    file = ClientFile(parts, await usable_zones(database), options.columns, options.rejected)
+    file = ClientFile(parts, await usable_zones(database), options)
     await database.execute(CREATE_STAGING_TABLE)
     staged_count = 0
     async with aclosing(file.batches()) as batches:

@@ -11,8 +11,8 @@ from mailer.access.model import Actor
 from mailer.admin.language import translate_message, use_language
 from mailer.admin.render import PageContext, create_page_context
 from mailer.client.api import MAX_IMPORT_BYTES, import_upload, rejected_answer, uploaded_file
-from mailer.client.importing import ImportOptions
 from mailer.client.previewing import preview_clients
+from mailer.client.reading import ImportOptions
 from mailer.client.rejected import RejectedLines
 from mailer.client.rows import CSV_COLUMNS
 from mailer.web.problems import problem_of
@@ -31,6 +31,16 @@ def read_options(
     """Return the options in the query: `columns` has the field of each column, with commas."""
     columns = request.query_params.get("columns")
     return ImportOptions(None if columns is None else columns.split(","), rejected)
+
+
+def rejected_lines(context: PageContext) -> RejectedLines:
+    """Return what collects rejected lines, with the reasons in the viewer's language."""
+
+    def translate(message: str) -> str:
+        with use_language(context.viewer.language):
+            return translate_message(message)
+
+    return RejectedLines(translate)
 
 
 UPLOAD_OPTIONS: dict[str, Any] = {
@@ -94,12 +104,7 @@ class ClientImport(Controller):
         request: Request[Any, Any, Any],
     ) -> Response[Any]:
         """Read a file and store nothing; return its rejected lines as a file."""
-
-        def translate(message: str) -> str:
-            with use_language(context.viewer.language):
-                return translate_message(message)
-
-        with RejectedLines(translate) as rejected:
+        with rejected_lines(context) as rejected:
             async with uploaded_file(request, by) as parts:
                 await preview_clients(engine, parts, read_options(request, rejected))
             return await rejected_answer(rejected, by)
