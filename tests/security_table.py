@@ -36,6 +36,8 @@ SCRIPT_CALLS = {
     ("POST", "/clients/import/preview"),
     ("POST", "/clients/import/rejected"),
     ("POST", "/opt-outs/import"),
+    ("POST", "/opt-outs/import/preview"),
+    ("POST", "/opt-outs/import/rejected"),
 }
 """Routes of pages that scripts call: without a session they answer 401 instead of a redirect."""
 REASONS = {

@@ -143,3 +143,23 @@ async def test_the_form_offers_to_save_a_draft_only_and_the_page_says_why_a_laun
     assert REFUSAL in visible_text(refused.text)
     other = await signed_in_browser(engine, "operator", "oleg", APPROVAL)
     assert (await other.post(f"{path}/launch", data=agreed)).status_code == 303
+
+
+async def test_the_page_of_an_approved_mailing_tells_that_its_audience_has_changed(
+    engine: AsyncEngine,
+) -> None:
+    await add_clients(engine, 3)
+    author = await signed_in_browser(engine, "operator", "olga", APPROVAL)
+    sent = await author.post("/mailings/new", data=NEW_FORM | {"then": "draft"})
+    path = sent.headers["location"]
+    other = await signed_in_browser(engine, "operator", "oleg", APPROVAL)
+    question = await get_page(other, f"{path}/launch")
+    assert "also to those who are added before" in visible_text(question)
+    [token] = re.findall('name="agreed" value="([^"]*)"', question)
+    launched = await other.post(f"{path}/launch", data={"agreed": token, "typed": "3"})
+    assert launched.status_code == 303
+    note = "Clients who matched when it was scheduled"
+    assert note not in await get_page(other, path)
+    await add_clients(engine, 2, "903")
+    page = visible_text(await get_page(other, path))
+    assert f"{note}: 3. Clients who match now: 5." in page

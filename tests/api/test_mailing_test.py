@@ -19,6 +19,7 @@ from tests.processes import Gateway, gateways
 
 from mailer.access import audit_log
 from mailer.app import create_app
+from mailer.clock import elapsed
 from mailer.db.paging import Cursor
 from mailer.gateway import routes
 from mailer.gateway.channel import Channels
@@ -329,12 +330,12 @@ async def test_a_paused_gateway_gets_no_test(
     assert received == []
 
 
-async def test_an_opt_out_that_the_gateway_answers_is_recorded(
-    engine: AsyncEngine, tmp_path: Path
-) -> None:
+@asynccontextmanager
+async def opting_out_gateway(folder: Path) -> AsyncIterator[Channels]:
+    """Yield the channel of a gateway that answers that every phone has opted out."""
     answer = http_response(400, b'{"code": 21610}', "Content-Type: application/json")
     async with served(respond_with(answer)) as url:
-        file = tmp_path / "gateways.toml"
+        file = folder / "gateways.toml"
         file.write_text(
             f"""[[gateway]]
 name = "main"
@@ -345,12 +346,54 @@ token = "secret"
 sender = "Own"
 """
         )
-        channels = Channels(open_channels(Settings(gateways=str(file)), {}, Channels()))
-        async with api_of(engine, channels) as api:
-            [result] = (await send(api, await create(api), ANNA))["results"]
-            opt_outs = (await api.get("/opt-outs", params={"phone": ANNA})).json()["results"]
+        yield Channels(open_channels(Settings(gateways=str(file)), {}, Channels()))
+
+
+async def test_an_opt_out_that_the_gateway_answers_is_recorded(
+    engine: AsyncEngine, tmp_path: Path
+) -> None:
+    async with opting_out_gateway(tmp_path) as channels, api_of(engine, channels) as api:
+        [result] = (await send(api, await create(api), ANNA))["results"]
+        opt_outs = (await api.get("/opt-outs", params={"phone": ANNA})).json()["results"]
     assert (result["outcome"], result["reason"]) == ("rejected", "opted_out")
     assert [(each["source"], each["gateway"]) for each in opt_outs] == [("gateway", "main")]
+
+
+async def test_results_are_shown_if_an_opt_out_cannot_be_recorded(
+    engine: AsyncEngine, tmp_path: Path
+) -> None:
+    async with opting_out_gateway(tmp_path) as channels, api_of(engine, channels) as api:
+        mailing_id = await create(api)
+        await execute(
+            engine,
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS"
+            " $$ BEGIN RAISE EXCEPTION 'refused'; END $$",
+            "CREATE TRIGGER refuse BEFORE INSERT ON opt_out EXECUTE FUNCTION refuse()",
+        )
+        try:
+            results = (await send(api, mailing_id, ANNA, BORIS))["results"]
+        finally:
+            await execute(engine, "DROP FUNCTION refuse CASCADE")
+    assert [(each["outcome"], each["reason"]) for each in results] == [
+        ("rejected", "opted_out"),
+        ("rejected", "opted_out"),
+    ]
+    assert await value(engine, "SELECT count(*) FROM opt_out") == 0
+
+
+async def test_a_test_takes_slots_of_the_rate_of_its_gateway(
+    engine: AsyncEngine, sandbox: Gateway
+) -> None:
+    settings = Settings(**sandbox.settings, gateway_rate=0.01)  # type: ignore[arg-type]  # texts
+    channels = Channels(open_channels(settings, {}, Channels()))
+    [channel] = channels
+    async with api_of(engine, channels) as api:
+        mailing_id = await create(api)
+        first, second = (await send(api, mailing_id, ANNA, BORIS))["results"]
+    assert (first["outcome"], second["outcome"]) == ("accepted", "not_sent")
+    assert (second["reason"], second["gateway"]) == ("rate_limit", "default")
+    assert channel.pacer is not None
+    assert channel.pacer.reserve(elapsed()) > 100  # messages of mailings come after the test
 
 
 # ---- the page --------------------------------------------------------------------------------

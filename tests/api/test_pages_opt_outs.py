@@ -9,7 +9,7 @@ from tests.api.browser_session import BROWSER, SITE
 from tests.api.calls import NEW, create_mailing
 from tests.api.forms import NEW_FORM, preview_form, save_form, visible_text
 from tests.api.test_pages_clients import create_client, get_page, listed_phones, post_form
-from tests.factories import execute, start_and_enqueue
+from tests.factories import execute, start_and_enqueue, value
 
 ANNA, BORIS = "79160000001", "79030000002"
 
@@ -111,6 +111,51 @@ async def test_a_file_is_imported_and_its_wrong_lines_are_shown(api: httpx.Async
     refused = await api.post(f"{SITE}/opt-outs/import", content="tag\nvip\n", headers=headers)
     assert "The file was not imported" in visible_text(refused.text)
     assert "<code>phone</code> is required" in refused.text
+
+
+async def test_a_file_is_shown_before_it_is_imported(
+    api: httpx.AsyncClient, engine: AsyncEngine
+) -> None:
+    content = f"name,mobile,since\nA,{ANNA},2025-01-15T09:30:00Z\nB,{BORIS},\nC,=1,\n".encode()
+    headers = BROWSER | {"Content-Type": "text/csv"}
+    path = f"{SITE}/opt-outs/import"
+    preview = await api.post(f"{path}/preview", content=content, headers=headers)
+    text = visible_text(preview.text)
+    assert "The first opt-outs, as they will be stored" in text
+    assert "Opt 2 phones out" in text
+    assert "good lines 2 lines with errors 1" in text
+    assert preview.text.count('<option value="opted_out_at"') == 3  # one for each column
+    assert await value(engine, "SELECT count(*) FROM opt_out") == 0
+    chosen = await api.post(
+        f"{path}/preview?columns=,phone,opted_out_at", content=content, headers=headers
+    )
+    assert "15 Jan 2025" in visible_text(chosen.text)
+    rejected = await api.post(
+        f"{path}/rejected?columns=,phone,opted_out_at", content=content, headers=headers
+    )
+    lines = rejected.content.decode().splitlines()
+    assert lines[0].startswith("\ufeffname,phone,opted_out_at,")
+    assert lines[1].startswith("C,'=1,,")
+    assert len(lines) == 2
+    await api.post(f"{path}?columns=,phone,opted_out_at", content=content, headers=headers)
+    stored = await value(
+        engine, "SELECT array_agg(opted_out_at < '2025-02-01' ORDER BY id) FROM opt_out"
+    )
+    assert sorted(stored) == [False, True]
+
+
+async def test_a_file_without_good_lines_offers_only_its_wrong_lines(
+    api: httpx.AsyncClient,
+) -> None:
+    headers = {**BROWSER, "Content-Type": "text/csv", "Accept-Language": "ru"}
+    path = f"{SITE}/opt-outs/import"
+    preview = await api.post(f"{path}/preview", content=b"phone\n916\n", headers=headers)
+    assert "нет телефонов, которые можно отписать" in preview.text
+    assert 'data-action="rejected"' in preview.text
+    assert 'data-action="import"' not in preview.text
+    unknown = await api.post(f"{path}/preview", content=b"a,b\n1,2\n", headers=headers)
+    assert unknown.status_code in {200, 400}
+    assert 'data-action="import"' not in unknown.text
 
 
 async def test_the_example_file_can_be_imported(api: httpx.AsyncClient) -> None:

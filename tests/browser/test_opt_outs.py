@@ -1,5 +1,6 @@
 """The pages of opt-outs in a browser."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -83,15 +84,21 @@ async def test_a_file_is_imported(page: Page, page_errors: PageErrors) -> None:
     page_errors.expect("status", "400 POST at .*/opt-outs/import")
     await page.goto("/opt-outs/import")
 
-    async def import_file(content: bytes) -> None:
+    async def check_file(content: bytes) -> None:
         file: Any = {"name": "phones.csv", "mimeType": "text/csv", "buffer": content}
         await page.get_by_label("CSV or Excel file").set_input_files(file)
-        await page.get_by_role("button", name="Import").click()
+        await page.get_by_role("button", name="Check the file").click()
 
-    await import_file(b"tag\nvip\n")
+    await check_file(b"PK\x03\x04 is no workbook")
     await expect(page.get_by_role("heading", name="The file was not imported")).to_be_focused()
     await check_accessibility(page)
-    await import_file(b"phone\n79990000003\n79030000002\n916\n")
+    await check_file(b"phone\n79990000003\n79030000002\n916\n")
+    await expect(page.get_by_role("heading", name="Check the file")).to_be_focused()
+    await check_accessibility(page)
+    async with page.expect_download() as download:
+        await page.get_by_role("button", name="Download the lines with errors").click()
+    assert "916" in Path(await (await download.value).path()).read_text(encoding="utf-8")
+    await page.get_by_role("button", name="Opt 2 phones out").click()
     title = page.get_by_role("heading", name="Imported, but 1 line has errors")
     await expect(title).to_be_focused()
     assert await page.locator("#report dd").all_inner_texts() == ["1", "1", "1"]

@@ -10,9 +10,10 @@ from tests.factories import add_clients, do, put_on_list, value
 
 from mailer.access.model import COMMAND_LINE
 from mailer.client.exporting import export_clients
-from mailer.client.importing import ImportOptions, ImportReport, import_clients
+from mailer.client.importing import ImportReport, import_clients
 from mailer.client.lists import membership, service, store
 from mailer.client.lists.model import ListNotFoundError, NewList
+from mailer.client.reading import ImportOptions
 from mailer.db.engine import asyncpg_connection
 from mailer.erasure import erase_client
 from mailer.statistics.verify import find_differences

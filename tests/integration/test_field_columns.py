@@ -22,9 +22,10 @@ from tests.workbooks import by_openpyxl, by_xlsxwriter
 from mailer.access.model import COMMAND_LINE
 from mailer.client import store
 from mailer.client.fields import TOO_MANY_FIELDS, WRONG_FIELD_NAME, WRONG_FIELD_VALUE
-from mailer.client.importing import ImportOptions, ImportReport, import_clients
+from mailer.client.importing import ImportReport, import_clients
 from mailer.client.layout import LayoutError
 from mailer.client.model import NewClient
+from mailer.client.reading import ImportOptions
 from mailer.client.rejected import RejectedLines
 from mailer.client.rows import RejectedField
 

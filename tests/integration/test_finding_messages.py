@@ -4,12 +4,13 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from functools import partial
 
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from tests.factories import NOON, add_clients, add_mailing, add_mailings, add_messages, do, execute
 from tests.statements import plans_of
 
 from mailer.client import store as clients
-from mailer.db.paging import Cursor
+from mailer.db.paging import Cursor, RowPage
 from mailer.message import across_mailings, reading
 from mailer.opt_out import store as opt_outs
 from mailer.reply import search
@@ -164,3 +165,33 @@ async def test_a_list_counts_up_to_a_maximum(engine: AsyncEngine) -> None:
     for status in statuses:
         page = await do(engine, partial(across_mailings.page, cursor=Cursor(1), status=status))
         assert page.count == across_mailings.MAX_COUNTED_MESSAGES + 1  # means: more than that
+
+
+async def test_messages_of_a_deleted_mailing_are_not_read_one_by_one(engine: AsyncEngine) -> None:
+    many = 20_000
+    ids = await add_clients(engine, many)
+    kept, deleted = await add_mailings(engine, *[SampleMailing(start=NOON, clients=many)] * 2)
+    await add_messages(engine, kept, ids[:30], "delivered")
+    await add_messages(engine, kept, ids[30:40], "cancelled", "expired")
+    await add_messages(engine, deleted, ids, "delivered")
+    await execute(
+        engine,
+        "UPDATE mailing SET deleted_at = now() WHERE id = (SELECT max(id) FROM mailing)",
+        "ANALYZE message",
+    )
+
+    async def read(connection: AsyncConnection) -> tuple[RowPage, RowPage, int]:
+        first = await across_mailings.page(connection, Cursor(limit=15))
+        second = await across_mailings.page(connection, Cursor(limit=15, before=first.rows[-1].id))
+        rows_read = await connection.scalar(
+            text(
+                "SELECT seq_tup_read + idx_tup_fetch FROM pg_stat_xact_user_tables"
+                " WHERE relname = 'message'"
+            )
+        )
+        return first, second, int(rows_read or 0)
+
+    first, second, rows_read = await do(engine, read)
+    assert [row.id for row in (*first.rows, *second.rows)] == list(range(40, 10, -1))
+    assert (first.count, second.has_older, second.has_newer) == (40, True, True)
+    assert rows_read < many / 10

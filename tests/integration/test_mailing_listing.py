@@ -12,10 +12,11 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from tests.factories import DAY, HOUR, NOON, add_mailings, do, execute
 
 from mailer.db.paging import Cursor, RowPage, sort_key
+from mailer.errors import InvalidError
 from mailer.mailing import listing
 from mailer.mailing.listing import SORT_COLUMNS, ListOrder
 from mailer.mailing.search import MailingFilter
-from mailer.sample_data import SampleMailing
+from mailer.sample_data import TEXT, SampleMailing
 
 EVERYTHING = MailingFilter()
 SET_LABEL = "UPDATE mailing SET labels = ARRAY['{0}'], label_keys = ARRAY['{0}'] WHERE id = {1}"
@@ -79,9 +80,10 @@ async def test_the_list_has_the_order_that_is_asked_for(
 
 
 @pytest.mark.parametrize("order", ["newest", "start", "end", "audience"])
+@pytest.mark.parametrize("search", [None, TEXT.split(maxsplit=1)[0]], ids=["listed", "found"])
 @pytest.mark.parametrize("statuses", [(), ("running", "finished")], ids=["all", "some"])
 async def test_pages_of_every_order_have_no_gaps_in_both_directions(
-    engine: AsyncEngine, order: ListOrder, statuses: tuple[Any, ...]
+    engine: AsyncEngine, order: ListOrder, statuses: tuple[Any, ...], search: str | None
 ) -> None:
     mailings = [
         SampleMailing(  # several mailings have the same start, end and size
@@ -93,7 +95,7 @@ async def test_pages_of_every_order_have_no_gaps_in_both_directions(
         for n in range(12)
     ]
     await add_mailings(engine, *mailings)
-    conditions = MailingFilter(statuses=statuses)
+    conditions = MailingFilter(statuses=statuses, search=search)
     expected = await ids_of(engine, conditions, order)
     assert len(expected) == (9 if statuses else 12)
 
@@ -287,3 +289,16 @@ def walk(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield node
     for child in node.get("Plans", ()):
         yield from walk(child)
+
+
+async def test_more_found_mailings_than_are_counted_are_not_sorted(engine: AsyncEngine) -> None:
+    await fill(engine, listing.MAX_COUNTED_MAILINGS)
+    conditions = MailingFilter(search="sale")
+    page = await read_page(engine, conditions, "start")
+    assert len(page.rows) == 100
+    await fill(engine, 1)
+    with pytest.raises(InvalidError) as refused:
+        await read_page(engine, conditions, "start")
+    assert [error.field for error in refused.value.errors] == ["sort"]
+    newest = await read_page(engine, conditions, "newest")
+    assert newest.count == listing.MAX_COUNTED_MAILINGS + 1

@@ -18,8 +18,9 @@ from tests.workbooks import by_openpyxl
 from mailer.access.model import COMMAND_LINE
 from mailer.client import rejected as rejected_module
 from mailer.client.field_columns import REASON_COLUMN
-from mailer.client.importing import ImportOptions, ImportReport, import_clients
+from mailer.client.importing import ImportReport, import_clients
 from mailer.client.previewing import preview_clients
+from mailer.client.reading import ImportOptions
 from mailer.client.rejected import RejectedLines
 
 ANNA = "79160000001"

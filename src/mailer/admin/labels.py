@@ -34,6 +34,7 @@ REASON_LABELS = {
     "filter_changed": gettext_noop("no longer in the audience"),
     "restored": gettext_noop("the database was restored"),
     "no_gateway": gettext_noop("no gateway is configured"),
+    "rate_limit": gettext_noop("the rate of the gateway permits no message soon"),
     "gateway_paused": gettext_noop("a user has paused the gateway"),
     "no_credit": gettext_noop("the account at the SMS provider has no credit: top it up"),
     "bad_credentials": gettext_noop(

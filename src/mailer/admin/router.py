@@ -14,6 +14,7 @@ from mailer.admin.clients.importing import ClientImport
 from mailer.admin.clients.index import Clients
 from mailer.admin.clients.list_index import ListIndex
 from mailer.admin.clients.list_page import ListPage
+from mailer.admin.clients.workbook import download_clients
 from mailer.admin.form import MAX_FORM_BYTES, MAX_SMALL_FORM_BYTES, read_form
 from mailer.admin.gateways.detail import GatewayPage
 from mailer.admin.gateways.index import GatewayList
@@ -125,6 +126,7 @@ def site_router() -> Router:
             ClientImport,
             ListIndex,
             ListPage,
+            download_clients,
             OptOuts,
             OptOutImport,
             ReplyList,

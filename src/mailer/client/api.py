@@ -26,7 +26,7 @@ from mailer.access.model import Actor
 from mailer.client import service, store
 from mailer.client.decoding import Encoding
 from mailer.client.exporting import export_clients
-from mailer.client.importing import AS_DETECTED, ImportOptions, ImportReport, import_clients
+from mailer.client.importing import ImportReport, import_clients
 from mailer.client.layout import MAX_COLUMNS
 from mailer.client.lists.model import ListChoice, ListName
 from mailer.client.model import (
@@ -39,8 +39,9 @@ from mailer.client.model import (
     TimeZone,
     unknown_zone_errors,
 )
+from mailer.client.reading import AS_DETECTED, ImportOptions
 from mailer.client.rejected import RejectedLines
-from mailer.client.workbook import XLSX_TYPE, require_workbook
+from mailer.client.workbook import require_workbook
 from mailer.errors import FieldError, InvalidError
 from mailer.idempotency.model import IdempotencyClaim
 from mailer.limits import ConcurrencyLimiter
@@ -49,6 +50,7 @@ from mailer.web.body import JsonBody, StalledUploadError, read_with_stall_timeou
 from mailer.web.download import Download, csv_answer, wants_csv
 from mailer.web.paging import Page, page_of
 from mailer.web.query import PageQuery, accepts_query, query_parameters, read_query
+from mailer.web.workbook import XLSX_TYPE
 
 MAX_IMPORT_BYTES = 1024**3
 """Bytes of an imported file, 1 GiB: about thirty million clients."""

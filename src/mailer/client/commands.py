@@ -24,8 +24,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from mailer.access.commands import command_line_actor
 from mailer.client import segment_counts
 from mailer.client.exporting import export_clients
-from mailer.client.importing import ImportOptions, ImportOutcome, ImportReport, import_clients
+from mailer.client.importing import ImportOutcome, ImportReport, import_clients
 from mailer.client.lists.model import ListChoice
+from mailer.client.reading import ImportOptions
 from mailer.client.rejected import RejectedLines
 from mailer.client.rows import excerpt
 from mailer.clock import database_clock

@@ -1,7 +1,7 @@
-"""Export of the clients as a CSV file that can be imported again."""
+"""Export of the clients as CSV, or as rows of a workbook, that can be imported again."""
 
 import re
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Collection, Iterable
 from contextlib import aclosing
 
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -13,7 +13,7 @@ from mailer.client.field_columns import field_column, header_of
 from mailer.client.field_names import known_field_names
 from mailer.client.lists.store import find_ids
 from mailer.client.store import find_ids_by_phone, normalize_filter
-from mailer.db.csv_export import CsvPart, CsvSource, copy_in_chunks
+from mailer.db.csv_export import CsvLayout, CsvPart, CsvSource, copy_in_chunks
 
 # A spreadsheet runs a cell that begins with a sign such as = as a formula. An apostrophe before the
 # sign makes the cell plain text, as OWASP advises
@@ -38,9 +38,9 @@ _ESCAPED_FORMULA = re.compile(rf"{CELL_START}'('*)(?={FORMULA_START})")
 """As `BEFORE_FORMULA`, with the apostrophe that an export added outside the group."""
 
 
-def escape_formula_sql(column: str) -> str:
+def escape_formula_sql(column: str, before_formula: str = BEFORE_FORMULA) -> str:
     """Return an SQL expression for a text column with an apostrophe before each formula."""
-    pattern = BEFORE_FORMULA.replace("'", "''")  # in a string of SQL, two apostrophes mean one
+    pattern = before_formula.replace("'", "''")  # in a string of SQL, two apostrophes mean one
     return rf"regexp_replace({column}, '{pattern}', '''\1', 'g')"
 
 
@@ -57,30 +57,43 @@ CLIENT_SOURCE = CsvSource(
     columns=f"phone, operator_code, {EXPORTED_TAG} AS tag, time_zone",
     where="deleted_at IS NULL",
 )
+# A cell of a workbook that is a text is never run as a formula, so it needs no apostrophe. But an
+# import would remove one that the text has, so that one gets another.
+BEFORE_FORMULA_OF_WORKBOOK = BEFORE_FORMULA.replace("('*)", "('+)")
+WORKBOOK_TAG = escape_formula_sql("coalesce(tag_written, tag)", BEFORE_FORMULA_OF_WORKBOOK)
+CLIENT_ROWS = CLIENT_SOURCE._replace(columns=f"phone, operator_code, {WORKBOOK_TAG}, time_zone")
 
 ON_LIST = "id IN (SELECT client_id FROM client_list_member WHERE list_id = {})"
 """SQL for whether a client is on a list; `{}` is the place of the list's id."""
 
 
-def with_fields(source: CsvSource, names: Iterable[str]) -> CsvSource:
-    """Return a source of clients with a column for each of these fields.
+def with_fields(
+    source: CsvSource, names: Iterable[str], before_formula: str = BEFORE_FORMULA
+) -> CsvSource:
+    """Return a source of clients with a column for each of these fields, sorted by name.
 
     Their names need no quotes in SQL strings: they have letters, digits and _ alone.
     """
     columns = []
     for name in sorted(names):
-        value = escape_formula_sql(f"fields ->> '{name}'")
+        value = escape_formula_sql(f"fields ->> '{name}'", before_formula)
         columns.append(f'{value} AS "{header_of(field_column(name))}"')
     return source._replace(columns=", ".join([source.columns, *columns]))
 
 
 async def export_clients(
-    engine: AsyncEngine, actor: Actor, *, opted_out: bool | None = None, **filters: str
+    engine: AsyncEngine,
+    actor: Actor,
+    *,
+    workbook_fields: Collection[str] | None = None,
+    opted_out: bool | None = None,
+    **filters: str,
 ) -> AsyncGenerator[CsvPart, None]:
     """Yield as CSV the clients whose fields equal `filters`, oldest first; deleted ones excluded.
 
     The filter `phone` is a `PhoneSearch`, and `list` the name of a list. `opted_out` is whether the
-    clients have opted out; None for both.
+    clients have opted out; None for both. `workbook_fields` are the fields of a workbook, whose
+    rows are yielded: without a header, and without apostrophes before formulas.
 
     PostgreSQL's COPY quotes the fields. A formula in a tag gets an apostrophe, which an import
     removes. A null tag is written as an empty field, which an import reads as null; no stored tag
@@ -90,8 +103,13 @@ async def export_clients(
     The start of the export is written to the audit log before the first part is yielded. Raises
     `AccessRevokedError` midway when `actor` loses the right to read.
     """
-    async with engine.connect() as connection:
-        source = with_fields(CLIENT_SOURCE, await known_field_names(connection))
+    if workbook_fields is None:
+        async with engine.connect() as connection:
+            field_names = await known_field_names(connection)
+        source, layout = with_fields(CLIENT_SOURCE, field_names), CsvLayout()
+    else:
+        source = with_fields(CLIENT_ROWS, workbook_fields, BEFORE_FORMULA_OF_WORKBOOK)
+        layout = CsvLayout(header=b"")
     filtered_by = sorted(filters)
     if opted_out is not None:
         condition = f"opted_out_at IS {'NOT ' if opted_out else ''}NULL"
@@ -107,7 +125,7 @@ async def export_clients(
         del conditions["phone"]
         async with engine.connect() as connection:
             conditions["id"] = await find_ids_by_phone(connection, searched)
-    chunks = copy_in_chunks(engine, source, conditions)
+    chunks = copy_in_chunks(engine, source, conditions, layout=layout)
     # only the names of the filtered fields are logged: their values may identify a client
     exported = stream_audited(
         engine,

@@ -4,9 +4,9 @@ Lines are validated one by one as they arrive, and staged: written to a temporar
 of the file the staged lines are stored as clients, in one transaction.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import aclosing
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
 import asyncpg
 import msgspec
@@ -16,12 +16,10 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from mailer.access import audit, reauthorize
 from mailer.access.model import Actor
 from mailer.client.decoding import Encoding
-from mailer.client.field_columns import ExtraColumns, extra_columns
 from mailer.client.field_limit import delete_lines_over_limit, errors_over_limit
 from mailer.client.lists.membership import add_imported
 from mailer.client.lists.model import ImportedList
-from mailer.client.reading import ClientFile, usable_zones
-from mailer.client.rejected import RejectedLines
+from mailer.client.reading import AS_DETECTED, ClientFile, ImportOptions, usable_zones
 from mailer.client.rows import RejectedField, RowValidator, without_value
 from mailer.db.engine import IMPORT_LOCK, affected_rows, asyncpg_connection
 from mailer.errors import ConflictError
@@ -96,22 +94,6 @@ class PhonesTakenError(ConflictError):
     """Other requests keep creating clients with the same phones. Nothing was stored; try again."""
 
 
-class ImportOptions(NamedTuple):
-    """How a file is imported."""
-
-    columns: Sequence[str] | None = None
-    """The field of each column, "" for those to ignore; None: the fields are detected."""
-    rejected: RejectedLines | None = None
-    """Receives all rejected lines."""
-    list_name: str | None = None
-    """The list to put the clients of all valid lines on; it is created if it does not exist."""
-    extra: ExtraColumns = extra_columns
-    """Gives a meaning to the columns that are none of the usual ones, when fields are detected."""
-
-
-AS_DETECTED = ImportOptions()
-
-
 async def import_clients(
     engine: AsyncEngine,
     parts: AsyncIterator[bytes],
@@ -168,8 +150,7 @@ async def _import(
     options: ImportOptions,
 ) -> ImportReport:
     """Read, validate and stage the lines as they arrive; then store them. See `import_clients`."""
-    zones = await usable_zones(database)
-    file = ClientFile(parts, zones, options.columns, options.rejected, options.extra)
+    file = ClientFile(parts, await usable_zones(database), options)
     await database.execute(CREATE_STAGING_TABLE)
     staged_count = 0
     async with aclosing(file.batches()) as batches:

@@ -1,21 +1,31 @@
 """Preview of an import: how a file is understood, before anything is stored."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
+from typing import Generic, TypeVar
 
 import msgspec
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.client.decoding import Encoding
-from mailer.client.importing import AS_DETECTED, ImportOptions
 from mailer.client.layout import Layout, LayoutError
-from mailer.client.reading import ClientFile, usable_zones
+from mailer.client.reading import (
+    AS_DETECTED,
+    ClientFile,
+    ImportedFile,
+    ImportOptions,
+    ValidRow,
+    usable_zones,
+)
 from mailer.client.rows import RejectedField, StagedRow
 from mailer.db.engine import asyncpg_connection
 from mailer.errors import FieldError
 
 PREVIEW_ROWS = 5
 """Valid rows that a preview shows."""
+
+
+PreviewedRow = TypeVar("PreviewedRow")
 
 
 class PreviewRow(msgspec.Struct, frozen=True):
@@ -28,7 +38,7 @@ class PreviewRow(msgspec.Struct, frozen=True):
     fields: dict[str, str]
 
 
-class ImportPreview(msgspec.Struct, frozen=True):
+class ImportPreview(msgspec.Struct, Generic[PreviewedRow], frozen=True):
     """How a file is understood, and what an import would store."""
 
     layout: Layout
@@ -37,7 +47,7 @@ class ImportPreview(msgspec.Struct, frozen=True):
     is_workbook: bool
     """Whether the file is an Excel workbook."""
     encoding: Encoding
-    rows: list[PreviewRow]
+    rows: list[PreviewedRow]
     """The first valid lines."""
     valid: int
     """The number of valid lines."""
@@ -53,7 +63,7 @@ class ImportPreview(msgspec.Struct, frozen=True):
 
 async def preview_clients(
     engine: AsyncEngine, parts: AsyncIterator[bytes], options: ImportOptions = AS_DETECTED
-) -> ImportPreview:
+) -> ImportPreview[PreviewRow]:
     """Read a file as an import does, and store nothing.
 
     Raises `InvalidError` when no columns can be found in the file. No connection to the database is
@@ -61,8 +71,19 @@ async def preview_clients(
     """
     async with engine.connect() as connection:
         zones = await usable_zones(await asyncpg_connection(connection))
-    file = ClientFile(parts, zones, options.columns, options.rejected, options.extra)
-    valid, first_rows = 0, list[StagedRow]()
+    return await preview_file(ClientFile(parts, zones, options), parts, _preview_row)
+
+
+async def preview_file(
+    file: ImportedFile[ValidRow],
+    parts: AsyncIterator[bytes],
+    preview_row: Callable[[ValidRow], PreviewedRow],
+) -> ImportPreview[PreviewedRow]:
+    """Read a file that arrives in `parts`, and store nothing; see `preview_clients`.
+
+    `preview_row` returns a valid row as the preview shows it.
+    """
+    valid, first_rows = 0, list[ValidRow]()
     errors: Sequence[FieldError] = ()
     try:
         async with aclosing(file.batches()) as batches:
@@ -80,7 +101,7 @@ async def preview_clients(
         layout_errors=errors,
         is_workbook=file.uploaded.is_workbook,
         encoding=file.decoder.encoding,
-        rows=[_preview_row(row) for row in first_rows],
+        rows=[preview_row(row) for row in first_rows],
         valid=valid,
         rejected=file.validator.rejected,
         errors=file.validator.errors,

@@ -1,19 +1,19 @@
-"""Reading a file of clients: its lines are decoded, parsed and validated as they arrive."""
+"""Reading an imported file: its lines are decoded, parsed and validated as they arrive."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import aclosing
-from typing import AnyStr
+from typing import AnyStr, Generic, NamedTuple, Protocol, TypeVar
 
 import asyncpg
 
-from mailer.client.columns import CLIENT_FILE_COLUMNS
-from mailer.client.csv_reader import CsvReader
+from mailer.client.columns import CLIENT_FILE_COLUMNS, Column
+from mailer.client.csv_reader import CsvReader, Record
 from mailer.client.decoding import TextDecoder
 from mailer.client.field_columns import ExtraColumns, extra_columns
-from mailer.client.layout import Layout
+from mailer.client.layout import Layout, ignore_extra_columns
 from mailer.client.model import known_zones
 from mailer.client.rejected import RejectedLines
-from mailer.client.rows import RowValidator
+from mailer.client.rows import RejectedField, RowValidator, StagedRow
 from mailer.client.workbook import UploadedFile
 from mailer.time_slices import TimeSlices
 
@@ -24,6 +24,25 @@ REJECTING_UNIT_SIZE = 32
 BATCH_SIZE = 2_000
 """Valid rows after which the caller takes them."""
 
+ValidRow = TypeVar("ValidRow")
+
+
+class ImportOptions(NamedTuple):
+    """How a file is imported."""
+
+    columns: Sequence[str] | None = None
+    """The field of each column, "" for those to ignore; None: the fields are detected."""
+    rejected: RejectedLines | None = None
+    """Receives all rejected lines."""
+    list_name: str | None = None
+    """The list to put the clients of all valid lines on; it is created if it does not exist."""
+    extra: ExtraColumns = extra_columns
+    """Gives a meaning to the columns that are none of the usual ones, when fields are detected. A
+    file of opt-outs has no such columns."""
+
+
+AS_DETECTED = ImportOptions()
+
 SELECT_POSTGRESQL_ZONES = "SELECT name FROM pg_timezone_names"
 
 
@@ -32,28 +51,41 @@ async def usable_zones(database: asyncpg.Connection) -> frozenset[str]:
     return known_zones() & {row["name"] for row in await database.fetch(SELECT_POSTGRESQL_ZONES)}
 
 
-class ClientFile:
-    """A file of clients that arrives in `parts`, of which some lines are valid.
+class LineValidator(Protocol[ValidRow]):
+    """Validates lines: valid ones become rows, others are reported."""
 
-    `chosen` are the fields of its columns, if a user has chosen them; otherwise `extra` gives the
-    other columns of the header a meaning. All rejected lines are added to `rejected`, if it is
-    given.
+    valid_rows: list[ValidRow]
+    """The rows since the last batch, which the caller takes."""
+    rejected: int
+    """The number of rejected lines."""
+    errors: list[RejectedField]
+    """Every wrong field of the first rejected lines."""
+
+    def validate(self, records: Iterable[Record]) -> None:
+        """Validate more lines."""
+
+
+class ImportedFile(Generic[ValidRow]):
+    """A file with these `columns` that arrives in `parts`, of which some lines are valid.
+
+    `options` are the fields of its columns, if a user has chosen them, and what receives all
+    rejected lines. `extra` gives the other columns of the header a meaning.
     """
+
+    validator: LineValidator[ValidRow]
 
     def __init__(
         self,
         parts: AsyncIterator[bytes],
-        zones: frozenset[str],
-        chosen: Sequence[str] | None = None,
-        rejected: RejectedLines | None = None,
-        extra: ExtraColumns = extra_columns,
+        columns: Sequence[Column],
+        options: ImportOptions,
+        extra: ExtraColumns = ignore_extra_columns,
     ) -> None:
         self.slices = TimeSlices()
         self.decoder = TextDecoder()
-        self.reader = CsvReader(CLIENT_FILE_COLUMNS, chosen, extra)
-        self.validator = RowValidator(zones, self.decoder, self.reader, rejected)
+        self.reader = CsvReader(columns, options.columns, extra)
         self.uploaded = UploadedFile(parts)
-        self._rejected = rejected
+        self._rejected = options.rejected
 
     @property
     def layout(self) -> Layout:
@@ -79,6 +111,18 @@ class ClientFile:
                     await self._rejected.flush()
         validator.validate(reader.end())
         yield
+
+
+class ClientFile(ImportedFile[StagedRow]):
+    """A file of clients, whose time zones must be in `zones`."""
+
+    validator: RowValidator
+
+    def __init__(
+        self, parts: AsyncIterator[bytes], zones: frozenset[str], options: ImportOptions
+    ) -> None:
+        super().__init__(parts, CLIENT_FILE_COLUMNS, options, options.extra)
+        self.validator = RowValidator(zones, self.decoder, self.reader, options.rejected)
 
 
 async def decode_file(

@@ -4,9 +4,6 @@ That process (`workbook_reader`) parses what a stranger may have made, so it has
 and of time, no secrets in its environment, and does not block the event loop.
 """
 
-import asyncio
-import os
-import sys
 import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
@@ -14,18 +11,15 @@ from typing import BinaryIO
 
 from mailer.client.disk import on_disk
 from mailer.client.workbook_reader import EXIT_TOO_LARGE
-from mailer.errors import FieldError, InvalidError, UnavailableError
+from mailer.errors import FieldError, InvalidError
+from mailer.python_process import read_output, run_program
 
-XLSX_TYPE = "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet"
-"""The media type of a workbook."""
 MAX_WORKBOOK_BYTES = 64 * 1024 * 1024
 """Bytes of a workbook: about a million clients, as many as a sheet has rows."""
 ZIP_SIGNATURE = b"PK\x03\x04"
 """The first bytes of a workbook, which is a ZIP archive."""
 OLD_SIGNATURE = b"\xd0\xcf\x11\xe0"
 """The first bytes of a workbook of Excel 97 to 2003, and of one with a password."""
-PIPE_READ_SIZE = 64 * 1024
-"""Bytes read from the converter at once."""
 READER_MODULE = "mailer.client.workbook_reader"
 
 NOT_A_WORKBOOK = "the file is not an Excel workbook (.xlsx) that can be read"
@@ -102,27 +96,11 @@ async def _run_reader(file: BinaryIO) -> AsyncGenerator[bytes, None]:
 
     Raises `InvalidError` if the process refuses the file, and `UnavailableError` if it cannot run.
     """
-    try:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", "-m", READER_MODULE),
-            stdin=file,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
-            env={"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},  # no secrets
-        )
-    except OSError as error:  # too many processes
-        raise UnavailableError from error
-    output = process.stdout
-    if output is None:  # pragma: no cover  # it is a pipe
-        raise RuntimeError
-    try:
-        while part := await output.read(PIPE_READ_SIZE):
-            yield part
+    async with run_program(READER_MODULE, stdin=file) as process:
+        async with aclosing(read_output(process)) as output:
+            async for part in output:
+                yield part
         status = await process.wait()
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.communicate()
     if status:
         raise _refused(LARGE_WORKBOOK if status == EXIT_TOO_LARGE else NOT_A_WORKBOOK)
 

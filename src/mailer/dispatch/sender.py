@@ -102,16 +102,10 @@ class Sender:
 
         During an outage it can take one as a probe, unless one waits for that already.
         """
-        breaker, config = self._breaker, self.channel.config
-        is_usable = breaker.state == "closed" and self.channel.paused_at is None
-        may_send = is_usable or (self.channel.paused_at is None and self.prefetch.is_empty)
-        return Candidate(
-            name=self.channel.name,
-            order=config.order,
-            weight=config.weight,
-            is_usable=is_usable,
-            capacity=min(self.prefetch.capacity(), breaker.capacity(now)) if may_send else 0,
-        )
+        is_paused = self.channel.paused_at is not None
+        may_send = self.channel.outage is None or (not is_paused and self.prefetch.is_empty)
+        capacity = min(self.prefetch.capacity(), self._breaker.capacity(now)) if may_send else 0
+        return self.channel.candidate(capacity)
 
     def seconds_to_probe(self, now: float) -> float:
         """Return the seconds until the breaker permits a probe; infinite without an outage."""

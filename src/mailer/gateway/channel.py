@@ -13,7 +13,7 @@ from mailer.gateway.config import ConfiguredGateway
 from mailer.gateway.config_table import GatewayConfig
 from mailer.gateway.profile import ValidityRange
 from mailer.gateway.protocol import NO_RECEIPTS, Gateway
-from mailer.gateway.router import GatewayTables
+from mailer.gateway.router import Candidate, GatewayTables
 from mailer.gateway.throughput import ThroughputEstimate
 from mailer.limits import Pacer
 from mailer.settings import Settings
@@ -109,6 +109,16 @@ class Channel:
         if self.paused_at is not None:
             return Outage(self.paused_at, PAUSED)
         return self.breaker.outage
+
+    def candidate(self, capacity: int) -> Candidate:
+        """Return the channel as the router sees it, with the messages that it can take now."""
+        return Candidate(
+            name=self.name,
+            order=self.config.order,
+            weight=self.config.weight,
+            is_usable=self.outage is None,
+            capacity=capacity,
+        )
 
     def add_breaker_listener(self, listener: Callable[[], None]) -> None:
         """Call `listener` each time after the breaker has opened or closed."""

@@ -16,10 +16,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.access import audit
 from mailer.access.model import Actor
-from mailer.clock import database_clock
+from mailer.clock import database_clock, elapsed
 from mailer.gateway.channel import Channel, Channels
 from mailer.gateway.protocol import Outcome, OutgoingMessage, Rejected
-from mailer.gateway.router import Candidate, Router
+from mailer.gateway.router import Router
 from mailer.gateway.single_message import send_single, single_message
 from mailer.gateway.sms_parts import count_parts
 from mailer.gateway_control.testing_model import TEST_MARK, PhoneResult
@@ -40,6 +40,9 @@ from mailer.opt_out.service import opt_out_phone
 from mailer.opt_out.store import DIGEST
 
 log = structlog.get_logger()
+
+MAX_RATE_WAIT = 20.0
+"""Seconds that a test waits for the rate of its gateway at most, because a user waits for it."""
 
 
 class Recipient(NamedTuple):
@@ -184,14 +187,7 @@ def _taking(mailing: Mailing, channels: Channels, operator_code: str) -> list[Ch
 def _choose(router: Router, channels: Sequence[Channel]) -> Channel | None:
     """Return the channel for the next message, like for those of mailings; None if all are out."""
     choice = router.choose(
-        Candidate(
-            name=channel.name,
-            order=channel.config.order,
-            weight=channel.config.weight,
-            is_usable=channel.outage is None,
-            capacity=1 if channel.outage is None else 0,
-        )
-        for channel in channels
+        channel.candidate(1 if channel.outage is None else 0) for channel in channels
     )
     if choice is None:
         return None
@@ -202,13 +198,36 @@ def _choose(router: Router, channels: Sequence[Channel]) -> Channel | None:
 async def _send(engine: AsyncEngine, test: TestMessage | PhoneResult) -> PhoneResult:
     """Send a test message, unless it has a result already; return its result.
 
-    If the gateway answers that the client has opted out, that is recorded.
+    It takes a slot of the gateway's rate. If the gateway answers that the client has opted out,
+    that is recorded.
     """
     if isinstance(test, PhoneResult):
         return test
     channel, message = test
+    if channel.pacer is not None:
+        pause = channel.pacer.reserve(elapsed())
+        if pause > MAX_RATE_WAIT:
+            return PhoneResult.not_sent(message.phone, "rate_limit", channel.name)
+        await asyncio.sleep(pause)
     outcome: Outcome = await send_single(channel.configured, message, channel.limits.timeout)
     if isinstance(outcome, Rejected) and outcome.is_opt_out:
+        await _record_opt_out(engine, channel, message)
+    return PhoneResult.of(message.phone, channel.name, outcome)
+
+
+async def _record_opt_out(engine: AsyncEngine, channel: Channel, message: OutgoingMessage) -> None:
+    """Record that a gateway answered that the phone of a message has opted out.
+
+    An error is logged only: the test was sent, so its results must be shown. The gateway will give
+    the same answer to the next message.
+    """
+    try:
         async with engine.begin() as connection:
             await opt_out_phone(connection, message.phone, "gateway", channel.name)
-    return PhoneResult.of(message.phone, channel.name, outcome)
+    except Exception as error:  # noqa: BLE001  # a lost database raises errors of several libraries
+        log.warning(
+            "opt_out_not_recorded",
+            gateway=channel.name,
+            message_id=message.id,
+            error=type(error).__name__,
+        )

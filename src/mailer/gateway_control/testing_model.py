@@ -104,6 +104,7 @@ NOT_SENT_DETAILS = {
     "missing_field": "The message was not sent: no client with this phone has the fields of the"
     " text. Add them to the client, or write defaults.",
     "text_too_long": "The message was not sent: it is too long with the client's fields.",
+    "rate_limit": "The message was not sent: the rate of the gateway permits none soon.",
     "restored": "The message was not sent: the database was restored, and sending is not allowed.",
 }
 

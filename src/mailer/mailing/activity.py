@@ -1,17 +1,18 @@
 """What workers do for a mailing in the background, and why a running mailing does not send."""
 
-from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
+from datetime import datetime
 
 import msgspec
 from msgspec.structs import replace
-from sqlalchemy import ARRAY, BigInteger, Row, bindparam, text
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from mailer.clock import database_clock
 from mailer.db.engine import is_unavailable
 from mailer.gateway.channel import Channels
 from mailer.mailing.errors import MailingNotFoundError
+from mailer.mailing.first_messages import FirstMessage, first_messages
 from mailer.mailing.model import RETRY_PAUSE, WINDOW_CLOSED, Hold, Mailing
 
 
@@ -87,12 +88,11 @@ async def with_holds(
     ]
     if not ids:
         return mailings
-    first_messages = defaultdict(list)
-    for row in await connection.execute(SELECT_FIRST_MESSAGES, {"ids": ids}):
-        first_messages[row.mailing_id].append(row)
+    waiting = await first_messages(connection, ids)
+    now = database_clock.now()
     return [
-        replace(mailing, held=_wait(mailing, first_messages[mailing.id], channels))
-        if mailing.id in first_messages
+        replace(mailing, held=_wait(mailing, waiting[mailing.id], channels, now))
+        if mailing.id in waiting
         else mailing
         for mailing in mailings
     ]
@@ -114,31 +114,15 @@ async def with_current_hold(engine: AsyncEngine, mailing: Mailing, channels: Cha
     return mailing
 
 
-# The first scheduled message of each mailing and route: the index has those of a route in the order
-# of their due times. A mailing that is being enqueued or replanned has none here: messages that are
-# due may still come.
-SELECT_FIRST_MESSAGES = text("""
-    SELECT mailing_id, gateways, first.due_at, time_zone, first.due_at = retry_at AS is_retry,
-        last_sent_at, clock_timestamp() AS now
-    FROM mailing JOIN mailing_counts ON mailing_id = mailing.id
-    CROSS JOIN route CROSS JOIN LATERAL (
-        SELECT due_at, time_zone, retry_at FROM message
-        WHERE message.mailing_id = mailing.id AND message.route = route.id
-            AND message.status = 'scheduled'
-        ORDER BY due_at, message.id LIMIT 1) AS first
-    WHERE mailing.id = ANY (:ids) AND NOT is_replanning
-        AND NOT coalesce(audience_cursor < audience_until, false)""").bindparams(
-    bindparam("ids", type_=ARRAY(BigInteger))
-)
-
-
-def _wait(mailing: Mailing, first: Sequence[Row[Any]], channels: Channels) -> Hold | None:
+def _wait(
+    mailing: Mailing, first: Sequence[FirstMessage], channels: Channels, now: datetime
+) -> Hold | None:
     """Return the hold of a mailing whose first messages by route are `first`; None if one is due.
 
     A message that is due for a usable gateway is sent, and one that is due for another gateway
     waits for it. `since` is the last time that the mailing sent, or its start.
     """
-    now, last_sent_at = first[0].now, first[0].last_sent_at
+    last_sent_at = first[0].last_sent_at
     if mailing.datetime_end <= now:
         return None
     usable = [row for row in first if channels.has_usable(row.gateways)]

@@ -70,8 +70,9 @@ class MailingQuery(PageQuery, frozen=True, kw_only=True):
             ListOrder,
             Meta(
                 description="The newest, the latest `start` or `end`, or the largest `audience`"
-                " first. With `search` or `label` only `newest` is possible. With `from` or `to`,"
-                " but without them, `start` (the default) or `end`.",
+                " first. With `search` or `label`, another order than `newest` is possible for up"
+                " to 1,000 mailings. With `from` or `to`, but without them, `start` (the default)"
+                " or `end`.",
                 extra={"rule": "must be newest, start, end or audience"},
             ),
         ]

@@ -4,7 +4,8 @@ The cost of a page must not grow with the number of mailings. So each order has 
 has the status, and the filters decide which orders are possible:
 
 - A search or a label is found by the index of words, newest first (`search.py`). Of the mailings
-  that it finds, those of another period are skipped.
+  that it finds, those of another period are skipped. In another order they are all found first, and
+  then sorted; so they may be at most `MAX_COUNTED_MAILINGS`.
 - A period is read in the order of starts or of ends. The mailings that start in it are next to each
   other in the index of starts. Those that had started before it and last into it are only as many
   as ran at the same time. The order of ends is the mirror image.
@@ -34,6 +35,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.db.paging import Cursor, RowPage, from_sort_key, to_page
 from mailer.db.tables.mailing import mailing, settled_totals
+from mailer.errors import FieldError, InvalidError
 from mailer.mailing import search
 from mailer.mailing.search import MailingFilter
 from mailer.mailing.store import NOT_DELETED, UNSETTLED, select_mailings
@@ -62,11 +64,12 @@ SETTLED_TOTALS = {
 def possible_orders(conditions: MailingFilter) -> Sequence[ListOrder]:
     """Return the orders in which mailings with these conditions can be listed, the default first.
 
-    In another order, all mailings that match would have to be read.
+    In another order, all mailings that match would have to be read. For a search or a label, that
+    is done if they are few enough; see `page`.
     """
-    if conditions.has_words:
-        return ("newest",)
-    return ("start", "end") if conditions.has_period else ("newest", "start", "end", "audience")
+    if conditions.has_period and not conditions.has_words:
+        return ("start", "end")
+    return ("newest", "start", "end", "audience")
 
 
 async def page(
@@ -78,13 +81,20 @@ async def page(
     """Return a page of the mailings that meet the conditions.
 
     `order` is one of `possible_orders(conditions)`; None: the first of them. The count of a search,
-    a label or a period is at most `MAX_COUNTED_MAILINGS` + 1.
+    a label or a period is at most `MAX_COUNTED_MAILINGS` + 1. Raises `InvalidError` if more of them
+    match a search or a label whose order is not `newest`.
     """
     order = order or possible_orders(conditions)[0]
     sort_column = SORT_COLUMNS.get(order)
     total = await count(connection, conditions)
     if total == 0:  # skips the query, which may scan a whole index to find nothing
         return RowPage([], 0, has_older=False, has_newer=False)
+    if conditions.has_words and order != "newest" and total > MAX_COUNTED_MAILINGS:
+        error = FieldError(
+            "sort",
+            "is possible for at most 1,000 mailings of a search or a label: narrow it",
+        )
+        raise InvalidError([error])
     ids = await _find_ids(connection, conditions, order, position)
     is_listed = mailing.c.id == any_(literal(ids, ARRAY(BigInteger)))
     by_id = {row.id: row for row in await connection.execute(select_mailings().where(is_listed))}
@@ -115,6 +125,11 @@ async def _find_ids(
     connection: AsyncConnection, conditions: MailingFilter, order: ListOrder, position: Cursor
 ) -> list[int]:
     """Return the ids of a page, and one more if there are more, in the direction of the page."""
+    if conditions.has_words and order != "newest":
+        all_ids = await search.find(connection, conditions, Cursor(limit=MAX_COUNTED_MAILINGS))
+        is_found = mailing.c.id == any_(literal(all_ids, ARRAY(BigInteger)))
+        rows = _from_position(_select_keys(mailing, order).where(is_found), order, position)
+        return [row.id for row in await connection.execute(_first(rows, position))]
     if conditions.has_words:
         ids = await search.find(connection, conditions, position)  # ascending
         # the mailing whose id is the search may be one more
@@ -129,19 +144,19 @@ def select_ids(conditions: MailingFilter, order: ListOrder, position: Cursor) ->
     The first rows over all branches are among the first rows of each branch, so only those are
     read and sorted together.
     """
-
-    def first(rows: Select[Any]) -> Select[Any]:
-        """Return the first rows in the direction of the page."""
-        columns = rows.selected_columns.values()
-        is_ascending = position.after is not None
-        keys = [column.asc() if is_ascending else column.desc() for column in columns]
-        return rows.order_by(*keys).limit(position.limit + 1)
-
     branches = [
-        first(_from_position(branch, order, position)).subquery()
+        _first(_from_position(branch, order, position), position).subquery()
         for branch in _branches(conditions, order)
     ]
-    return first(select(union_all(*map(select, branches)).subquery()))
+    return _first(select(union_all(*map(select, branches)).subquery()), position)
+
+
+def _first(rows: Select[Any], position: Cursor) -> Select[Any]:
+    """Return the first rows of a page, and one more, in the direction of the page."""
+    columns = rows.selected_columns.values()
+    is_ascending = position.after is not None
+    keys = [column.asc() if is_ascending else column.desc() for column in columns]
+    return rows.order_by(*keys).limit(position.limit + 1)
 
 
 def _branches(conditions: MailingFilter, order: ListOrder) -> Iterator[Select[Any]]:

@@ -1,6 +1,8 @@
 """SQL that reads the messages of all mailings, newest first: all, by status, or of one client.
 
-Messages of deleted mailings, which are purged in the background, are left out.
+Messages of deleted mailings, which are purged in the background, are left out. While there are such
+mailings, all messages are found status by status, as those with one status are: by their mailings.
+In the order of the ids, those of a deleted mailing would be read one by one until they are purged.
 
 A page is found in two steps: the ids of its messages, and then their columns. The first step reads
 each status in an index of its own, because the indexes have the status before the id. It compares
@@ -35,9 +37,19 @@ async def page(
 ) -> RowPage:
     """Return a page of the messages of all clients: all, or those with one status."""
     if status is not None:
-        return await _page_of_status(connection, cursor, status)
-    ids, count = await _find(connection, cursor, MESSAGE_IDS, COUNT_MESSAGES)
-    return await _fetch(connection, cursor, ids, count)
+        ids, count = await _find_with_status(connection, cursor, status)
+        return await _fetch(connection, cursor, ids, count)
+    if not await connection.scalar(ANY_DELETED):
+        ids, count = await _find(connection, cursor, MESSAGE_IDS, COUNT_MESSAGES)
+        return await _fetch(connection, cursor, ids, count)
+    all_ids, total = list[int](), 0
+    for each in MESSAGE_STATUSES:
+        ids, count = await _find_with_status(connection, cursor, each)
+        all_ids += ids
+        total += count
+    all_ids.sort(reverse=cursor.after is None)
+    first = all_ids[: cursor.limit + 1]
+    return await _fetch(connection, cursor, first, min(total, MAX_COUNTED_MESSAGES + 1))
 
 
 async def page_of_client(
@@ -60,17 +72,16 @@ async def page_of_client(
     return await _fetch(connection, cursor, ids, count)
 
 
-async def _page_of_status(
+async def _find_with_status(
     connection: AsyncConnection, cursor: Cursor, status: MessageStatus
-) -> RowPage:
-    """Return a page of the messages of all clients with one status."""
-    ids, count = await _find(
+) -> tuple[Sequence[int], int]:
+    """Return what `_find` does, of the messages of all clients with one status."""
+    return await _find(
         connection,
         cursor,
         MESSAGE_IDS_OF_STATUS.replace("{status}", status),
         COUNT_MESSAGES_OF_STATUS.replace("{status}", status),
     )
-    return await _fetch(connection, cursor, ids, count)
 
 
 async def _find(

@@ -20,7 +20,6 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from mailer.access.model import Actor
 from mailer.client.api import uploaded_file, workbook_media
 from mailer.client.model import Phone
-from mailer.client.workbook import XLSX_TYPE
 from mailer.idempotency.model import IdempotencyClaim
 from mailer.opt_out import service, store
 from mailer.opt_out.exporting import export_opt_outs
@@ -31,6 +30,7 @@ from mailer.web.body import JsonBody, StalledUploadError
 from mailer.web.download import csv_answer, wants_csv
 from mailer.web.paging import Page, page_of
 from mailer.web.query import Id, PageQuery, accepts_query
+from mailer.web.workbook import XLSX_TYPE
 
 MAX_OPT_OUT_IMPORT_BYTES = 50 * 1024**2
 """Bytes of an imported file, 50 MiB: about four million phones."""

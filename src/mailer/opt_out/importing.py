@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Iterable
 from contextlib import aclosing
 from datetime import UTC, datetime
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import asyncpg
 import msgspec
@@ -14,23 +14,25 @@ from mailer.access import audit, reauthorize
 from mailer.access.model import Actor
 from mailer.client.columns import PHONE, Column, column_key
 from mailer.client.csv_reader import CsvReader, Record, UnreadableRecord
-from mailer.client.decoding import Encoding, TextDecoder
+from mailer.client.decoding import Encoding
 from mailer.client.importing import IMPORT_STATEMENT_TIMEOUT, LOCK_IMPORT
 from mailer.client.phone import ROUNDED_MESSAGE, STORED_FORM, is_rounded, normalize_phone
-from mailer.client.reading import BATCH_SIZE, decode_file
+from mailer.client.previewing import ImportPreview, preview_file
+from mailer.client.reading import AS_DETECTED, ImportedFile, ImportOptions
+from mailer.client.rejected import RejectedLines
 from mailer.client.rows import MAX_REPORTED_LINES, RejectedField, excerpt, without_value
-from mailer.client.workbook import UploadedFile
 from mailer.clock import database_clock
 from mailer.db.engine import IMPORT_LOCK, asyncpg_connection
 from mailer.idempotency.do_once import do_once
 from mailer.idempotency.model import IdempotencyClaim
 from mailer.opt_out.store import ADD_OPT_OUTS, DIGEST, NOTIFY_OPT_OUTS, stop_messages
-from mailer.time_slices import TimeSlices
 
 CANCEL_BATCH = 1_000
 """Clients whose messages one transaction cancels."""
 WRONG_PHONE = "must be 7 and ten more digits, such as 79161234567"
 WRONG_TIME = "must be a past date and time with an offset, such as 2025-01-15T09:00:00Z"
+OptOutRow: TypeAlias = tuple[str, datetime | None]
+"""A phone, and since when it is opted out; None: now."""
 FIRST_TIME = datetime(1970, 1, 1, tzinfo=UTC)
 """The earliest time of an opt-out."""
 
@@ -69,6 +71,7 @@ async def import_opt_outs(
     parts: AsyncIterator[bytes],
     actor: Actor,
     claim: IdempotencyClaim | None = None,
+    options: ImportOptions = AS_DETECTED,
 ) -> OptOutImportReport:
     """Opt out the phones of a CSV file that arrives in `parts` of any size.
 
@@ -82,7 +85,7 @@ async def import_opt_outs(
         return msgspec.convert(claim.result, OptOutImportReport)
     async with engine.connect() as connection:
         try:
-            return await _import(await asyncpg_connection(connection), parts, actor, claim)
+            return await _import(await asyncpg_connection(connection), parts, actor, claim, options)
         finally:
             await connection.invalidate()  # closing the session drops the temporary tables
 
@@ -98,24 +101,21 @@ async def _import(
     parts: AsyncIterator[bytes],
     actor: Actor,
     claim: IdempotencyClaim | None,
+    options: ImportOptions,
 ) -> OptOutImportReport:
     """Read, validate and stage the lines as they arrive; then store them. See `import_opt_outs`."""
-    decoder, slices = TextDecoder(), TimeSlices()
-    reader, lines = CsvReader(OPT_OUT_COLUMNS), _Lines(database_clock.now())
+    file = OptOutFile(parts, options)
+    lines = file.validator
     await database.execute(CREATE_STAGING_TABLES)
-    async with aclosing(decode_file(UploadedFile(parts), decoder, reader)) as texts:
-        async for text in texts:
-            lines.validate(reader.feed(text))
-            await slices.pause()
-            if len(lines.valid_rows) >= BATCH_SIZE:
-                await _stage(database, lines)
-    lines.validate(reader.end())
-    await _stage(database, lines)
+    async with aclosing(file.batches()) as batches:
+        async for _ in batches:
+            await _stage(database, lines)
     # the stored response to a request with an Idempotency-Key must have no personal data
     errors = lines.errors if claim is None else [without_value(error) for error in lines.errors]
-    encoding = UNSET if decoder.encoding == "UTF-8" else decoder.encoding
-    ignored = reader.layout.ignored if reader.layout else []
-    report = OptOutImportReport(0, lines.staged, lines.rejected, errors, ignored, encoding)
+    encoding = UNSET if file.decoder.encoding == "UTF-8" else file.decoder.encoding
+    report = OptOutImportReport(
+        0, lines.staged, lines.rejected, errors, file.layout.ignored, encoding
+    )
     async with database.transaction():
         done = await do_once(
             database, claim, lambda: _store(database, report, actor), msgspec.to_builtins
@@ -124,22 +124,30 @@ async def _import(
     return msgspec.convert(done.result, OptOutImportReport)
 
 
-class _Lines:
-    """Validates lines: valid ones become `valid_rows` to stage, others are reported in `errors`."""
+class OptOutLines:
+    """Validates lines: valid ones become `valid_rows` to stage, others are reported in `errors`.
 
-    def __init__(self, now: datetime) -> None:
-        self.valid_rows: list[tuple[str, datetime | None]] = []
+    All rejected lines are added to `rejected_lines`, if it is given, with the fields in `reader`.
+    """
+
+    def __init__(
+        self, now: datetime, reader: CsvReader, rejected_lines: RejectedLines | None
+    ) -> None:
+        self.valid_rows: list[OptOutRow] = []
         self.staged = 0
         """The number of lines that were valid, and are staged."""
         self.rejected = 0
         self.errors: list[RejectedField] = []
         self._now = now
+        self._reader = reader
+        self._rejected_lines = rejected_lines
 
     def validate(self, records: Iterable[Record]) -> None:
         """Validate more lines."""
         for number, fields in records:
             if isinstance(fields, UnreadableRecord):
-                self._reject(RejectedField(number, "", excerpt(fields.line), fields.message))
+                error = RejectedField(number, "", excerpt(fields.line), fields.message)
+                self._reject(error, unreadable=fields)
                 continue
             written_phone, written_time = fields
             phone, time = normalize_phone(written_phone), _read_time(written_time, self._now)
@@ -155,11 +163,14 @@ class _Lines:
                 errors.append(RejectedField(number, "opted_out_at", excerpt(written_time), time))
             self._reject(*errors)
 
-    def _reject(self, *errors: RejectedField) -> None:
+    def _reject(self, *errors: RejectedField, unreadable: UnreadableRecord | None = None) -> None:
         """Count a rejected line, and report its errors up to `MAX_REPORTED_LINES`."""
         self.rejected += 1
         if self.rejected <= MAX_REPORTED_LINES:
             self.errors += errors
+        if self._rejected_lines is not None:
+            messages = {error.field: error.message for error in errors}
+            self._rejected_lines.add(self._reader, unreadable, messages)
 
 
 OPT_OUT_COLUMNS = (
@@ -185,7 +196,33 @@ def _read_time(text: str, now: datetime) -> datetime | str | None:
     return time if is_past else WRONG_TIME
 
 
-async def _stage(database: asyncpg.Connection, lines: _Lines) -> None:
+class OptOutFile(ImportedFile[OptOutRow]):
+    """A file of opt-outs."""
+
+    validator: OptOutLines
+
+    def __init__(self, parts: AsyncIterator[bytes], options: ImportOptions) -> None:
+        super().__init__(parts, OPT_OUT_COLUMNS, options)
+        self.validator = OptOutLines(database_clock.now(), self.reader, options.rejected)
+
+
+class OptOutPreviewRow(msgspec.Struct, frozen=True):
+    """An opt-out as the import would store it."""
+
+    phone: str
+    opted_out_at: datetime | None
+    """None: the time of the import."""
+
+
+async def preview_opt_outs(
+    parts: AsyncIterator[bytes], options: ImportOptions = AS_DETECTED
+) -> ImportPreview[OptOutPreviewRow]:
+    """Read a file as an import does, and store nothing; see `preview_clients`."""
+    file = OptOutFile(parts, options)
+    return await preview_file(file, parts, lambda row: OptOutPreviewRow(*row))
+
+
+async def _stage(database: asyncpg.Connection, lines: OptOutLines) -> None:
     """Move the valid lines to the staging table."""
     rows, lines.valid_rows = lines.valid_rows, []
     await database.copy_records_to_table(

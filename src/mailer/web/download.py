@@ -1,4 +1,4 @@
-"""CSV responses, streamed while they are read from the database."""
+"""Downloads, streamed while they are read from the database."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Hashable
@@ -22,13 +22,17 @@ requests share."""
 
 
 class Download(Stream):
-    """A streamed response in CSV, which browsers save as the file `name`.
+    """A streamed response, which browsers save as the file `name`.
 
     It may come from a route whose media type is JSON; a plain `Stream` would be sent as JSON there.
     """
 
     def __init__(
-        self, name: str, first_part: bytes, other_parts: AsyncGenerator[bytes, None]
+        self,
+        name: str,
+        first_part: bytes,
+        other_parts: AsyncGenerator[bytes, None],
+        media_type: str = f"{CSV}; header=present",
     ) -> None:
         async def all_parts() -> AsyncGenerator[bytes, None]:
             yield first_part
@@ -36,7 +40,7 @@ class Download(Stream):
                 yield part
 
         headers = {"Content-Disposition": f'attachment; filename="{name}"'}
-        super().__init__(all_parts(), media_type=f"{CSV}; header=present", headers=headers)
+        super().__init__(all_parts(), media_type=media_type, headers=headers)
         self._other_parts = other_parts
 
     def to_asgi_response(
@@ -69,11 +73,11 @@ async def csv_answer(
     After an error in a later part the connection is aborted, so that the client notices that the
     file is incomplete. Raises `BusyError` if there is no slot for `owner`, who downloads.
     """
-    contents = _read_in_slot(parts, owner, limiter)
+    contents = read_in_slot(parts, owner, limiter)
     return Download(name, await anext(contents), contents)
 
 
-async def _read_in_slot(
+async def read_in_slot(
     parts: AsyncGenerator[CsvPart, None], owner: Hashable | None, limiter: ConcurrencyLimiter
 ) -> AsyncGenerator[bytes, None]:
     """Yield the contents of `parts`; hold a slot from the first part until the end."""

@@ -14,10 +14,10 @@ from mailer.admin.render import PageContext, create_page_context
 from mailer.client.api import MAX_IMPORT_BYTES, import_upload, rejected_answer, uploaded_file
 from mailer.client.field_columns import FIELD_PREFIX, field_name
 from mailer.client.field_names import known_field_names
-from mailer.client.importing import ImportOptions
 from mailer.client.lists import store as lists
 from mailer.client.lists.model import ListChoice
 from mailer.client.previewing import preview_clients
+from mailer.client.reading import ImportOptions
 from mailer.client.rejected import RejectedLines
 from mailer.client.rows import CSV_COLUMNS
 from mailer.clock import database_clock
@@ -45,6 +45,16 @@ def read_options(
     return ImportOptions(
         None if columns is None else columns.split(","), rejected, choice.list_name
     )
+
+
+def rejected_lines(context: PageContext) -> RejectedLines:
+    """Return what collects rejected lines, with the reasons in the viewer's language."""
+
+    def translate(message: str) -> str:
+        with use_language(context.viewer.language):
+            return translate_message(message)
+
+    return RejectedLines(translate)
 
 
 UPLOAD_OPTIONS: dict[str, Any] = {
@@ -125,12 +135,7 @@ class ClientImport(Controller):
         request: Request[Any, Any, Any],
     ) -> Response[Any]:
         """Read a file and store nothing; return its rejected lines as a file."""
-
-        def translate(message: str) -> str:
-            with use_language(context.viewer.language):
-                return translate_message(message)
-
-        with RejectedLines(translate) as rejected:
+        with rejected_lines(context) as rejected:
             async with uploaded_file(request, by) as parts:
                 await preview_clients(engine, parts, read_options(request, rejected))
             return await rejected_answer(rejected, by)

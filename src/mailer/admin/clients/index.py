@@ -64,6 +64,8 @@ class ClientPage(msgspec.Struct, frozen=True):
     pages: PageLinks
     export_url: str
     """URL of the CSV export with the same filter."""
+    workbook_url: str
+    """Likewise, as an Excel workbook."""
     is_filtered: bool
 
 
@@ -297,6 +299,7 @@ async def _find_clients(engine: AsyncEngine, query: ClientListQuery) -> ClientPa
         [Client(**row._asdict()) for row in page.rows],
         page_links(page, PATH, Form(link_parameters)),
         export_url=list_url("/clients.csv", Form(link_filters)),
+        workbook_url=list_url("/clients.xlsx", Form(link_filters)),
         is_filtered=bool(filters),
     )
 

@@ -28,7 +28,7 @@ from mailer.forecast import service as forecast
 from mailer.forecast.throughput import usable_gateways
 from mailer.gateway.channel import Channels
 from mailer.gateway.sms_parts import count_parts
-from mailer.mailing import activity, service, store, texts
+from mailer.mailing import activity, audience, service, store, texts
 from mailer.mailing.actions import allowed_actions
 from mailer.mailing.activity import with_holds
 from mailer.mailing.api import MailingId
@@ -121,6 +121,11 @@ async def read_mailing_page(
         if is_upcoming and not mailing.placeholders:  # else `read_text_variables` has it
             parts = count_parts(mailing.text).parts
             expected_cost = await read_expected_cost(connection, mailing, channels, parts)
+        audience_now = (
+            await audience.count(connection, mailing.client_filter)
+            if is_upcoming and not mailing.is_draft
+            else None
+        )
         text_versions = (
             await texts.list_versions(connection, mailing_id, MAX_TABLE_ROWS)
             if mailing.text_version > 1
@@ -132,6 +137,7 @@ async def read_mailing_page(
         "forecast": await forecast.compute(forecast_basis),
         "capacity": capacity,
         "mailing": mailing,
+        "audience_now": audience_now,
         "background_work": background_work,
         "counts": counts,
         "text_versions": text_versions,

@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from mailer.admin.listing import EMPTY_PAGE, page_links, read_list_query
 from mailer.admin.live import LiveUpdates, Sections
 from mailer.admin.render import PageContext
+from mailer.errors import InvalidError
 from mailer.gateway.channel import Channels
 from mailer.mailing import listing, store
 from mailer.mailing.activity import with_holds
@@ -72,16 +73,19 @@ class MailingList(Controller):
         page, mailings = EMPTY_PAGE, list[Mailing]()
         conditions, order = MailingFilter(), None
         if query is not None:
+            conditions = query.conditions(context.viewer.time_zone)
+            order = query.order
             async with engine.connect() as connection:
-                conditions = query.conditions(context.viewer.time_zone)
-                order = query.order
-                page = await listing.page(connection, query.position, conditions, order)
+                try:
+                    page = await listing.page(connection, query.position, conditions, order)
+                except InvalidError as error:  # too many to sort
+                    form = form.with_errors(error)
                 mailings = await with_holds(
                     connection, [store.to_mailing(row) for row in page.rows], channels
                 )
         return await context.render_page(
             "mailings/list.html",
-            200 if query else 400,
+            400 if form.errors else 200,
             form=form,
             mailings=mailings,
             live_ids=unsettled_ids(mailings),

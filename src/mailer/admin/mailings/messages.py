@@ -1,4 +1,4 @@
-"""Pages of the messages of a mailing: list, CSV download, and the history of one message."""
+"""Pages of the messages of a mailing: list, downloads, and the history of one message."""
 
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
@@ -33,14 +33,15 @@ from mailer.message import reading as messages
 from mailer.message.spreadsheet import (
     Separator,
     SpreadsheetColumn,
+    SpreadsheetExport,
     SpreadsheetWords,
-    export_spreadsheet,
 )
 from mailer.settings import Settings
 from mailer.statuses import MESSAGE_STATUSES
 from mailer.validation import MAX_ID
 from mailer.web.download import Download, csv_answer
 from mailer.web.query import read_query
+from mailer.web.workbook import workbook_answer
 
 DEFAULT_SEPARATORS: Mapping[str, Separator] = {"ru": "semicolon"}
 """What separates the cells of a download, by language; a comma in the others."""
@@ -110,6 +111,26 @@ async def find_messages(
     )
 
 
+async def _prepare_export(  # noqa: PLR0913, PLR0917  # what is exported, for whom, in what words
+    engine: AsyncEngine,
+    channels: Channels,
+    mailing_id: int,
+    actor: Actor,
+    query: MessageListQuery,
+    language: str,
+) -> SpreadsheetExport:
+    """Return the export of the messages that match a query; raises `MailingNotFoundError`."""
+    async with engine.connect() as connection:
+        await store.get(connection, mailing_id)
+        filters = query.filters()
+        if (client_ids := await query.find_client_ids(connection)) is not None:
+            filters["client_id"] = client_ids
+        reasons = await counters.get_by_reason(connection, mailing_id)
+    with use_language(language):
+        words = spreadsheet_words(reasons, part_prices(channels))
+    return SpreadsheetExport(engine, mailing_id, actor, words, filters)
+
+
 class MessageList(Controller):
     """Messages of a mailing, newest first."""
 
@@ -159,21 +180,30 @@ class MessageList(Controller):
         """Download all messages that match the filters, as CSV in the viewer's language."""
         query = read_query(request, MessageDownloadQuery, blank_is_absent=True)
         language = context.viewer.language
-        async with engine.connect() as connection:
-            await store.get(connection, mailing_id)  # 404 if there is no such mailing
-            filters = query.filters()
-            if (client_ids := await query.find_client_ids(connection)) is not None:
-                filters["client_id"] = client_ids
-            reasons = await counters.get_by_reason(connection, mailing_id)
-        with use_language(language):
-            words = spreadsheet_words(reasons, part_prices(channels))
+        export = await _prepare_export(engine, channels, mailing_id, by, query, language)
         separator = query.separator
         if separator is UNSET:
             separator = DEFAULT_SEPARATORS.get(language, "comma")
-        return await csv_answer(
-            f"mailing-{mailing_id}.csv",
-            export_spreadsheet(engine, mailing_id, by, words, separator, filters),
-            by.quota_key,
+        return await csv_answer(f"mailing-{mailing_id}.csv", export.as_csv(separator), by.quota_key)
+
+    @get("/messages.xlsx", required_scope="read")
+    async def download_workbook(  # noqa: PLR0913, PLR0917  # Litestar passes its dependencies so
+        self,
+        request: Request[Any, Any, Any],
+        engine: NamedDependency[AsyncEngine],
+        by: NamedDependency[Actor],
+        context: NamedDependency[PageContext],
+        channels: NamedDependency[Channels],
+        mailing_id: MailingId,
+    ) -> Download:
+        """Download all messages that match the filters, as an Excel workbook."""
+        query = read_query(request, MessageDownloadQuery, blank_is_absent=True)
+        language = context.viewer.language
+        export = await _prepare_export(engine, channels, mailing_id, by, query, language)
+        with use_language(language):
+            layout = export.workbook_layout(gettext("Messages"))
+        return await workbook_answer(
+            f"mailing-{mailing_id}.xlsx", export.rows(), layout, by.quota_key
         )
 
     @get("/messages/{message_id:int}", required_scope="read")

@@ -8,10 +8,11 @@ from litestar.status_codes import HTTP_200_OK
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.access.model import Actor
+from mailer.admin.clients.importing import read_options, rejected_lines
 from mailer.admin.render import PageContext, create_page_context
-from mailer.client.api import uploaded_file
+from mailer.client.api import rejected_answer, uploaded_file
 from mailer.opt_out.api import MAX_OPT_OUT_IMPORT_BYTES
-from mailer.opt_out.importing import import_opt_outs
+from mailer.opt_out.importing import OPT_OUT_COLUMNS, import_opt_outs, preview_opt_outs
 from mailer.web.problems import problem_of
 
 
@@ -22,8 +23,17 @@ def render_refusal(request: Request[Any, Any, Any], error: Exception) -> Respons
     return context.render_problem("opt_outs/import_refused.html", response)
 
 
+OPT_OUT_UPLOAD_OPTIONS: dict[str, Any] = {
+    "required_scope": "write",
+    "status_code": HTTP_200_OK,
+    "request_max_body_size": MAX_OPT_OUT_IMPORT_BYTES,
+    "exception_handlers": {Exception: render_refusal},
+}
+"""Options of routes that take a file."""
+
+
 class OptOutImport(Controller):
-    """The import page."""
+    """The import page. As that of clients, it sends the file again with each request."""
 
     path = "/opt-outs/import"
 
@@ -32,12 +42,7 @@ class OptOutImport(Controller):
         """Show the form and the file format."""
         return await context.render_page("opt_outs/import.html", limit=MAX_OPT_OUT_IMPORT_BYTES)
 
-    @post(
-        required_scope="write",
-        status_code=HTTP_200_OK,
-        request_max_body_size=MAX_OPT_OUT_IMPORT_BYTES,
-        exception_handlers={Exception: render_refusal},
-    )
+    @post(**OPT_OUT_UPLOAD_OPTIONS)
     async def import_file(
         self,
         engine: NamedDependency[AsyncEngine],
@@ -47,5 +52,34 @@ class OptOutImport(Controller):
     ) -> Response[str]:
         """Import a file as the API does, and return the section of the page with the result."""
         async with uploaded_file(request, by) as parts:
-            report = await import_opt_outs(engine, parts, by)
+            report = await import_opt_outs(engine, parts, by, options=read_options(request))
         return await context.render_page("opt_outs/import_report.html", report=report)
+
+    @post("/preview", **OPT_OUT_UPLOAD_OPTIONS)
+    async def preview_file(
+        self,
+        by: NamedDependency[Actor],
+        context: NamedDependency[PageContext],
+        request: Request[Any, Any, Any],
+    ) -> Response[str]:
+        """Read a file and store nothing; return the section of the page with the preview."""
+        async with uploaded_file(request, by) as parts:
+            preview = await preview_opt_outs(parts, read_options(request))
+        return await context.render_page(
+            "opt_outs/import_preview.html",
+            preview=preview,
+            fields=[column.name for column in OPT_OUT_COLUMNS],
+        )
+
+    @post("/rejected", **OPT_OUT_UPLOAD_OPTIONS)
+    async def download_rejected(
+        self,
+        by: NamedDependency[Actor],
+        context: NamedDependency[PageContext],
+        request: Request[Any, Any, Any],
+    ) -> Response[Any]:
+        """Read a file and store nothing; return its rejected lines as a file."""
+        with rejected_lines(context) as rejected:
+            async with uploaded_file(request, by) as parts:
+                await preview_opt_outs(parts, read_options(request, rejected))
+            return await rejected_answer(rejected, by)

@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.access.model import Actor
 from mailer.admin.form import Form, read_form
+from mailer.admin.language import gettext, use_language
 from mailer.admin.listing import PageLinks, page_links, read_list_query
 from mailer.admin.render import PageContext, redirect_with_flash
 from mailer.client.phone import normalize_phone
@@ -23,6 +24,8 @@ from mailer.opt_out.exporting import export_opt_outs
 from mailer.opt_out.model import OptOut, OptOutPhone
 from mailer.validation import check
 from mailer.web.download import csv_answer
+from mailer.web.workbook import workbook_answer
+from mailer.web.workbook_layout import WorkbookColumn, WorkbookLayout
 
 PATH = "/opt-outs"
 
@@ -70,6 +73,24 @@ class OptOuts(Controller):
     ) -> Response[Any]:
         """Download the opt-outs of clients as CSV that can be imported."""
         return await csv_answer("opt-outs.csv", export_opt_outs(engine, by), by.quota_key)
+
+    @get("/export.xlsx", required_scope="read")
+    async def export_workbook(
+        self,
+        engine: NamedDependency[AsyncEngine],
+        by: NamedDependency[Actor],
+        context: NamedDependency[PageContext],
+    ) -> Response[Any]:
+        """Download the opt-outs of clients as an Excel workbook to read."""
+        with use_language(context.viewer.language):
+            columns = [
+                WorkbookColumn(gettext("Phone"), 14),
+                WorkbookColumn(gettext("Time zone"), 20),
+                WorkbookColumn(gettext("Opted out at, local time"), 26, "time"),
+            ]
+            layout = WorkbookLayout(gettext("Opt-outs"), columns)
+        rows = export_opt_outs(engine, by, as_workbook=True)
+        return await workbook_answer("opt-outs.xlsx", rows, layout, by.quota_key)
 
     @get("/new", required_scope="write")
     async def show_empty(self, context: NamedDependency[PageContext]) -> Response[str]:
