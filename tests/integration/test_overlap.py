@@ -4,13 +4,14 @@ from typing import Any
 
 import msgspec
 import pytest
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
-from tests.factories import do, execute
+from tests.factories import do, execute, put_on_list
 
 from mailer.client import segment_counts
 from mailer.db.engine import asyncpg_connection
 from mailer.mailing import audience, overlap
-from mailer.mailing.client_filter import stored_filter
+from mailer.mailing.client_filter import ClientFilter, stored_filter
 from mailer.mailing.model import Mailing
 from mailer.mailing.overlap import Pair, count_overlaps, find_pairs
 from mailer.sample_data import create_clients
@@ -107,6 +108,26 @@ async def test_pairs_with_large_audiences_are_estimates_in_a_large_directory(
 
 async def test_nothing_is_counted_without_pairs(engine: AsyncEngine) -> None:
     assert await do(engine, lambda connection: count_overlaps(connection, [])) == []
+
+
+async def test_pairs_with_lists_are_exact(engine: AsyncEngine) -> None:
+    await add_directory(engine)
+    async with engine.connect() as connection:
+        ids = (await connection.scalars(text("SELECT id FROM client ORDER BY id LIMIT 40"))).all()
+    await put_on_list(engine, "spring", ids)
+    on_list = msgspec.convert({"lists": ["spring"]}, ClientFilter)
+    example = msgspec.convert(Mailing.EXAMPLE, Mailing)
+    listed = msgspec.structs.replace(example, id=1, client_filter=on_list, clients_count=40)
+    everybody = msgspec.structs.replace(example, id=2, client_filter=None, clients_count=1_200)
+    of_916 = msgspec.structs.replace(
+        example, id=3, client_filter=stored_filter({"operator_codes": ["916"]}), clients_count=400
+    )
+    pairs = find_pairs([listed, everybody, of_916])
+    overlaps = await do(engine, lambda connection: count_overlaps(connection, pairs))
+    counts = {(each.pair.first.id, each.pair.second.id): each.clients for each in overlaps}
+    assert counts[1, 2] == 40
+    assert 0 < counts[1, 3] < 40
+    assert not any(each.is_estimate for each in overlaps)
 
 
 async def _has_many(_connection: AsyncConnection) -> bool:

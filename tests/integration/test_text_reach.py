@@ -1,8 +1,9 @@
 """How many clients of an audience get a text with placeholders, and in how many parts."""
 
+import msgspec
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
-from tests.factories import add_clients, do, execute
+from tests.factories import add_clients, do, execute, put_on_list
 from tests.statements import plans_of
 
 from mailer.mailing.client_filter import ClientFilter
@@ -99,3 +100,17 @@ async def test_clients_are_found_by_an_index(engine: AsyncEngine) -> None:
     await add_clients(engine, 3, operator_code="903")
     plans = await plans_of(engine, lambda db: read_fields(db, "916", opted_out=False))
     assert "Seq Scan on client" not in plans[-1]
+
+
+@pytest.mark.parametrize("clients", [4, LARGE])
+async def test_clients_of_a_list_are_read_by_the_list(engine: AsyncEngine, clients: int) -> None:
+    ids = await add_clients(engine, clients)
+    await add_clients(engine, 5, operator_code="903")
+    await put_on_list(engine, "spring", ids)
+    await execute(engine, """UPDATE client SET fields = '{"name": "Anna"}'""")
+    on_list = msgspec.convert({"lists": ["Spring"]}, ClientFilter)
+    result = await reach(engine, "Dear {{ name }}", on_list)
+    assert (result.clients, result.missing) == (clients, 0)
+    assert result.is_estimate == (clients == LARGE)
+    plans = await plans_of(engine, lambda connection: read_fields(connection, on_list))
+    assert "Seq Scan on client" not in "\n".join(plans)

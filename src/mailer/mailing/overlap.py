@@ -2,7 +2,8 @@
 
 The cost is bounded, whatever the directory: a pair with a small audience is counted exactly by the
 segments of that audience, every pair if the directory has few segments, and the others from a
-sample of the segments. A segment is all clients with the same operator code, tag and time zone.
+sample of the segments. A segment is all clients with the same operator code, tag and time zone. Of
+a pair with lists, the clients of the lists are read.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,8 +28,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.client.segment_counts import ALL_SEGMENT_COUNTS
 from mailer.db.tables.client import segment_count
-from mailer.mailing.audience import filter_condition
-from mailer.mailing.client_filter import ClientFilter
+from mailer.mailing import audience
+from mailer.mailing.audience import field_condition
+from mailer.mailing.client_filter import ClientFilter, list_name_keys
 from mailer.mailing.combined_filters import (
     MATCHING_PARAMETERS,
     MATCHING_SEGMENTS,
@@ -110,22 +112,42 @@ async def count_overlaps(connection: AsyncConnection, pairs: Sequence[Pair]) -> 
 
     There may be `MAX_PAIRS` pairs at most.
     """
+    with_lists = [pair for pair in pairs if _has_lists(pair)]
+    overlaps = [
+        *(await _count_by_lists(connection, with_lists)),
+        *(await _count_by_segments(connection, [pair for pair in pairs if not _has_lists(pair)])),
+    ]
+    found = (overlap for overlap in overlaps if overlap.clients > 0)
+    return sorted(
+        found, key=lambda overlap: (-overlap.clients, overlap.pair.first.id, overlap.pair.second.id)
+    )
+
+
+def _has_lists(pair: Pair) -> bool:
+    return any(list_name_keys(mailing.client_filter) is not None for mailing in pair)
+
+
+async def _count_by_lists(connection: AsyncConnection, pairs: Iterable[Pair]) -> list[Overlap]:
+    """Count pairs with lists exactly: the clients of the lists of one of the two are read."""
+    return [
+        Overlap(pair, await audience.count_both(connection, *(each.client_filter for each in pair)))
+        for pair in pairs
+    ]
+
+
+async def _count_by_segments(connection: AsyncConnection, pairs: Sequence[Pair]) -> list[Overlap]:
+    """Count or estimate pairs without lists."""
     if not pairs:
         return []
     has_few_segments = await _has_few_segments(connection)
     small = [pair for pair in pairs if pair.smaller.clients_count <= MAX_EXACT_AUDIENCE]
     large = [pair for pair in pairs if pair.smaller.clients_count > MAX_EXACT_AUDIENCE]
     if has_few_segments:
-        overlaps = await _count_by_all_segments(connection, pairs)
-    else:
-        overlaps = [
-            *(await _count_by_small_audience(connection, small)),
-            *(await _estimate(connection, large)),
-        ]
-    found = (overlap for overlap in overlaps if overlap.clients > 0)
-    return sorted(
-        found, key=lambda overlap: (-overlap.clients, overlap.pair.first.id, overlap.pair.second.id)
-    )
+        return await _count_by_all_segments(connection, pairs)
+    return [
+        *(await _count_by_small_audience(connection, small)),
+        *(await _estimate(connection, large)),
+    ]
 
 
 HAS_FEW_SEGMENTS = text(f"""
@@ -150,7 +172,7 @@ class FlaggedSegments:
             key = _key_of(mailing.client_filter)
             if key not in self._numbers:
                 self._numbers[key] = len(conditions)
-                conditions.append(filter_condition(mailing.client_filter, segments))
+                conditions.append(field_condition(mailing.client_filter, segments))
         flags = [
             condition.label(f"matches_{number}") for number, condition in enumerate(conditions)
         ]
@@ -208,7 +230,7 @@ async def _count_by_small_audience(
             func.sum(matching.c.clients).filter(
                 and_(
                     matching.c.number == number,
-                    filter_condition(pair.larger.client_filter, matching),
+                    field_condition(pair.larger.client_filter, matching),
                 )
             ),
             0,

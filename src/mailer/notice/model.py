@@ -41,8 +41,11 @@ MAX_DESCRIBED = 20
 """Most mailings that a mail describes; of the others it says how many they are."""
 MIN_MAIL_ADDRESS_LENGTH, MAX_MAIL_ADDRESS_LENGTH = 3, 254
 
-EXPECTED_REASONS = frozenset({"opted_out", "client_deleted", "filter_changed", "mailing_cancelled"})
-"""Reasons of cancelled messages that are not reported: a client or a user has decided so."""
+EXPECTED_REASONS = frozenset(
+    {"opted_out", "contact_cap", "client_deleted", "filter_changed", "mailing_cancelled"}
+)
+"""Reasons of cancelled messages that are not reported: a client, a user or a setting has decided
+so."""
 
 ADDRESS_RULE = "must be a mail address, such as ann@example.org"
 
