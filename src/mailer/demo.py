@@ -64,7 +64,7 @@ TIME_ZONES = (
     "Asia/Vladivostok",
     "Asia/Kamchatka",
 )
-FIELDS: tuple[dict[str, str], ...] = (
+SAMPLE_FIELDS: tuple[dict[str, str], ...] = (
     {"name": "Anna", "bonus": "250"},
     {"name": "Boris", "bonus": "40"},
     {"name": "Vera"},
@@ -187,7 +187,7 @@ async def create_demo_data(engine: AsyncEngine) -> None:
         ids = await create_clients(
             database, CLIENT_COUNT, operator_codes=OPERATOR_CODES, tags=TAGS, time_zones=TIME_ZONES
         )
-        await set_fields(database, ids, *FIELDS)
+        await set_fields(database, ids, *SAMPLE_FIELDS)
         for ended in ENDED_MAILINGS:
             await _create_ended_mailing(database, ended, start=now - ended.started_ago)
 

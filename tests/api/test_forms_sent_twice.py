@@ -72,6 +72,8 @@ CREATE_NOTHING = frozenset(
         "/clients/lists/{list_id:int}/delete",
         "/opt-outs/new",  # an opt-out that exists stays as it is
         "/opt-outs/import",
+        "/opt-outs/import/preview",
+        "/opt-outs/import/rejected",
         "/opt-outs/{opt_out_id:int}/delete",
         "/replies/preview",
         "/replies/{reply_id:int}/read",

@@ -132,7 +132,7 @@ async def test_a_request_that_a_dead_worker_did_not_execute_is_executed(
         engine,
         CRASHED,
         CRASHED_EARLY,
-        "TRUNCATE client, mailing, mailing_text, mailing_counts RESTART IDENTITY",
+        "TRUNCATE client, mailing, mailing_text, mailing_counts, mailing_pace RESTART IDENTITY",
     )
     response = await post(api, call)
     assert response.status_code == first.status_code

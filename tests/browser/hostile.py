@@ -5,6 +5,8 @@ from playwright.async_api import Page
 OVERRIDE = "\u202e"
 """The character U+202E. It is invisible and reverses the direction of the following text."""
 MARKUP = OVERRIDE + "\"'><img src=x onerror=alert(1)><script>alert(1)</script>{{7*7}}${7*7}"
+TEXT_MARKUP = MARKUP.replace("{{7*7}}", "")
+"""For texts of mailings, in which two braces are a placeholder."""
 SHORT_MARKUP = OVERRIDE + '"><img src=x onerror=alert(1)>{{7*7}}'
 """Short enough for a tag. Mailer removes the invisible override from a tag that it stores."""
 

@@ -5,7 +5,7 @@ from urllib.parse import quote
 import pytest
 from playwright.async_api import FilePayload, Page, expect
 from tests.browser.api_data import add_mailing
-from tests.browser.hostile import MARKUP, OVERRIDE, SHORT_MARKUP, find_effects
+from tests.browser.hostile import MARKUP, OVERRIDE, SHORT_MARKUP, TEXT_MARKUP, find_effects
 from tests.browser.page_errors import PageErrors
 from tests.browser.page_states import DESK, RUSSIAN
 from tests.processes import MailerProcess, until
@@ -61,7 +61,7 @@ async def object_ids(mailer: MailerProcess) -> dict[str, int]:
     client = await mailer.call("POST", "/clients", {"phone": PHONE, "tag": SHORT_MARKUP}, 201)
     lists = {"tags": [SHORT_MARKUP, "vip"], "operator_codes": ["916"]}
     terms = f"{SHORT_MARKUP}, 916"
-    running = await add_mailing(mailer, 0.5, client_filter=terms, text=MARKUP)
+    running = await add_mailing(mailer, 0.5, client_filter=terms, text=TEXT_MARKUP)
     await mailer.call("POST", f"/mailings/{running}/pause")
 
     async def reject_message() -> int | None:
@@ -73,8 +73,8 @@ async def object_ids(mailer: MailerProcess) -> dict[str, int]:
 
     return {
         "client": client["id"],
-        "coming": await add_mailing(mailer, client_filter=terms, text=MARKUP),
-        "listed": await add_mailing(mailer, client_filter=lists, text=MARKUP),
+        "coming": await add_mailing(mailer, client_filter=terms, text=TEXT_MARKUP),
+        "listed": await add_mailing(mailer, client_filter=lists, text=TEXT_MARKUP),
         "running": running,
         "message": await until(reject_message),
     }
@@ -172,14 +172,14 @@ async def test_a_preview_shows_tags_escaped(page: Page, object_ids: dict[str, in
 async def test_live_updates_show_hostile_texts_escaped(page: Page, mailer: MailerProcess) -> None:
     await page.goto("/")
     await expect(page.locator("html")).to_have_attribute("data-zone", DESK.time_zone)
-    coming = await add_mailing(mailer, 1800, client_filter=SHORT_MARKUP, text=MARKUP)
+    coming = await add_mailing(mailer, 1800, client_filter=SHORT_MARKUP, text=TEXT_MARKUP)
     link = page.locator(f"#upcoming a[href='/mailings/{coming}']")
     await expect(link).to_contain_text("<script>alert")
     assert await find_effects(page) == []
     await page.goto(f"/mailings/{coming}")
-    change = {"text": f"Changed {MARKUP}", "client_filter": {"tags": [f"x{SHORT_MARKUP}"]}}
+    change = {"text": f"Changed {TEXT_MARKUP}", "client_filter": {"tags": [f"x{SHORT_MARKUP}"]}}
     await mailer.call("PATCH", f"/mailings/{coming}", change)
-    await expect(page.locator("#details .text")).to_have_text(f"Changed {MARKUP}")
+    await expect(page.locator("#details .text")).to_have_text(f"Changed {TEXT_MARKUP}")
     await expect(page.locator("#details dd").first).to_contain_text(f"x{SHORT_MARKUP}")
     assert await find_effects(page) == []
     await mailer.call("DELETE", f"/mailings/{coming}", status=204)

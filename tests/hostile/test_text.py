@@ -86,7 +86,14 @@ def test_every_string_field_is_tested() -> None:
     assert {field.name for field in FIELDS} == {
         *("phone", "operator_code", "tag", "time_zone"),
         *("datetime_start", "datetime_end", "send_interval_time_start", "send_interval_time_end"),
-        *("text", "on_unknown", "purpose", "client_filter", "client_filter.operator_codes"),
+        *(
+            "text",
+            "on_unknown",
+            "purpose",
+            "priority",
+            "client_filter",
+            "client_filter.operator_codes",
+        ),
         *("client_filter.tags", "client_filter.time_zones", "client_filter.lists"),
         *("gateway", "sender"),
         *("name", "labels", "url", "events", "failed_since", "phones"),

@@ -9,12 +9,12 @@ from urllib.parse import urlencode
 import pytest
 from litestar.routes import HTTPRoute
 from sqlalchemy.ext.asyncio import AsyncEngine
-from tests.factories import OPEN, UnusedGateway, add_clients, add_mailing, channel_of
+from tests.factories import OPEN, UnusedGateway, add_clients, add_mailing, channel_of, put_on_list
 from tests.served import RawConnection, listening, talk
 
 from mailer.access import keys, service, users
 from mailer.access.model import COMMAND_LINE
-from mailer.admin.form import MAX_FIELDS, MAX_FORM_BYTES, MAX_LONG_FORM_BYTES, MAX_SMALL_FORM_BYTES
+from mailer.admin.form import MAX_FIELDS, MAX_LONG_FORM_BYTES, MAX_SMALL_FORM_BYTES
 from mailer.app import create_app
 from mailer.gateway.channel import Channels
 from mailer.settings import Settings
@@ -24,7 +24,7 @@ from mailer.web.cookie import SESSION_COOKIE
 BODYLESS = {
     *("/profile/sessions", "/clients/1/delete", "/keys/1/revoke", "/logout", "/mailings/1/pause"),
     *("/users/1/disable", "/users/1/enable", "/users/1/sign-out"),
-    *("/clients/1/opt-in", "/clients/1/opt-out", "/opt-outs/1/delete"),
+    *("/clients/1/opt-in", "/clients/1/opt-out", "/opt-outs/1/delete", "/clients/lists/1/delete"),
     *("/webhooks/1/deliveries/1/redeliver", "/webhooks/1/pause", "/webhooks/1/rotate-secret"),
     *("/gateways/1/pause", "/gateways/1/resume", "/gateways/1/release-unknown"),
 }
@@ -82,6 +82,7 @@ async def create_objects(engine: AsyncEngine) -> list[str]:
     """Create one object of each type, with id 1; return headers that authenticate as an admin."""
     await add_clients(engine, 1)
     assert await add_mailing(engine, start=LATER, status="scheduled") == 1
+    assert await put_on_list(engine, "vip", []) == 1
     async with engine.begin() as connection:
         _, key = await keys.create(connection, keys.NewKey(name="k", scope="admin"), COMMAND_LINE)
         ann = await users.create(connection, "ann", "admin", "no hash", COMMAND_LINE)
@@ -174,7 +175,7 @@ async def test_a_body_without_a_detectable_end_closes_the_connection(client: Raw
     [
         ("/login", MAX_SMALL_FORM_BYTES),
         ("/preferences", MAX_SMALL_FORM_BYTES),
-        ("/clients/new", MAX_FORM_BYTES),
+        ("/clients/new", MAX_LONG_FORM_BYTES),
     ],
 )
 async def test_a_form_over_its_size_limit_is_413(

@@ -14,7 +14,7 @@ from mailer.sample_data import new_mailing
 
 CLIENTS_PER_TEXT = 125
 TEXTS = [
-    "Your order 100% is ready & waiting: {it} costs €5 [today]",
+    "Your order 100% is ready & waiting: {0} costs €5 [today]",
     "Ваш заказ готов, приходите до 20:00!",
     "It's a long text of several parts. " * 12,
     "Это длинный текст из нескольких частей и эмодзи 😀. " * 6,

@@ -34,7 +34,7 @@ MAX_EXACT = 10_000
 """Clients of an audience up to which the numbers are exact."""
 SAMPLE_SIZE = 2_000
 """Clients that a sample should have."""
-MIN_SAMPLE = 200
+MIN_SAMPLED_CLIENTS = 200
 """Clients below which a sample of the directory says too little."""
 MIN_PAGES, MAX_PAGES = 100, 2_000
 """Pages of the table of clients that a sample reads, at least and at most."""
@@ -144,7 +144,7 @@ async def _choose(
     sample = _reached_by(client_filter, some_pages).limit(MAX_EXACT)
     found = await connection.scalar(select(func.count()).select_from(sample.subquery()))
     # a small part of a large directory may be together in a few pages, as one import wrote it
-    return sample if (found or 0) >= MIN_SAMPLE else everybody.limit(MAX_EXACT)
+    return sample if (found or 0) >= MIN_SAMPLED_CLIENTS else everybody.limit(MAX_EXACT)
 
 
 def _reached_by(client_filter: ClientFilter, clients: FromClause = client) -> Select[int]:

@@ -25,7 +25,7 @@ MAX_SCANNED_CLIENTS = 50_000
 MIN_SAMPLE = 200
 """Clients of the smallest random sample. If fewer are found, the audience is a small part of a
 large directory; then clients of some of its segments are read."""
-MAX_SEGMENTS, MAX_CLIENTS_OF_SEGMENT = 100, 100
+MAX_SAMPLED_SEGMENTS, MAX_CLIENTS_OF_SEGMENT = 100, 100
 """Segments that are read then, and clients of each."""
 
 
@@ -62,7 +62,11 @@ async def read_fields(
     rows = await _read_random(connection, client_filter, size, opted_out=opted_out)
     if len(rows) < MIN_SAMPLE:
         rows = await _read_segments(
-            connection, client_filter, MAX_SEGMENTS, MAX_CLIENTS_OF_SEGMENT, opted_out=opted_out
+            connection,
+            client_filter,
+            MAX_SAMPLED_SEGMENTS,
+            MAX_CLIENTS_OF_SEGMENT,
+            opted_out=opted_out,
         )
     return FieldSample(max(size, len(rows)), rows)
 

@@ -204,6 +204,12 @@ def _parameter(name: str, schema: dict[str, Any]) -> Parameter:
         _CAPITAL.sub(lambda capital: f"_{capital[0].lower()}", key): value
         for key, value in schema.items()
     }
+    # a list is one parameter, with commas between its entries
+    is_list = schema.get("type") == "array"
     return Parameter(
-        name=name, param_in="query", description=description, schema=Schema(**attributes)
+        name=name,
+        param_in="query",
+        description=description,
+        schema=Schema(**attributes),
+        explode=False if is_list else None,
     )

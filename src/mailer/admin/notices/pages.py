@@ -24,7 +24,13 @@ from mailer.settings import Settings
 
 NOTICE_FIELD = "notice-{}"
 """Name of the checkbox of a kind of notice."""
-FIELDS = ("mail", "kinds", "language", "time_zone", *map(NOTICE_FIELD.format, NOTICE_CHOICES))
+NOTICE_FORM_FIELDS = (
+    "mail",
+    "kinds",
+    "language",
+    "time_zone",
+    *map(NOTICE_FIELD.format, NOTICE_CHOICES),
+)
 """The fields of the form. `kinds` is not sent: errors of the notices belong to it."""
 
 
@@ -124,7 +130,7 @@ async def _save(  # noqa: PLR0913, PLR0917  # the dependencies of the routes
     by: Actor,
     user_id: int,
 ) -> Response[Any]:
-    form = Form(await read_form(request, *FIELDS))
+    form = Form(await read_form(request, *NOTICE_FORM_FIELDS))
     try:
         wanted = validate(NoticeSettings, _values_of(form), [], database_clock.now())
     except InvalidError as error:
@@ -176,7 +182,7 @@ async def _show(  # noqa: PLR0913, PLR0917  # the parts of the page
 
 def _form_of(recipient: NoticeRecipient | None, viewer: Viewer) -> Form:
     """Return the form of a user's notices; without any, in the viewer's language and time zone."""
-    blank = dict.fromkeys(FIELDS, "")
+    blank = dict.fromkeys(NOTICE_FORM_FIELDS, "")
     if recipient is None:
         return Form(blank | {"language": viewer.language, "time_zone": viewer.time_zone})
     values = {

@@ -69,6 +69,7 @@ class OptOutImport(Controller):
             "opt_outs/import_preview.html",
             preview=preview,
             fields=[column.name for column in OPT_OUT_COLUMNS],
+            field_prefix="",
         )
 
     @post("/rejected", **OPT_OUT_UPLOAD_OPTIONS)

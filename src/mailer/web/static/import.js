@@ -158,7 +158,7 @@
   });
   // what the preview says does not hold for other columns, so they must be checked first
   report.addEventListener("input", (event) => {
-    if (event.target.name === "column") nameOf(event.target).hidden = !isField(event.target);
+    if (event.target.name === "column" && nameOf(event.target)) nameOf(event.target).hidden = !isField(event.target);
     for (const button of report.querySelectorAll("[data-action=import], [data-action=rejected]")) button.disabled = true;
   });
   find("needs-script").hidden = true;
