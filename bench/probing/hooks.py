@@ -23,6 +23,7 @@ BEYOND_SCHEMA = (
     ("to", "must lie between the years 1970 and 9000"),
     ("to", "must not be before from"),
     ("phones", "must not name a phone twice"),
+    ("phones", "must have an entry, or ids must"),
     ("datetime_start", "must lie between the years 1970 and 9000"),
     ("datetime_end", "must lie between the years 1970 and 9000"),
     ("datetime_end", "must be after datetime_start"),

@@ -26,6 +26,7 @@ BODYLESS = {
     *("/users/1/disable", "/users/1/enable", "/users/1/sign-out"),
     *("/clients/1/opt-in", "/clients/1/opt-out", "/opt-outs/1/delete", "/clients/lists/1/delete"),
     *("/webhooks/1/deliveries/1/redeliver", "/webhooks/1/pause", "/webhooks/1/rotate-secret"),
+    *("/profile/notices/test", "/users/1/notices/test"),
     *("/gateways/1/pause", "/gateways/1/resume", "/gateways/1/release-unknown"),
 }
 """Routes for POST that do not read a body."""

@@ -35,6 +35,7 @@ class MailingQuery(PageQuery, frozen=True, kw_only=True):
             Meta(
                 description="Mailings with one of these statuses: `status=running,paused`, or"
                 " repeated.",
+                min_length=1,
                 extra={"rule": "must be one or more statuses of mailings"},
             ),
         ]
