@@ -76,7 +76,7 @@ def _start(name: str) -> str:
 Fields = Annotated[
     dict[
         Annotated[str, Meta(pattern=rf"^{FIELD_NAME.pattern}$", max_length=MAX_CLIENT_FIELD_NAME)],
-        Annotated[str, Meta(max_length=MAX_VALUE_LENGTH)],
+        Annotated[str, Meta(max_length=MAX_VALUE_LENGTH, pattern=STORABLE)],
     ],
     Meta(
         max_length=MAX_CLIENT_FIELDS,
