@@ -55,7 +55,7 @@ CLIENTS_FILE = """Телефон;Тег;Имя;Город
 +7 (916) 123-45-67;vip;Анна;Казань
 8 903 123-45-67;;Борис;Пермь
 не помню;new;Вера;Омск
-"""
+"""  # noqa: RUF001  # in Russian
 """A file as Excel writes it in Russia."""
 
 Steps = Callable[[Page], Awaitable[object]]

@@ -80,7 +80,7 @@ SAMPLE_FIELDS: tuple[dict[str, str], ...] = (
 
 LIST_NAME, LIST_SIZE = "Loyalty club", 300
 """A list, and how many clients are on it."""
-BONUS_TEXT = "{{ name | Dear customer }}, you have {{ bonus | 0 }} bonus points, valid until Sunday."
+BONUS_TEXT = "{{ name | Dear customer }}, your {{ bonus | 0 }} bonus points are valid until Sunday."
 
 DAY = timedelta(days=1)
 HOUR = timedelta(hours=1)
