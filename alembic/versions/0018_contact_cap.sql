@@ -74,13 +74,13 @@ BEGIN
                 SELECT message.id, coalesce(message.sent_at, message.updated_at)
                 FROM unnest('{delivered,sent,unknown}'::text[]) AS counted (status)
                 CROSS JOIN LATERAL (
-                    SELECT id, mailing_id, sent_at, updated_at FROM message
-                    WHERE client_id = known.client_id AND status = counted.status
-                        AND status NOT IN ('scheduled', 'sending')
-                    ORDER BY id DESC LIMIT 100
+                    SELECT message.id, sent_at, message.updated_at
+                    FROM message JOIN mailing ON mailing.id = mailing_id
+                    WHERE client_id = known.client_id AND message.status = counted.status
+                        AND message.status NOT IN ('scheduled', 'sending')
+                        AND purpose = 'marketing'
+                    ORDER BY message.id DESC LIMIT 100
                 ) AS message
-                JOIN mailing ON mailing.id = message.mailing_id
-                WHERE mailing.purpose = 'marketing'
             ) AS contact ON contact.sent_at > since
             WHERE known.client_id = ANY (asked_clients) AND known.complete_since > since
             GROUP BY known.client_id, contact.message_id

@@ -1,5 +1,6 @@
 """The rate and the priority of mailings, with mailer processes and a sandbox gateway."""
 
+import time
 from collections.abc import Sequence
 
 from tests.processes import Gateways, LoopLag, Mailers
@@ -62,6 +63,19 @@ async def test_a_new_rate_of_a_running_mailing_acts_at_once(
     await gateway.until_received(100)
     await mailer.call("PATCH", f"/mailings/{created['id']}", {"rate": None})
     assert (await mailer.finished(created["id"]))["delivered_messages"] == 300
+
+
+async def test_messages_that_are_not_sent_use_no_slot_of_the_rate(
+    start_gateway: Gateways, start_mailer: Mailers
+) -> None:
+    gateway = await start_gateway()
+    mailer = await start_mailer(**gateway.settings)
+    await mailer.create_clients(50 * RATE)
+    text = "Dear {{ name }}"  # no client has this field
+    started = time.monotonic()
+    created = await mailer.call("POST", "/mailings", new_mailing(rate=RATE, text=text), 201)
+    assert (await mailer.finished(created["id"]))["cancelled_messages"] == 50 * RATE
+    assert time.monotonic() - started < 50 / 2
 
 
 async def test_a_slow_mailing_delays_no_other(

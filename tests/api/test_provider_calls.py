@@ -240,6 +240,22 @@ async def test_call_is_refused_with_503_while_the_database_is_away(
     assert await status(engine) == "sent"
 
 
+async def test_unexpected_error_is_answered_500(
+    engine: AsyncEngine, channels: Channels, sent: int
+) -> None:
+    class Failing(Inbox):
+        def store(self, gateway: str, content: CallbackContent) -> asyncio.Future[None]:
+            raise RuntimeError(gateway, content)
+
+    provider_calls = ProviderCalls(channels, Failing(engine, RULES), Startup(), PUBLIC_URL)
+    direct = DirectAnswers(CALL_PREFIX, provider_calls.answer_directly)
+    app = in_front_of_application(provider_calls)
+    async with listening(app, direct_answers=direct) as port:
+        calls = Calls(provider_calls, port)
+        async with calls.client:
+            assert (await calls.kannel(sent)).status_code == 500
+
+
 async def test_response_has_the_security_headers_and_no_secret(calls: Calls, sent: int) -> None:
     response = await calls.kannel(sent)
     assert response.headers["x-content-type-options"] == "nosniff"

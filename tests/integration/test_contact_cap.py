@@ -126,6 +126,14 @@ async def test_service_messages_neither_count_nor_are_stopped(engine: AsyncEngin
     assert not (await claim_one(engine, service)).is_over_cap
 
 
+async def test_many_later_service_messages_hide_no_marketing_message(engine: AsyncEngine) -> None:
+    clients = await add_clients(engine, 1)
+    await add_sent(engine, clients, at=ago(hours=2))
+    for _ in range(101):
+        await make_service(engine, await add_sent(engine, clients, at=ago(hours=1)))
+    assert await is_over_cap(engine, clients)
+
+
 async def test_other_clients_are_not_affected(engine: AsyncEngine) -> None:
     one, other = await add_clients(engine, 2)
     await add_sent(engine, [one], at=ago(hours=2))

@@ -1,11 +1,13 @@
 """Lists of clients in filters: counts, enqueuing, replanning and retries know them."""
 
 import asyncio
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from msgspec.structs import asdict, replace
+from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from tests.event_timeout import let_run
 from tests.factories import (
@@ -24,6 +26,7 @@ from tests.statements import plans_of, recorded_statements
 
 from mailer.access.model import COMMAND_LINE
 from mailer.client.lists import store as lists
+from mailer.client.lists.conditions import next_memberships
 from mailer.client.lists.model import ListInUseError
 from mailer.client.lists.service import delete
 from mailer.errors import InvalidError
@@ -237,6 +240,17 @@ async def test_counting_a_list_reads_the_list_and_no_other_clients(engine: Async
 
     for plan in await plans_of(engine, do_counts):
         assert_reads_clients_by_id(plan)
+
+
+async def test_a_chunk_of_two_large_lists_reads_only_a_chunk_of_each(engine: AsyncEngine) -> None:
+    clients = await add_clients(engine, MANY)
+    ids = [await put_on_list(engine, name, clients) for name in ("A", "B")]
+    await execute(engine, "ANALYZE client_list_member")
+    chunk = select(next_memberships(ids, 0, clients[-1], FIRST_BATCH))
+    statement = chunk.compile(engine.sync_engine, compile_kwargs={"literal_binds": True})
+    plan = await rows(engine, f"EXPLAIN ANALYZE {statement}")
+    rows_read = re.findall(r"actual time=\S+ rows=(\d+)", str(plan))
+    assert max(map(int, rows_read)) == 2 * FIRST_BATCH
 
 
 def assert_reads_clients_by_id(plan: str) -> None:

@@ -123,6 +123,17 @@ def test_message_before_its_window_is_scheduled_for_the_opening() -> None:
     )
 
 
+def test_message_over_the_cap_is_cancelled_only_inside_its_window() -> None:
+    claim = replace(CLAIM, is_over_cap=True)
+    assert decide_before_send(claim, MAILING, NOON, TIMEOUT) == MessageResult(
+        claim, "cancelled", attempts=1, reason="contact_cap"
+    )
+    later = replace(MAILING, window=SendingWindow(opens=time(13), closes=time(14)))
+    assert decide_before_send(claim, later, NOON, TIMEOUT) == MessageResult(
+        claim, "scheduled", attempts=1, due_at=NOON + HOUR
+    )
+
+
 @pytest.mark.parametrize(("opens", "closes"), [(time(9), time(12)), (time(22), time(11))])
 def test_message_whose_window_does_not_open_before_the_end_is_cancelled(
     opens: time, closes: time

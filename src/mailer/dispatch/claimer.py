@@ -23,6 +23,7 @@ from mailer.dispatch.loop_failures import DB_RETRY_DELAY, LoopFailures, log_task
 from mailer.dispatch.mailing_slots import MailingSlots
 from mailer.dispatch.message_log import log_claimed
 from mailer.dispatch.running_mailings import RunningMailings
+from mailer.dispatch.send_policy import Send, decide_before_send
 from mailer.dispatch.sender import Sender
 from mailer.gateway.channel import Channels
 from mailer.gateway.router import Choice, Router
@@ -269,8 +270,9 @@ class Claimer:
     ) -> None:
         """Pass claimed messages to the sender of their gateway.
 
-        A message of a mailing with a rate uses the next one of its `slots`, which is removed. If a
-        reload has removed the sender during the claim, the messages are orphans.
+        A message of a mailing with a rate uses the next one of its `slots`, which is removed; but
+        not a message that cannot be sent, such as one to a client who has opted out. If a reload
+        has removed the sender during the claim, the messages are orphans.
         """
         sender = self._senders.get(choice.name)
         if sender is None:
@@ -278,13 +280,20 @@ class Claimer:
             return
         self._claims.add(claims)
         if slots:
-            for claim in claims:
-                if claim.mailing_id in slots:
-                    sender.prefetch.put_at(claim, slots[claim.mailing_id].pop(0))
-            sender.prefetch.put(claim for claim in claims if claim.mailing_id not in slots)
+            timed = [each for each in claims if each.mailing_id in slots and self._can_send(each)]
+            for claim in timed:
+                sender.prefetch.put_at(claim, slots[claim.mailing_id].pop(0))
+            ids = {claim.id for claim in timed}
+            sender.prefetch.put(claim for claim in claims if claim.id not in ids)
         else:
             sender.prefetch.put(claims)
         self._router.record(choice, len(claims))
+
+    def _can_send(self, claim: ClaimedMessage) -> bool:
+        """Return whether a message may be sent, as far as is known before its request."""
+        mailing = self._running_mailings.running.get(claim.mailing_id)
+        decision = decide_before_send(claim, mailing, database_clock.now(), timeout=0)
+        return isinstance(decision, Send)
 
     async def _release_orphans(self) -> None:
         """Release messages that are leased by this worker although it does not know them.

@@ -137,13 +137,13 @@ def decide_before_send(  # noqa: PLR0911  # one return for each reason not to se
         return end_untried(claim, "cancelled", "client_deleted")
     if mailing.respects_opt_outs and (claim.is_opted_out or has_opted_out):
         return end_opted_out(claim)
-    if claim.is_over_cap:
-        return end_untried(claim, "cancelled", "contact_cap")
     seconds_left = mailing.time_left(now)
     if seconds_left <= 0:
         return end_untried(claim, "cancelled", "expired")
     if result := _check_window(claim, mailing, now):
-        return result
+        return result  # the cap may permit the message when the window opens
+    if claim.is_over_cap:
+        return end_untried(claim, "cancelled", "contact_cap")
     longest_request = timedelta(0, timeout)  # `seconds=` takes a microsecond more
     if claim.lease_expires_at - now < longest_request + LEASE_MARGIN:
         return release_untried(claim)  # the response could come after the end of the lease

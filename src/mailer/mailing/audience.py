@@ -30,7 +30,7 @@ from mailer.client import segment_counts
 from mailer.client.lists.conditions import (
     clients_on_any,
     is_on_any,
-    next_members,
+    next_memberships,
     with_clients,
 )
 from mailer.client.lists.store import find_existing_ids, find_ids
@@ -270,7 +270,8 @@ async def _sample_of_lists(
     All clients on the lists are read only if too few of the first ones match.
     """
     list_ids = await find_existing_ids(connection, name_keys)
-    first_ids = next_members(list_ids, 0, MAX_BIGINT, SAMPLED_MEMBERS)
+    first = next_memberships(list_ids, 0, MAX_BIGINT, SAMPLED_MEMBERS)
+    first_ids = select(first.c.client_id).distinct().subquery("listed")
     for clients in (with_clients(first_ids, NOT_DELETED), clients_on_any(name_keys)):
         statement = (
             select(*_client_columns(clients))

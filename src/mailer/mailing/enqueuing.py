@@ -35,7 +35,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from mailer.client.lists.conditions import next_members, with_clients
+from mailer.client.lists.conditions import members_between, next_memberships, with_clients
 from mailer.client.lists.store import find_existing_ids
 from mailer.db import origin
 from mailer.db.paging import MAX_BIGINT
@@ -183,8 +183,8 @@ def _select_next_chunk(mailing: Row[Any], list_ids: list[int] | None) -> Executa
     """Return a select of the last client id, the time zones and the size of the next chunk.
 
     A chunk is a number of matching clients, not a range of ids, so that an index finds a small
-    audience in a large directory. With lists of clients, it is a number of clients on them, also of
-    those who do not match: then the lists are read once, and clients on no list never.
+    audience in a large directory. With lists of clients, it is a number of memberships, also of
+    clients who do not match: then the lists are read once, and clients on no list never.
     """
     size = _batch_size(mailing)
     if list_ids is None:
@@ -193,7 +193,7 @@ def _select_next_chunk(mailing: Row[Any], list_ids: list[int] | None) -> Executa
         candidates = candidates.where(*clients.conditions).order_by(client.c.id).limit(size)
         chunk: FromClause = candidates.subquery("chunk")
     else:
-        ids = next_members(list_ids, mailing.audience_cursor, mailing.audience_until, size)
+        ids = next_memberships(list_ids, mailing.audience_cursor, mailing.audience_until, size)
         chunk = with_clients(ids, _is_in_audience(mailing), keeps_others=True)
     time_zones = func.array_agg(chunk.c.time_zone.distinct())
     return select(
@@ -215,7 +215,7 @@ def _clients_of_chunk(
 ) -> ChunkClients:
     """Return the clients of the audience with ids above the cursor, up to `last_client_id`."""
     if list_ids is not None:
-        ids = next_members(list_ids, mailing.audience_cursor, last_client_id)
+        ids = members_between(list_ids, mailing.audience_cursor, last_client_id)
         return ChunkClients(with_clients(ids, _is_in_audience(mailing)), ())
     is_in_chunk = and_(client.c.id > mailing.audience_cursor, client.c.id <= last_client_id)
     return ChunkClients(client, (is_in_chunk, _is_in_audience(mailing)))

@@ -90,9 +90,10 @@ class ProviderCalls:
         self._refusals = RateLimiter(MAX_REFUSALS)
 
     def answer_directly(self, scope: HTTPScope, body: bytes) -> DirectAnswer | None:
-        """Store what a call brings; return None for a call that must be refused.
+        """Store what a call brings; return None for a call that must be refused, or that failed.
 
-        If it cannot be stored, the server passes it to the application, which tries once more.
+        The server passes such a call to the application, which answers it, and logs an error. It
+        does so also if the call cannot be stored.
         """
         match = CALL_PATH.fullmatch(scope["path"])
         if match is None or len(body) > MAX_CALLBACK_BYTES:
@@ -101,7 +102,7 @@ class ProviderCalls:
             channel = self._find_channel(match[1], scope)
             content = self._read(channel, scope, body)
             stored = self._store(channel, content)
-        except (_RefusedCallError, UnavailableError):
+        except Exception:  # noqa: BLE001  # an error here would end the connection without an answer
             return None
         return DirectAnswer(stored, partial(_response, channel, content))
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from sqlalchemy import (
     ARRAY,
+    BigInteger,
     ColumnElement,
     FromClause,
     Integer,
@@ -18,7 +19,6 @@ from sqlalchemy import (
     literal_column,
     select,
     true,
-    union_all,
 )
 
 from mailer.db.tables.client import client, client_list, client_list_member
@@ -26,9 +26,6 @@ from mailer.db.tables.client import client, client_list, client_list_member
 BARRIER = literal_column("0", Integer)
 """As an OFFSET, it keeps the planner from joining a subquery in its own way: a statement must read
 the lists first and then each client by its id, whatever the statistics say."""
-
-NO_LIST = 0
-"""The id of no list."""
 
 
 def _lists_named(name_keys: Sequence[str]) -> Select[tuple[int]]:
@@ -71,25 +68,47 @@ def clients_on_any(name_keys: Sequence[str]) -> FromClause:
     return with_clients(ids.subquery("listed"), client.c.deleted_at.is_(None))
 
 
-def next_members(
+def next_memberships(list_ids: Sequence[int], after: int, until: int, limit: int) -> FromClause:
+    """Return the first `limit` memberships of these lists with after < client_id <= until.
+
+    The column is `client_id`, in its order; a client on several of the lists is there several
+    times. At most `limit` memberships of each list are read.
+    """
+    member = _members_between(list_ids, after, until, limit)
+    return select(member.c.client_id).order_by(member.c.client_id).limit(limit).subquery("listed")
+
+
+def members_between(list_ids: Sequence[int], after: int, until: int) -> FromClause:
+    """Return the ids of the clients on any of these lists with after < id <= until, each once.
+
+    The column is `client_id`. No other memberships are read.
+    """
+    member = _members_between(list_ids, after, until)
+    return select(member.c.client_id).distinct().subquery("listed")
+
+
+def _members_between(
     list_ids: Sequence[int], after: int, until: int, limit: int | None = None
 ) -> FromClause:
-    """Return the ids of the clients on any of these lists with after < id <= until, in order.
+    """Return the memberships of lists with after < client_id <= until, up to `limit` of each.
 
-    The column is `client_id`. At most `limit` ids are returned, and not many more are read: each
-    list is read in the order of its primary key, and the lists are merged.
+    A list is read in the order of its primary key.
     """
-    of_lists = [
-        select(client_list_member.c.client_id).where(
-            client_list_member.c.list_id == list_id,
+    ids = func.unnest(literal(list(list_ids), ARRAY(BigInteger)))
+    of_list = ids.table_valued("id", name="list").render_derived()
+    member = (
+        select(client_list_member.c.client_id)
+        .where(
+            client_list_member.c.list_id == of_list.c.id,
             client_list_member.c.client_id > after,
             client_list_member.c.client_id <= until,
         )
-        for list_id in list_ids or [NO_LIST]
-    ]
-    listed = union_all(*of_lists).subquery("member")
-    ids = select(listed.c.client_id).distinct().order_by(listed.c.client_id)
-    return (ids if limit is None else ids.limit(limit)).subquery("listed")
+        .order_by(client_list_member.c.client_id)
+        .limit(limit)
+        .offset(BARRIER)
+        .lateral("member")
+    )
+    return select(member.c.client_id).select_from(of_list.join(member, true())).subquery("member")
 
 
 def with_clients(
