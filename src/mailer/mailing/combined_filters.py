@@ -22,8 +22,8 @@ from mailer.mailing.client_filter import (
 MAX_FILTER_VALUES = 5_000
 """Filter values that one statement searches by. A single filter may exceed this limit."""
 MAX_WITH_LISTS, MAX_LISTED_CLIENTS = 20, 200_000
-"""Filters with lists of clients in one statement, and their clients as last counted, after which no
-further filter is added: the statement reads each client of these lists."""
+"""Filters with lists in one statement, and the clients of their lists, after which no further
+filter is added: the statement reads each of these clients."""
 
 
 class SearchValue(NamedTuple):
@@ -59,7 +59,7 @@ class CombinedFilters:
         self._with_lists = 0
         """How many filters have lists of clients."""
         self._listed_clients = 0
-        """The clients whom these filters match, as last counted."""
+        """The clients of the lists of these filters."""
 
     @property
     def is_full(self) -> bool:
@@ -70,10 +70,10 @@ class CombinedFilters:
             or self._listed_clients >= MAX_LISTED_CLIENTS
         )
 
-    def add(self, stored: Any, clients_count: int = 0) -> int:  # noqa: ANN401  # JSON from a row of `mailing`
+    def add(self, stored: Any, listed: int = 0) -> int:  # noqa: ANN401  # JSON from a row of `mailing`
         """Add a stored filter; return its number, the same one for equal filters.
 
-        `clients_count` is the number of clients whom it matched when they were last counted.
+        `listed` is how many clients its lists have together.
         Raises `msgspec.ValidationError` when it is not a valid filter.
         """
         key = msgspec.json.encode(stored, order="deterministic")
@@ -83,7 +83,7 @@ class CombinedFilters:
             parts = _split_filter(client_filter)
             if list_name_keys(client_filter) is not None:
                 self._with_lists += 1
-                self._listed_clients += clients_count
+                self._listed_clients += listed
             self._search_values += ((number, search) for search in parts.search_values)
             self._other_conditions.append({"number": number, **parts.other_conditions})
             self._numbers[key] = number

@@ -7,18 +7,23 @@ The caller owns the transaction. Several workers may run these statements at the
 skips the rows that another worker has locked.
 """
 
+from typing import Any
+
+import msgspec
 from sqlalchemy import ARRAY, BigInteger, bindparam, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from mailer.client.lists.store import sum_sizes
 from mailer.db.tables.mailing import OPEN_MAILING
 from mailer.mailing import combined_filters, mailing_batches
+from mailer.mailing.client_filter import ClientFilter, list_name_keys
 from mailer.mailing.skipped import SkippedMailings
 from mailer.mailing.store import notify_mailings_changed
 
 # A paused mailing is started too: its audience is enqueued, and its messages wait. The clock is in
 # a subquery, which is evaluated once, so that an index can be used.
 DUE_MAILINGS = """
-    SELECT id, client_filter, clients_count FROM mailing
+    SELECT id, client_filter FROM mailing
     WHERE {is_open} AND audience_until IS NULL AND datetime_start <= (SELECT clock_timestamp())
         AND id <> ALL (:skipped)
     ORDER BY datetime_start {order}, id {order} LIMIT :limit FOR UPDATE SKIP LOCKED"""
@@ -66,7 +71,8 @@ async def start_due(
         if filters.is_full:
             break
         with skipped.on_error(due.id):
-            filter_numbers[due.id] = filters.add(due.client_filter, due.clients_count)
+            listed = await _count_listed(connection, due.client_filter)
+            filter_numbers[due.id] = filters.add(due.client_filter, listed)
     ids = list(filter_numbers)
     if ids:
         sizes = await combined_filters.count(connection, filters)
@@ -74,3 +80,9 @@ async def start_due(
         await connection.execute(START, {"ids": ids, "counts": counts})
         await notify_mailings_changed(connection)
     return ids
+
+
+async def _count_listed(connection: AsyncConnection, client_filter: Any) -> int:  # noqa: ANN401  # JSON from a row of `mailing`
+    """Return how many clients the lists in a stored filter have together; 0 without lists."""
+    name_keys = list_name_keys(msgspec.convert(client_filter, ClientFilter))
+    return 0 if name_keys is None else await sum_sizes(connection, name_keys)
