@@ -144,6 +144,19 @@ async def test_a_file_is_shown_before_it_is_imported(
     assert sorted(stored) == [False, True]
 
 
+@pytest.mark.parametrize("columns", ["phone,name", "phone,fields.name"])
+async def test_a_column_that_opt_outs_do_not_have_cannot_be_chosen(
+    api: httpx.AsyncClient, columns: str
+) -> None:
+    headers = BROWSER | {"Content-Type": "text/csv"}
+    content, path = f"phone,name\n{ANNA},A\n", f"{SITE}/opt-outs/import"
+    preview = await api.post(f"{path}/preview?columns={columns}", content=content, headers=headers)
+    assert "columns must name a field for each column" in visible_text(preview.text)
+    refused = await api.post(f"{path}?columns={columns}", content=content, headers=headers)
+    assert refused.status_code == 400
+    assert "<code>columns</code>" in refused.text
+
+
 async def test_a_file_without_good_lines_offers_only_its_wrong_lines(
     api: httpx.AsyncClient,
 ) -> None:

@@ -10,7 +10,7 @@ from mailer.client.columns import CLIENT_FILE_COLUMNS, Column
 from mailer.client.csv_reader import CsvReader, Record
 from mailer.client.decoding import TextDecoder
 from mailer.client.field_columns import ExtraColumns, extra_columns
-from mailer.client.layout import Layout, ignore_extra_columns
+from mailer.client.layout import Layout
 from mailer.client.model import known_zones
 from mailer.client.rejected import RejectedLines
 from mailer.client.rows import RejectedField, RowValidator, StagedRow
@@ -79,7 +79,7 @@ class ImportedFile(Generic[ValidRow]):
         parts: AsyncIterator[bytes],
         columns: Sequence[Column],
         options: ImportOptions,
-        extra: ExtraColumns = ignore_extra_columns,
+        extra: ExtraColumns | None = None,
     ) -> None:
         self.slices = TimeSlices()
         self.decoder = TextDecoder()
