@@ -245,6 +245,38 @@ async def test_a_file_with_a_wrong_header_or_type_is_refused(api: httpx.AsyncCli
     assert (await api.get("/opt-outs")).json()["count"] == 0
 
 
+@pytest.mark.parametrize(
+    ("line", "stored"),
+    [
+        (",2025-01-15 09:30:00", "2025-01-15T09:30:00Z"),
+        (",2025-01-15", "2025-01-15T00:00:00Z"),
+        ("Asia/Omsk,2025-01-15 09:30:00", "2025-01-15T03:30:00Z"),
+        ("Asia/Omsk,2025-01-15T09:30:00Z", "2025-01-15T09:30:00Z"),
+        ("nowhere,2025-01-15T09:30:00Z", "2025-01-15T09:30:00Z"),  # the zone is not needed
+    ],
+)
+async def test_a_time_without_an_offset_is_one_of_the_time_zone_or_of_utc(
+    api: httpx.AsyncClient, line: str, stored: str
+) -> None:
+    content = f"phone,time_zone,opted_out_at\n{PHONE},{line}\n"
+    imported = await api.post("/opt-outs/import", content=content, headers=CSV)
+    assert imported.json()["created"] == 1
+    [created] = (await api.get("/opt-outs")).json()["results"]
+    assert created["opted_out_at"] == stored
+
+
+@pytest.mark.parametrize(
+    ("line", "field"),
+    [("Asia/Tomsk ,2999-01-01", "opted_out_at"), ("nowhere,2025-01-15", "time_zone")],
+)
+async def test_a_wrong_time_or_time_zone_is_reported(
+    api: httpx.AsyncClient, line: str, field: str
+) -> None:
+    content = f"phone,time_zone,opted_out_at\n{PHONE},{line}\n"
+    refused = await api.post("/opt-outs/import", content=content, headers=CSV)
+    assert [error["field"] for error in refused.json()["errors"]] == [field]
+
+
 async def test_the_query_says_what_the_columns_of_a_file_are(api: httpx.AsyncClient) -> None:
     content = f"name,number,since\nA,{PHONE},2025-01-15T09:30:00Z\n"
     path = "/opt-outs/import?columns=,phone,opted_out_at"

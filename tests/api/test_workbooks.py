@@ -144,6 +144,23 @@ async def test_opt_outs_have_the_local_time_of_the_client(
     ]
 
 
+@pytest.mark.parametrize("language", ["en", "ru"])
+async def test_the_workbook_of_opt_outs_is_imported_with_its_times(
+    browser: httpx.AsyncClient, engine: AsyncEngine, language: str
+) -> None:
+    assert (await browser.post("/opt-outs", json={"phone": VIP["phone"]})).status_code == 201
+    await execute(engine, "UPDATE opt_out SET opted_out_at = '2025-01-15 20:30:05Z'")
+    headers = {**BROWSER, "Accept-Language": language}
+    exported = await browser.get(f"{SITE}/opt-outs/export.xlsx", headers=headers)
+    await browser.post("/opt-outs/delete", json={"phone": VIP["phone"]})
+    imported = await browser.post(
+        "/opt-outs/import", content=exported.content, headers={"Content-Type": XLSX_TYPE}
+    )
+    assert (imported.json()["created"], imported.json()["ignored_columns"]) == (1, [])
+    [again] = (await browser.get("/opt-outs")).json()["results"]
+    assert again["opted_out_at"] == "2025-01-15T20:30:05Z"
+
+
 async def test_a_workbook_without_rows_has_its_header(browser: httpx.AsyncClient) -> None:
     assert len(values(await download(browser, "/mailings/1/messages.xlsx?status=sent"))) == 1
     wrong = await browser.get(f"{SITE}/mailings/9/messages.xlsx", headers=BROWSER)

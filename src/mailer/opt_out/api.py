@@ -58,8 +58,9 @@ class OptOutImportOperation(Operation):
         """Set the query, and the media type, the description and an example of the body."""
         text = (
             "A header, then one phone per line. The header must name `phone` and may"
-            " name `opted_out_at`, a date and time with an offset; default: now. Phones, delimiters"
-            " and encodings are as in the import of clients. At most 50 MiB."
+            " name `opted_out_at`, a date and time; default: now. A time without an offset is one"
+            " of the column `time_zone`, or else of UTC. Phones, delimiters and encodings are as in"
+            " the import of clients. At most 50 MiB."
         )
         example = "phone,opted_out_at\n79161234567,2025-01-15T09:30:00Z\n79031234567,\n"
         describe_upload(self, ColumnQuery, text, example)
