@@ -175,7 +175,8 @@ class OptOutLines:
             self.errors += errors
         if self._rejected_lines is not None:
             messages = {error.field: error.message for error in errors}
-            self._rejected_lines.add(self._reader, unreadable, messages)
+            row = [unreadable.line] if unreadable else self._reader.row
+            self._rejected_lines.add(self._reader, row, messages)
 
 
 OPT_OUT_COLUMNS = (
