@@ -23,7 +23,7 @@ BEYOND_SCHEMA = (
     ("to", "must lie between the years 1970 and 9000"),
     ("to", "must not be before from"),
     ("phones", "must not name a phone twice"),
-    ("phones", "must have an entry, or ids must"),
+    ("phones", "or ids must be given"),
     ("ids", "must be a list of ids of clients"),  # 1.0 is an integer in a schema
     ("labels", "must be a list of up to 10 labels of 1 to 32 characters"),  # visible ones
     ("datetime_start", "must lie between the years 1970 and 9000"),

@@ -18,11 +18,14 @@ import msgspec
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.access.model import COMMAND_LINE
+from mailer.client.lists import service as lists
+from mailer.client.lists.model import ListMembers, NewList
 from mailer.clock import database_clock
 from mailer.db.engine import asyncpg_connection
 from mailer.gateway.faults import Faults
 from mailer.gateway.sandbox import CallOptions, SandboxGateway
 from mailer.mailing import service
+from mailer.mailing.client_filter import AudienceLists, ClientFilter
 from mailer.mailing.model import NewMailing
 from mailer.sample_data import (
     TEXT,
@@ -74,6 +77,10 @@ SAMPLE_FIELDS: tuple[dict[str, str], ...] = (
     {},
 )
 """Fields of the clients: some have no bonus, and some no name."""
+
+LIST_NAME, LIST_SIZE = "Loyalty club", 300
+"""A list, and how many clients are on it."""
+BONUS_TEXT = "{{ name | Dear customer }}, your {{ bonus | 0 }} bonus points are valid until Sunday."
 
 DAY = timedelta(days=1)
 HOUR = timedelta(hours=1)
@@ -197,8 +204,12 @@ async def create_demo_data(engine: AsyncEngine) -> None:
     paused_id = (await service.create(engine, paused, COMMAND_LINE)).id
     await service.pause(engine, paused_id, COMMAND_LINE)
 
+    club = await lists.create(engine, NewList(name=LIST_NAME), COMMAND_LINE)
+    await lists.add_members(engine, club.id, ListMembers(ids=ids[:LIST_SIZE]), COMMAND_LINE)
     tomorrow = now.replace(hour=6, minute=0, second=0, microsecond=0) + DAY
-    scheduled = _new_mailing(tomorrow, "Your bonus points are valid until Sunday.", duration=DAY)
+    scheduled = _new_mailing(
+        tomorrow, BONUS_TEXT, client_filter=AudienceLists(lists=[LIST_NAME]), duration=DAY
+    )
     scheduled = msgspec.structs.replace(
         scheduled,
         name="Bonus points",
@@ -241,7 +252,7 @@ async def _create_ended_mailing(
 
 
 def _new_mailing(
-    start: datetime, text: str, *, client_filter: str | None = None, duration: timedelta = HOUR
+    start: datetime, text: str, *, client_filter: ClientFilter = None, duration: timedelta = HOUR
 ) -> NewMailing:
     return NewMailing(
         datetime_start=start,

@@ -51,15 +51,17 @@ async def test_a_list_has_its_name_and_number_of_clients(api: httpx.AsyncClient)
 
 
 async def test_lists_are_paged_newest_first_and_found_by_name(api: httpx.AsyncClient) -> None:
-    ids = [await create_list(api, name) for name in ("A", "B", "C")]
+    ids = [await create_list(api, name) for name in ("A", "100% off", "C")]
     first = (await api.get("/lists?limit=2")).json()
     assert first["count"] == 3
     assert [row["id"] for row in first["results"]] == [ids[2], ids[1]]
     second = (await api.get(first["next"])).json()
     assert [row["id"] for row in second["results"]] == [ids[0]]
-    found = (await api.get("/lists", params={"name": "b"})).json()
-    assert [row["id"] for row in found["results"]] == [ids[1]]
-    assert found["count"] == 1
+    for search in ("OFF", "0%"):
+        found = (await api.get("/lists", params={"search": search})).json()
+        assert [row["id"] for row in found["results"]] == [ids[1]]
+        assert found["count"] == 1
+    assert (await api.get("/lists", params={"search": "%"})).json()["count"] == 1
 
 
 async def test_the_name_of_a_list_is_unique_without_case(api: httpx.AsyncClient) -> None:

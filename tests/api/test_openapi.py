@@ -82,7 +82,7 @@ QUERIES = {
         *("operator_code", "tag", "time_zone", "phone", "list", "opted_out"),
         *("limit", "before", "after"),
     },
-    "/api/v1/lists": {"name", "limit", "before", "after"},
+    "/api/v1/lists": {"search", "limit", "before", "after"},
     "/api/v1/lists/{list_id}/clients": {"limit", "before", "after"},
     "/api/v1/opt-outs": {"phone", "client_id", "limit", "before", "after"},
     "/api/v1/mailings": {

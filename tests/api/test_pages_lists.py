@@ -53,10 +53,10 @@ async def test_the_lists_have_their_number_of_clients_and_are_found_by_name(
     page = await get_text(api, PATH)
     assert "2 lists" in page
     assert re.search(r"Autumn 0 .*Spring, sale 2 ", page)
-    page = await get_text(api, f"{PATH}?name=AUTUMN")
+    page = await get_text(api, f"{PATH}?search=UTU")
     assert "1 list " in page
     assert "Spring" not in page
-    assert "No list has this name." in await get_text(api, f"{PATH}?name=x")
+    assert "No list has this in its name." in await get_text(api, f"{PATH}?search=x")
 
 
 async def test_a_list_is_created_once_with_its_name(api: httpx.AsyncClient) -> None:

@@ -3,8 +3,9 @@
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
-from playwright.async_api import Page
+from playwright.async_api import Page, expect
 from sqlalchemy.ext.asyncio import AsyncEngine
+from tests.browser.page_states import DESK
 from tests.factories import add_clients, add_mailing, execute
 from tests.processes import Gateway, MailerProcess, mailers
 
@@ -43,3 +44,12 @@ async def sign_in(page: Page, name: str, password: str = PASSWORD) -> None:
     await page.locator("[name=name]").fill(name)
     await page.locator("[name=password]").fill(password)
     await page.locator("main button").click()
+
+
+async def wait_until_loaded(page: Page) -> None:
+    """Wait until the scripts of a page run and it is in the browser's time zone.
+
+    A script sets the time zone on the first visit, and loads the page again.
+    """
+    await expect(page.locator("html")).to_have_attribute("data-zone", DESK.time_zone)
+    await page.wait_for_load_state()

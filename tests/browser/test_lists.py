@@ -50,10 +50,22 @@ async def test_a_file_is_put_on_a_list_and_a_mailing_is_for_exactly_its_clients(
     assert mailing["clients_count"] == 3
 
 
+async def test_lists_are_suggested_after_each_comma(page: Page, engine: AsyncEngine) -> None:
+    await put_on_list(engine, "Friends", [])
+    await page.goto("/mailings/new")
+    await page.get_by_label("Clients that match everything").check()
+    field = page.get_by_label("Lists of clients")
+    suggested = "field => Array.from(field.list.options, option => option.value)"
+    await field.fill("Friends, ")
+    assert "Friends, Friends" in await field.evaluate(suggested)
+    await field.fill("Fr")
+    assert "Friends" in await field.evaluate(suggested)
+
+
 @every_page_state
 async def test_the_pages_of_lists_are_accessible_and_fit(page: Page, engine: AsyncEngine) -> None:
     list_id = await put_on_list(engine, "Empty", [])
-    paths = ("", "?name=x", "/new", "/1", "/1/delete", f"/{list_id}")
+    paths = ("", "?search=x", "/new", "/1", "/1/delete", f"/{list_id}")
     for path in (*(f"/clients/lists{path}" for path in paths), "/clients/1", "/clients/import"):
         await page.goto(path)
         await check_accessibility(page)

@@ -10,7 +10,7 @@ from tests.browser import signing_in
 from tests.browser.accessibility import check_accessibility
 from tests.browser.page_errors import PageErrors
 from tests.browser.page_states import PHONE
-from tests.browser.signing_in import mailer_with_users
+from tests.browser.signing_in import mailer_with_users, wait_until_loaded
 from tests.factories import execute, value
 from tests.processes import Gateway, MailerProcess
 
@@ -40,6 +40,7 @@ async def sign_in(page: Page, name: str) -> None:
     """Sign in, and wait until the page shows the user."""
     await signing_in.sign_in(page, name)
     await expect(page.locator("header .user")).to_contain_text(name)
+    await wait_until_loaded(page)
 
 
 async def write_mailing(page: Page) -> None:
@@ -156,6 +157,7 @@ async def test_a_restored_change_of_a_changed_mailing_is_still_a_conflict(
     await page.goto("/mailings/1/edit")
     await sign_in(page, "oleg")
     await page.locator("#text").fill(TEXT)
+    await expect(page.locator("#preview-text")).to_contain_text(TEXT_LENGTH)
     await end_sessions(shared_engine)
     await execute(shared_engine, "UPDATE mailing SET text = 'Theirs', updated_at = now()")
     await page.locator("#save").click()

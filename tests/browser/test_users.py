@@ -11,7 +11,7 @@ from tests.browser.accessibility import check_accessibility
 from tests.browser.measure import overflows
 from tests.browser.page_errors import PageErrors, collecting_errors
 from tests.browser.page_states import DESK, NARROW, PageState, every_page_state
-from tests.browser.signing_in import PASSWORD, mailer_with_users
+from tests.browser.signing_in import PASSWORD, mailer_with_users, wait_until_loaded
 from tests.processes import Gateway, MailerProcess, until
 
 from mailer.roles import Role
@@ -38,15 +38,6 @@ async def sign_in(page: Page, name: str, path: str = "/", password: str = PASSWO
     """Open a page, which redirects to the sign-in form, and sign in."""
     await page.goto(path)
     await signing_in.sign_in(page, name, password)
-
-
-async def wait_until_loaded(page: Page) -> None:
-    """Wait until the scripts of a page run and it is in the browser's time zone.
-
-    A script sets the time zone on the first visit, and loads the page again.
-    """
-    await expect(page.locator("html")).to_have_attribute("data-zone", DESK.time_zone)
-    await page.wait_for_load_state()
 
 
 async def test_a_user_signs_in_on_the_way_to_a_page_and_signs_out(

@@ -50,8 +50,8 @@ class ListIndex(Controller):
         context: NamedDependency[PageContext],
         request: Request[Any, Any, Any],
     ) -> Response[str]:
-        """Show the lists, newest first: all, or the one with the name in the URL."""
-        form, query = read_list_query(request, ListQuery, "name")
+        """Show the lists, newest first: all, or those that the search in the URL finds."""
+        form, query = read_list_query(request, ListQuery, "search")
         if query is None:
             return await context.render_page(
                 "client_lists/list.html", HTTP_400_BAD_REQUEST, form=form, page=None

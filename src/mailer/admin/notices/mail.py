@@ -110,7 +110,11 @@ def _ended_section(ended: UnreachedMailing, reader: Reader) -> Section:
         )
         lines.append(text % {"n": format_number(mailing.sent_messages)})
     values["end"] = format_local_time(mailing.datetime_end, reader.time_zone)
-    title = _("%(mailing)s has ended: %(n)s of %(all)s clients were not reached")
+    title = ngettext(
+        "%(mailing)s has ended: %(n)s of %(all)s clients was not reached",
+        "%(mailing)s has ended: %(n)s of %(all)s clients were not reached",
+        ended.unreached,
+    )
     return Section(title % values, lines, f"/mailings/{mailing.id}")
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from litestar import Controller, Request, delete, get, post
 from litestar.di import NamedDependency
 from litestar.params import JSONBody, Parameter
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Meta, UnsetType
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.access.model import Actor
@@ -20,7 +20,6 @@ from mailer.client.lists.model import (
     AddedMembers,
     ClientList,
     ListMembers,
-    ListName,
     NewList,
     RemovedMembers,
 )
@@ -29,15 +28,24 @@ from mailer.idempotency.model import IdempotencyClaim
 from mailer.validation import MAX_ID
 from mailer.web.body import JsonBody
 from mailer.web.paging import Page, page_of
-from mailer.web.query import PageQuery, accepts_query
+from mailer.web.query import PageQuery, SearchWords, accepts_query
 
 ListId = Annotated[int, Parameter(ge=1, le=MAX_ID, description="The list's id.")]
 
 
 class ListQuery(PageQuery, frozen=True, kw_only=True):
-    """The filter by name, and paging, of the lists of clients."""
+    """The search, and paging, of the lists of clients."""
 
-    name: ListName | UnsetType = UNSET
+    search: (
+        Annotated[
+            SearchWords,
+            Meta(
+                description="Lists with this text anywhere in their name, without regard to case.",
+                examples=["sale"],
+            ),
+        ]
+        | UnsetType
+    ) = UNSET
 
 
 class ListController(Controller):
@@ -59,7 +67,7 @@ class ListController(Controller):
         request: Request[Any, Any, Any],
         query_params: NamedDependency[ListQuery],
     ) -> Page[ClientList]:
-        """List the lists of clients, newest first; with `name` only the one with this name."""
+        """List the lists of clients, newest first; with `search` those with it in their name."""
         async with engine.connect() as connection:
             page = await store.page(connection, query_params.position, **query_params.filters())
         return page_of(page, request, lambda row: ClientList(**row._asdict()))

@@ -133,7 +133,7 @@ class ListMembers(Input, frozen=True, kw_only=True):
             if name in values and not values[name]:
                 yield FieldError(name, "must have an entry")
         if "phones" not in values and "ids" not in values:
-            yield FieldError("phones", "must have an entry, or ids must")
+            yield FieldError("phones", "or ids must be given")
 
 
 class AddedMembers(msgspec.Struct, frozen=True):

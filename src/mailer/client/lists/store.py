@@ -44,11 +44,13 @@ async def get(connection: AsyncConnection, list_id: int) -> ClientList:
     return ClientList(**row._asdict())
 
 
-async def page(connection: AsyncConnection, cursor: Cursor, *, name: str | None = None) -> RowPage:
-    """Return a page of the lists, newest first: all of them, or the one with this name."""
+async def page(
+    connection: AsyncConnection, cursor: Cursor, *, search: str | None = None
+) -> RowPage:
+    """Return a page of the lists, newest first: all, or those with a text in their name."""
     rows = select(*LIST_COLUMNS).where(NOT_DELETED)
-    if name is not None:
-        rows = rows.where(client_list.c.name_key == fold_label(name))
+    if search is not None:
+        rows = rows.where(client_list.c.name_key.contains(fold_label(search), autoescape=True))
     return await fetch_page(connection, rows, client_list.c.id, cursor)
 
 

@@ -20,6 +20,16 @@ document.addEventListener("focusin", (event) => {
   }
 });
 
+// In a field of several values, separated by commas, the suggestions are for the last one.
+document.addEventListener("input", ({ target }) => {
+  if (!target.list || !target.hasAttribute("data-several")) return;
+  const before = target.value.match(/^.*,\s*/)?.[0] ?? "";
+  for (const option of target.list.options) {
+    option.dataset.name ??= option.value;
+    option.value = before + option.dataset.name;
+  }
+});
+
 // A button that prints the page is hidden without scripts.
 document.addEventListener("DOMContentLoaded", () => document.querySelectorAll("[data-print]").forEach((button) => {
   button.hidden = false;
