@@ -36,6 +36,16 @@ def by_xlsxwriter(rows: Rows, **options: Any) -> bytes:
     return file.getvalue()
 
 
+def with_number(value: float, number_format: str) -> bytes:
+    """Return a workbook with one number, which is shown in this format."""
+    file = io.BytesIO()
+    workbook = xlsxwriter.Workbook(file, {"in_memory": True})
+    sheet = workbook.add_worksheet()
+    sheet.write_number(0, 0, value, workbook.add_format({"num_format": number_format}))
+    workbook.close()
+    return file.getvalue()
+
+
 def with_file(workbook: bytes, path: str, content: bytes | None) -> bytes:
     """Return a workbook with another file at `path` inside it; without the file if it is None."""
     result = io.BytesIO()

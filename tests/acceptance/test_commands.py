@@ -37,6 +37,25 @@ async def test_clients_are_imported_from_and_exported_to_csv(
     assert "0 created, 0 updated, 2 unchanged, 0 rejected" in second_import.stderr
 
 
+def test_import_takes_the_columns_as_told_and_puts_the_clients_on_a_list(
+    database_url: str, tmp_path: Path
+) -> None:
+    source, exported = tmp_path / "source.csv", tmp_path / "exported.csv"
+    source.write_text("Mobile,City,Client\n79160000001,Omsk,Vera\n")
+    options = ("--list", "Spring", "--columns", "phone, ,name")
+    imported = run("clients", "import", *options, str(source), database_url=database_url)
+    assert imported.returncode == 0, imported.stderr
+    assert "fields: name" in imported.stderr
+    assert "ignored columns: City" in imported.stderr
+    assert "1 put on the list Spring" in imported.stderr
+    assert run("clients", "export", str(exported), database_url=database_url).returncode == 0
+    assert exported.read_text().splitlines()[1] == "79160000001,916,,UTC,Vera"
+
+    wrong = run("clients", "import", "--columns", "phone", str(source), database_url=database_url)
+    assert wrong.returncode != 0
+    assert "columns: must name a field for each column" in wrong.stderr
+
+
 async def test_import_with_an_invalid_line_exits_1_and_names_the_line(
     database_url: str, tmp_path: Path
 ) -> None:

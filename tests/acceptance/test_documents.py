@@ -34,7 +34,7 @@ async def test_every_call_in_readme_works(
     gateway = await start_gateway(latency=3)  # README's mailing must not finish during the test
     mailer = await start_mailer(**gateway.settings, auth="required")
     blocks_with_calls = [block for block in CODE_BLOCKS if "api" in block]
-    assert len(blocks_with_calls) == 4
+    assert len(blocks_with_calls) == 5
     script = "".join(blocks_with_calls).replace("http://127.0.0.1:8000", mailer.address)
     script = script.replace("curl ", "curl --silent --show-error --fail-with-body ")
     process = subprocess.run(  # noqa: S603  # commands of README

@@ -14,7 +14,8 @@ from tests.factories import OPEN, value
 from tests.workbooks import XLSX, by_xlsxwriter
 
 from mailer.app import create_app
-from mailer.client.api import MAX_CONCURRENT_IMPORTS, MAX_IMPORT_BYTES
+from mailer.client.api import MAX_IMPORT_BYTES
+from mailer.client.upload import MAX_CONCURRENT_IMPORTS
 from mailer.client.workbook import NOT_A_WORKBOOK, OLD_WORKBOOK
 from mailer.web.body import MAX_BODY_BYTES
 

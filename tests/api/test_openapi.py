@@ -192,6 +192,12 @@ def test_operation_ids_are_unique(
     assert len(set(names)) == len(names)
 
 
+def test_the_parameters_of_a_route_are_unique(operations: dict[Call, dict[str, Any]]) -> None:
+    for call, operation in operations.items():
+        keys = [(each["name"], each["in"]) for each in operation.get("parameters", [])]
+        assert len(set(keys)) == len(keys), call
+
+
 @pytest.mark.parametrize("path", QUERIES)
 def test_every_query_parameter_is_described(
     operations: dict[Call, dict[str, Any]], path: str

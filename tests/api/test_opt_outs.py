@@ -245,6 +245,69 @@ async def test_a_file_with_a_wrong_header_or_type_is_refused(api: httpx.AsyncCli
     assert (await api.get("/opt-outs")).json()["count"] == 0
 
 
+@pytest.mark.parametrize(
+    ("line", "stored"),
+    [
+        (",2025-01-15 09:30:00", "2025-01-15T09:30:00Z"),
+        (",2025-01-15", "2025-01-15T00:00:00Z"),
+        ("Asia/Omsk,2025-01-15 09:30:00", "2025-01-15T03:30:00Z"),
+        ("Asia/Omsk,2025-01-15T09:30:00Z", "2025-01-15T09:30:00Z"),
+        ("nowhere,2025-01-15T09:30:00Z", "2025-01-15T09:30:00Z"),  # the zone is not needed
+    ],
+)
+async def test_a_time_without_an_offset_is_one_of_the_time_zone_or_of_utc(
+    api: httpx.AsyncClient, line: str, stored: str
+) -> None:
+    content = f"phone,time_zone,opted_out_at\n{PHONE},{line}\n"
+    imported = await api.post("/opt-outs/import", content=content, headers=CSV)
+    assert imported.json()["created"] == 1
+    [created] = (await api.get("/opt-outs")).json()["results"]
+    assert created["opted_out_at"] == stored
+
+
+@pytest.mark.parametrize(
+    ("line", "field"),
+    [("Asia/Tomsk ,2999-01-01", "opted_out_at"), ("nowhere,2025-01-15", "time_zone")],
+)
+async def test_a_wrong_time_or_time_zone_is_reported(
+    api: httpx.AsyncClient, line: str, field: str
+) -> None:
+    content = f"phone,time_zone,opted_out_at\n{PHONE},{line}\n"
+    refused = await api.post("/opt-outs/import", content=content, headers=CSV)
+    assert [error["field"] for error in refused.json()["errors"]] == [field]
+
+
+async def test_the_query_says_what_the_columns_of_a_file_are(api: httpx.AsyncClient) -> None:
+    content = f"name,number,since\nA,{PHONE},2025-01-15T09:30:00Z\n"
+    path = "/opt-outs/import?columns=,phone,opted_out_at"
+    assert (await api.post(path, content=content, headers=CSV)).json()["created"] == 1
+    [created] = (await api.get("/opt-outs")).json()["results"]
+    assert created["opted_out_at"] == "2025-01-15T09:30:00Z"
+
+
+@pytest.mark.parametrize("columns", ["phone,name", "phone,tag", "phone,fields.name", "phone"])
+async def test_a_file_of_opt_outs_has_no_columns_of_clients(
+    api: httpx.AsyncClient, columns: str
+) -> None:
+    path = f"/opt-outs/import?columns={columns}"
+    refused = await api.post(path, content=f"phone,name\n{PHONE},A\n", headers=CSV)
+    assert refused.status_code == 400
+    assert field_errors(refused).keys() == {"columns"}
+    assert (await api.get("/opt-outs")).json()["count"] == 0
+
+
+async def test_the_answer_as_csv_is_the_file_of_rejected_lines(api: httpx.AsyncClient) -> None:
+    content = f"phone,since\n{PHONE},\n916,x\n"
+    answer = await api.post("/opt-outs/import", content=content, headers=CSV | AS_CSV)
+    assert answer.headers["Content-Type"].startswith("text/csv")
+    assert answer.headers["Import-Counts"] == "created=1, unchanged=0, rejected=1"
+    header, line = answer.content.decode("utf-8-sig").splitlines()
+    assert header == "phone,since,rejected_reason"
+    assert line.startswith('916,x,"phone: must be')
+    refused = await api.post("/opt-outs/import", content=content, headers=CSV | AS_CSV | KEY)
+    assert field_errors(refused).keys() == {"Idempotency-Key"}
+
+
 async def test_a_repeated_import_reports_the_first_result_without_values(
     api: httpx.AsyncClient,
 ) -> None:

@@ -95,7 +95,8 @@ async def test_a_phone_is_found_in_every_usual_notation(
     await create_client(api, phone=BORIS)
     page = await get_page(api, f"/clients?phone={notation}")
     assert listed_phones(page) == [BORIS]
-    assert form_values(page)["phone"] == notation.replace("%2B", "+")
+    filter_form = page.partition('action="/clients.csv"')[0]
+    assert form_values(filter_form)["phone"] == notation.replace("%2B", "+")
 
 
 @pytest.mark.parametrize("digits", ["0002", "00 02", "000-00-02", "0300-00002", "9030000002"])
@@ -108,7 +109,7 @@ async def test_a_client_is_found_by_the_last_digits_of_the_phone(
     assert listed_phones(await get_page(api, f"/clients?phone={digits}")) == [BORIS]
     assert listed_phones(await get_page(api, f"/clients?phone={digits}&tag=vip")) == [BORIS]
     assert "No clients match." in await get_page(api, f"/clients?phone={digits}&tag=new")
-    exported = (await api.get(f"{SITE}/clients.csv?phone={digits}")).text
+    exported = (await api.get(f"{SITE}/clients.csv?phone={digits}")).content.decode("utf-8-sig")
     assert [line.split(",")[0] for line in exported.splitlines()] == ["phone", BORIS]
 
 
@@ -164,11 +165,28 @@ async def test_the_export_contains_the_filtered_clients(api: httpx.AsyncClient) 
     await create_client(api, phone=ANNA, tag="vip")
     await create_client(api, phone=BORIS)
     page = await get_page(api, "/clients?phone=%2B7+916+000-00-01")
-    link = re.search(r'href="(/clients.csv[^"]*)"', page)
-    assert link is not None
-    response = await api.get(f"{SITE}{link[1]}", headers=BROWSER)
+    assert f'<input type="hidden" name="phone" value="{ANNA}">' in page
+    response = await api.get(f"{SITE}/clients.csv?phone={ANNA}&separator=comma", headers=BROWSER)
     assert response.headers["Content-Disposition"] == 'attachment; filename="clients.csv"'
-    assert response.text == f"phone,operator_code,tag,time_zone\n{ANNA},916,vip,UTC\n"
+    assert response.text == f"\ufeffphone,operator_code,tag,time_zone\n{ANNA},916,vip,UTC\n"
+
+
+async def test_the_export_is_one_that_excel_opens_in_the_language_of_the_page(
+    api: httpx.AsyncClient,
+) -> None:
+    await create_client(api, phone=ANNA, tag="Лёд")
+    url, russian = f"{SITE}/clients.csv", BROWSER | {"Accept-Language": "ru"}
+    exported = await api.get(url, headers=russian)
+    assert exported.text == f"\ufeffphone;operator_code;tag;time_zone\n{ANNA};916;Лёд;UTC\n"
+    chosen = await api.get(f"{url}?separator=comma", headers=russian)
+    assert chosen.text == exported.text.replace(";", ",")
+    wrong = await api.get(f"{url}?separator=tab", headers=BROWSER)
+    assert wrong.status_code == 400
+    headers = {"Content-Type": "text/csv"}
+    imported = await api.post("/clients/import", content=exported.content, headers=headers)
+    assert imported.json()["unchanged"] == 1
+    of_api = await api.get("/clients", headers={"Accept": "text/csv"})
+    assert of_api.text.startswith("phone,operator_code")
 
 
 async def test_a_client_is_created_with_defaults_for_blank_fields(api: httpx.AsyncClient) -> None:

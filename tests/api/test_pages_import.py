@@ -11,7 +11,7 @@ from tests.api.browser_session import BROWSER
 from tests.factories import OPEN
 from tests.workbooks import XLSX, by_openpyxl
 
-from mailer.admin.clients.importing import render_refusal
+from mailer.admin.clients.importing import UPLOAD_OPTIONS
 from mailer.app import create_app
 from mailer.client.api import MAX_IMPORT_BYTES
 from mailer.limits import BusyError
@@ -229,6 +229,7 @@ async def test_an_unusable_file_is_refused_with_the_reason(
 
 async def test_every_failure_of_an_upload_has_its_own_message(engine: AsyncEngine) -> None:
     request: Any = RequestFactory(create_app(engine, settings=OPEN)).post("/clients/import")
+    render_refusal = UPLOAD_OPTIONS["exception_handlers"][Exception]
 
     stalled = render_refusal(request, StalledUploadError())
     assert stalled.status_code == 408

@@ -18,6 +18,7 @@ from tests.api.forms import (
     visible_text,
 )
 from tests.factories import add_clients, put_on_list
+from tests.workbook_reading import load, values
 
 PATH = "/clients/lists"
 ANNA = "79160000001"
@@ -159,10 +160,21 @@ async def test_a_viewer_sees_lists_and_cannot_change_them(
 async def test_clients_are_found_by_the_name_of_their_list(api: httpx.AsyncClient) -> None:
     page = await get_html(api, "/clients?list=SPRING, sale")
     assert "2 clients" in page
-    assert "/clients.csv?list=SPRING%2C+sale" in page
+    assert '<input type="hidden" name="list" value="SPRING, sale">' in page
     assert "1 client" in await get_html(api, "/clients?list=Spring, sale&tag=VIP")
     page = await get_html(api, "/clients?list=Summer", status=400)
     assert form_errors(page) == {"list": "must name existing lists; not found: Summer"}
+
+
+async def test_the_clients_of_a_list_are_downloaded(api: httpx.AsyncClient, list_id: int) -> None:
+    page = await get_html(api, f"{PATH}/{list_id}")
+    assert '<form class="actions" method="get" action="/clients.csv">' in page
+    assert '<input type="hidden" name="list" value="Spring, sale">' in page
+    assert 'formaction="/clients.xlsx"' in page
+    query = "list=Spring, sale&separator=comma"
+    workbook = load(await api.get(f"{SITE}/clients.xlsx?{query}", headers=BROWSER))
+    text = (await api.get(f"{SITE}/clients.csv?{query}", headers=BROWSER)).text
+    assert len(values(workbook)) == len(text.splitlines()) == 3
 
 
 async def test_the_page_of_a_client_has_the_lists(api: httpx.AsyncClient, list_id: int) -> None:

@@ -96,8 +96,16 @@ async def test_a_phone_is_opted_in_after_a_question(api: httpx.AsyncClient) -> N
 async def test_the_list_is_downloaded_as_csv(api: httpx.AsyncClient) -> None:
     await create_client(api, phone=ANNA)
     await opt_out(api, ANNA)
-    response = await api.get(f"{SITE}/opt-outs/export.csv")
-    assert response.text.splitlines()[1].startswith(f"{ANNA},")
+    url = f"{SITE}/opt-outs/export.csv"
+    assert 'action="/opt-outs/export.csv"' in await get_page(api, "/opt-outs")
+    header, line = (await api.get(url)).text.splitlines()
+    assert header == "\ufeffphone,opted_out_at"
+    assert line.startswith(f"{ANNA},")
+    russian = await api.get(url, headers=BROWSER | {"Accept-Language": "ru"})
+    assert russian.text.splitlines()[0] == "\ufeffphone;opted_out_at"
+    chosen = await api.get(f"{url}?separator=semicolon", headers=BROWSER)
+    assert chosen.text == russian.text
+    assert (await api.get(f"{url}?separator=tab", headers=BROWSER)).status_code == 400
 
 
 async def test_a_file_is_imported_and_its_wrong_lines_are_shown(api: httpx.AsyncClient) -> None:
@@ -142,6 +150,19 @@ async def test_a_file_is_shown_before_it_is_imported(
         engine, "SELECT array_agg(opted_out_at < '2025-02-01' ORDER BY id) FROM opt_out"
     )
     assert sorted(stored) == [False, True]
+
+
+@pytest.mark.parametrize("columns", ["phone,name", "phone,fields.name"])
+async def test_a_column_that_opt_outs_do_not_have_cannot_be_chosen(
+    api: httpx.AsyncClient, columns: str
+) -> None:
+    headers = BROWSER | {"Content-Type": "text/csv"}
+    content, path = f"phone,name\n{ANNA},A\n", f"{SITE}/opt-outs/import"
+    preview = await api.post(f"{path}/preview?columns={columns}", content=content, headers=headers)
+    assert "columns must name a field for each column" in visible_text(preview.text)
+    refused = await api.post(f"{path}?columns={columns}", content=content, headers=headers)
+    assert refused.status_code == 400
+    assert "<code>columns</code>" in refused.text
 
 
 async def test_a_file_without_good_lines_offers_only_its_wrong_lines(
@@ -196,7 +217,7 @@ async def test_the_list_of_clients_shows_and_finds_opted_out_clients(
     assert listed_phones(await get_page(api, "/clients?opted_out=true")) == [ANNA]
     others = await get_page(api, "/clients?opted_out=false&limit=1")
     assert listed_phones(others) == [BORIS]
-    assert "/clients.csv?opted_out=false" in others
+    assert '<input type="hidden" name="opted_out" value="false">' in others
 
 
 async def test_the_question_before_a_deletion_says_that_the_opt_out_stays(

@@ -123,8 +123,9 @@ async def test_the_workbook_of_clients_is_imported_unchanged(
 
 async def test_the_filters_of_the_page_apply_to_its_workbook(browser: httpx.AsyncClient) -> None:
     page = (await browser.get(f"{SITE}/clients?phone=0001", headers=BROWSER)).text
-    assert "/clients.xlsx?phone=0001" in page
-    [_, only] = values(await download(browser, "/clients.xlsx?phone=0001"))
+    assert 'formaction="/clients.xlsx"' in page
+    assert '<input type="hidden" name="phone" value="0001">' in page
+    [_, only] = values(await download(browser, "/clients.xlsx?phone=0001&separator=comma"))
     assert only == ("79160000001", "916", "VIP;=1+1", "Asia/Omsk")
     wrong = await browser.get(f"{SITE}/clients.xlsx?operator_code=9", headers=BROWSER)
     assert wrong.status_code == 400
@@ -141,6 +142,23 @@ async def test_opt_outs_have_the_local_time_of_the_client(
         ("Phone", "Time zone", "Opted out at, local time"),
         ("79160000001", "Asia/Omsk", datetime(2025, 1, 16, 2, 30, 5)),  # noqa: DTZ001
     ]
+
+
+@pytest.mark.parametrize("language", ["en", "ru"])
+async def test_the_workbook_of_opt_outs_is_imported_with_its_times(
+    browser: httpx.AsyncClient, engine: AsyncEngine, language: str
+) -> None:
+    assert (await browser.post("/opt-outs", json={"phone": VIP["phone"]})).status_code == 201
+    await execute(engine, "UPDATE opt_out SET opted_out_at = '2025-01-15 20:30:05Z'")
+    headers = {**BROWSER, "Accept-Language": language}
+    exported = await browser.get(f"{SITE}/opt-outs/export.xlsx", headers=headers)
+    await browser.post("/opt-outs/delete", json={"phone": VIP["phone"]})
+    imported = await browser.post(
+        "/opt-outs/import", content=exported.content, headers={"Content-Type": XLSX_TYPE}
+    )
+    assert (imported.json()["created"], imported.json()["ignored_columns"]) == (1, [])
+    [again] = (await browser.get("/opt-outs")).json()["results"]
+    assert again["opted_out_at"] == "2025-01-15T20:30:05Z"
 
 
 async def test_a_workbook_without_rows_has_its_header(browser: httpx.AsyncClient) -> None:

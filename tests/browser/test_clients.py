@@ -241,10 +241,10 @@ async def test_a_hostile_tag_is_escaped(
 async def test_the_download_contains_the_filtered_clients(page: Page) -> None:
     await page.goto("/clients?tag=vip")
     async with page.expect_download() as downloading:
-        await page.get_by_role("link", name="Download as CSV").click()
+        await page.get_by_role("button", name="Download as CSV").click()
     download = await downloading.value
     assert download.suggested_filename == "clients.csv"
-    lines = Path(await download.path()).read_text().splitlines()
+    lines = Path(await download.path()).read_text("utf-8-sig").splitlines()
     header = "phone,operator_code,tag,time_zone,name"
     assert lines == [header, f"{ANNA},916,vip,Europe/Moscow,Anna"]
 

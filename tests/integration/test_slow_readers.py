@@ -16,8 +16,8 @@ from tests.served import GET, listening, served_normally, talk, talks
 from mailer.access import keys
 from mailer.access.model import COMMAND_LINE
 from mailer.app import create_app
-from mailer.client import api as client_api
-from mailer.client.api import MAX_CONCURRENT_IMPORTS
+from mailer.client import upload
+from mailer.client.upload import MAX_CONCURRENT_IMPORTS
 from mailer.db.csv_export import CsvPart
 from mailer.limits import BusyError, ConcurrencyLimiter
 from mailer.web.asgi_wrappers import wrap_asgi
@@ -134,7 +134,7 @@ async def test_waiting_too_long_for_an_import_slot_is_503_with_retry_after(
 ) -> None:
     async with contextlib.AsyncExitStack() as stack:
         for _ in range(MAX_CONCURRENT_IMPORTS):
-            await stack.enter_async_context(client_api.IMPORT_LIMITER.slot(None))
+            await stack.enter_async_context(upload.IMPORT_LIMITER.slot(None))
         async with listening(create_app(engine, settings=OPEN)) as port, talk(port) as late:
             await late.say(
                 b"POST /api/v1/clients/import HTTP/1.1\r\nHost: x\r\nContent-Type: text/csv\r\n"
@@ -207,7 +207,7 @@ async def test_each_api_key_runs_one_import_at_a_time(engine: AsyncEngine) -> No
         await unfinished.say(upload_head.format(first_secret, 100).encode())
         async with asyncio.timeout(EVENT_TIMEOUT):
             first_key = ("key", 1)  # as the limiter knows the owner of `first_secret`
-            while not await is_too_busy(client_api.IMPORT_LIMITER, first_key):
+            while not await is_too_busy(upload.IMPORT_LIMITER, first_key):
                 await asyncio.sleep(0.01)
 
         await of_same_key.say(upload_head.format(first_secret, len("phone\n")).encode())

@@ -109,11 +109,11 @@ def test_ignored_columns_are_named_but_a_phone_is_never_shown() -> None:
 
 def test_chosen_fields_must_fit_the_file() -> None:
     layout = layout_of("a,b,c")
-    chosen = layout.with_fields(("tag", "", "phone"), CLIENT_FILE_COLUMNS)
+    chosen = layout.with_fields(("tag", "", "phone"), CLIENT_FILE_COLUMNS, named_too=True)
     assert chosen.fields == ("tag", "", "phone")
     for wrong in (("phone",), ("phone", "tag", "Name"), ("",) * 4):
         with pytest.raises(LayoutError):
-            layout.with_fields(wrong, CLIENT_FILE_COLUMNS)
+            layout.with_fields(wrong, CLIENT_FILE_COLUMNS, named_too=True)
 
 
 def test_columns_of_opt_outs_are_found_too() -> None:

@@ -1,7 +1,7 @@
 """Writing the first sheet of a workbook as CSV, inside this process."""
 
 import io
-from datetime import date, datetime, time
+from datetime import date, datetime, time, timedelta
 
 import pytest
 from tests import workbooks
@@ -27,13 +27,45 @@ def converted(workbook: bytes) -> list[str]:
         (79161234567.0, "79161234567"),
         (1.5, "1.5"),
         (True, "TRUE"),
-        (datetime(2030, 1, 2, 3, 4), "2030-01-02T03:04:00"),  # noqa: DTZ001  # as in Excel
+        (3.3000000000000003, "3.3"),
+        (1e21, "1e+21"),
+        (datetime(2030, 1, 2, 3, 4), "2030-01-02 03:04:00"),  # noqa: DTZ001  # as in Excel
+        (datetime(2030, 1, 2), "2030-01-02"),  # noqa: DTZ001  # as above
         (date(2030, 1, 2), "2030-01-02"),
         (time(3, 4), "03:04:00"),
+        (timedelta(hours=30), "30:00:00"),
+        (-timedelta(minutes=90), "-1:30:00"),
     ],
 )
 def test_every_kind_of_value_becomes_a_text_on_one_line(value: object, text: str) -> None:
     assert to_text(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "number_format", "text"),
+    [
+        (45672, "dd.mm.yyyy", "2025-01-15"),
+        (45672.5, "dd.mm.yyyy hh:mm", "2025-01-15 12:00:00"),
+        (1.25, "[h]:mm", "30:00:00"),
+        (0.25, "h:mm", "06:00:00"),
+        (0.2, "0%", "20%"),
+        (0.29, "0%", "29%"),
+        (0.125, "0%", "12.5%"),
+        (1, "0.00%", "100%"),
+        (0.2, '0.0"%"', "0.2"),
+        (0.07 * 100, "General", "7"),
+        (1234.5, '# ##0.00 "₽"', "1234.5"),
+    ],
+)
+def test_a_number_is_imported_as_its_format_shows_it(
+    value: float, number_format: str, text: str
+) -> None:
+    assert converted(workbooks.with_number(value, number_format)) == [text]
+
+
+def test_a_stored_number_has_the_digits_that_excel_shows() -> None:
+    row = '<row r="1"><c r="A1"><v>3.3000000000000003</v></c></row>'
+    assert converted(workbooks.with_sheet(row)) == ["3.3"]
 
 
 def test_each_row_is_one_line_and_rows_are_filled_to_the_width_of_the_sheet() -> None:

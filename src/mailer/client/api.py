@@ -1,34 +1,23 @@
 """API routes for the clients of the directory."""
 
-from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from http import HTTPStatus
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 from litestar import Controller, Request, get, patch, post
 from litestar.di import NamedDependency
-from litestar.exceptions import HTTPException
-from litestar.openapi.spec import (
-    OpenAPIFormat,
-    OpenAPIMediaType,
-    OpenAPIType,
-    Operation,
-    RequestBody,
-    Schema,
-)
+from litestar.openapi.spec import Operation
 from litestar.params import JSONBody, Parameter
 from msgspec import UNSET, Meta, UnsetType
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.access.model import Actor
 from mailer.client import service, store
-from mailer.client.decoding import Encoding
 from mailer.client.exporting import export_clients
 from mailer.client.importing import ImportReport, import_clients
-from mailer.client.layout import MAX_COLUMNS
-from mailer.client.lists.model import ListChoice, ListName
+from mailer.client.lists.model import ListName, ListToJoin
 from mailer.client.model import (
     Client,
     ClientChange,
@@ -41,58 +30,22 @@ from mailer.client.model import (
 )
 from mailer.client.reading import AS_DETECTED, ImportOptions
 from mailer.client.rejected import RejectedLines
-from mailer.client.workbook import require_workbook
-from mailer.errors import FieldError, InvalidError
+from mailer.client.upload import (
+    ColumnQuery,
+    describe_upload,
+    import_or_return_rejected,
+    uploaded_file,
+)
+from mailer.errors import FieldError
 from mailer.idempotency.model import IdempotencyClaim
-from mailer.limits import ConcurrencyLimiter
 from mailer.validation import MAX_ID
-from mailer.web.body import JsonBody, StalledUploadError, read_with_stall_timeout
-from mailer.web.download import Download, csv_answer, wants_csv
+from mailer.web.body import JsonBody, StalledUploadError
+from mailer.web.download import csv_answer, wants_csv
 from mailer.web.paging import Page, page_of
-from mailer.web.query import PageQuery, accepts_query, query_parameters, read_query
-from mailer.web.workbook import XLSX_TYPE
+from mailer.web.query import PageQuery, accepts_query, read_query
 
 MAX_IMPORT_BYTES = 1024**3
 """Bytes of an imported file, 1 GiB: about thirty million clients."""
-COUNTS_HEADER = "Import-Counts"
-"""The header with the counts of an import whose response is the file of rejected lines."""
-MAX_CONCURRENT_IMPORTS = 2
-"""Imports at once. Each occupies a connection of the pool that all requests share."""
-CHARSETS = frozenset({"utf8", "cp1251", *(name.lower() for name in get_args(Encoding))})
-"""Charsets accepted in Content-Type. The encoding itself is detected from the file."""
-IMPORT_LIMITER = ConcurrencyLimiter(MAX_CONCURRENT_IMPORTS, per_owner=1, timeout=5.0)
-"""Allows each API key or user one import at once. Another one waits up to 5 seconds for a slot."""
-
-
-@asynccontextmanager
-async def uploaded_file(
-    request: Request[Any, Any, Any], actor: Actor
-) -> AsyncIterator[AsyncIterator[bytes]]:
-    """Yield the parts of the CSV file or Excel workbook in the body of a request.
-
-    Raises `StalledUploadError` and `LongUploadError` when the upload takes too long; `BusyError`
-    when no slot becomes free; HTTPException 415 when the Content-Type is another one or names a
-    charset not in `CHARSETS`. The parts raise `InvalidError` when the file is no workbook, although
-    the Content-Type says so.
-    """
-    media_type, options = request.content_type
-    is_csv = media_type == "text/csv" and options.get("charset", "utf-8").lower() in CHARSETS
-    if not is_csv and media_type != XLSX_TYPE:
-        raise HTTPException(
-            "Send CSV (UTF-8, UTF-16 or windows-1251) as Content-Type: text/csv,"
-            " or an Excel workbook (.xlsx) as"
-            " application/vnd.openxmlformats-officedocument.spreadsheetml.sheet.",
-            status_code=HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
-        )
-    async with (
-        IMPORT_LIMITER.slot(actor.quota_key),
-        aclosing(read_with_stall_timeout(request.stream())) as parts,
-    ):
-        if is_csv:
-            yield parts
-            return
-        async with aclosing(require_workbook(parts)) as workbook_parts:
-            yield workbook_parts
 
 
 async def import_upload(
@@ -110,49 +63,15 @@ async def import_upload(
         return await import_clients(engine, parts, actor, claim, options)
 
 
-class ImportQuery(ListChoice, frozen=True, kw_only=True):
+class ImportQuery(ColumnQuery, frozen=True, kw_only=True):
     """Query parameters of the import."""
 
-    columns: (
-        Annotated[
-            list[str],
-            Meta(
-                max_length=MAX_COLUMNS,
-                description="What each column of the file is, in the file's order, instead of what"
-                " its header says: `phone`, `operator_code`, `tag`, `time_zone`, the name of a"
-                " field, or nothing for a column to ignore. For example `phone,,name`. A field that"
-                " is called like a column is written as `fields.tag`.",
-                extra={"rule": f"must have one entry for each of up to {MAX_COLUMNS} columns"},
-            ),
-        ]
-        | UnsetType
-    ) = UNSET
+    list: ListToJoin | UnsetType = UNSET
 
     def options(self, rejected: RejectedLines | None = None) -> ImportOptions:
-        """Return the options of the import; `rejected` receives all rejected lines.
-
-        A blank parameter is the same as none.
-        """
-        columns = None if self.columns is UNSET or self.columns == [""] else self.columns
-        return ImportOptions(columns, rejected, list_name=self.list_name)
-
-
-async def _import_and_return_rejected(
-    engine: AsyncEngine, request: Request[Any, Any, Any], actor: Actor, query: ImportQuery
-) -> Download:
-    """Import the file in the body of a request; return a response with the rejected lines."""
-    with RejectedLines() as rejected:
-        options = query.options(rejected)
-        report = await import_upload(engine, request, actor, options=options)
-        answer = await rejected_answer(rejected, actor)
-    counts = ("created", "updated", "unchanged", "rejected")
-    answer.headers[COUNTS_HEADER] = ", ".join(f"{name}={getattr(report, name)}" for name in counts)
-    return answer
-
-
-async def rejected_answer(rejected: RejectedLines, actor: Actor) -> Download:
-    """Return a response that downloads the rejected lines."""
-    return await csv_answer("rejected.csv", rejected.parts(), actor.quota_key)
+        """Return the options of the import; `rejected` receives all rejected lines."""
+        list_name = None if self.list is UNSET else self.list
+        return super().options(rejected)._replace(list_name=list_name)
 
 
 ClientId = Annotated[int, Parameter(ge=1, le=MAX_ID, description="The client's id.")]
@@ -184,24 +103,14 @@ class ClientQuery(PageQuery, frozen=True, kw_only=True):
         yield from unknown_zone_errors(values)
 
 
-def workbook_media() -> OpenAPIMediaType:
-    """Return the OpenAPI description of an Excel workbook as a body."""
-    description = "The first sheet has the same columns, with or without a header. At most 64 MiB."
-    return OpenAPIMediaType(
-        schema=Schema(type=OpenAPIType.STRING, format=OpenAPIFormat.BINARY, description=description)
-    )
-
-
 @dataclass  # as its base class
 class ImportOperation(Operation):
     """OpenAPI operation of the import. It describes the body, which the handler reads itself."""
 
     def __post_init__(self) -> None:
         """Set the query, and the media type, the description and an example of the body."""
-        self.parameters = [*(self.parameters or ()), *query_parameters(ImportQuery)]
-        text = Schema(
-            type=OpenAPIType.STRING,
-            description="A header, then one client per line. The header must name `phone` and may"
+        text = (
+            "A header, then one client per line. The header must name `phone` and may"
             " name `operator_code`, `tag` and `time_zone`, in any order, in English or Russian"
             " (`телефон`, `код оператора`, `тег` or `метка`, `часовой пояс`). Other columns whose"
             " names are valid for a field, such as `name`, are imported as fields; columns with"
@@ -211,13 +120,10 @@ class ImportOperation(Operation):
             " `8 916 123 45 67`. The delimiter (comma, semicolon or tab)"
             " is detected in the first lines. The encoding is UTF-8, UTF-16 or windows-1251; the"
             " response names it unless it is UTF-8. At most 1 GiB. An apostrophe that keeps a"
-            " spreadsheet from running a tag as a formula, as in `'=1+1`, is removed.",
+            " spreadsheet from running a tag as a formula, as in `'=1+1`, is removed."
         )
         example = "phone,tag,time_zone,name\n79161234567,vip,Europe/Moscow,Anna\n79031234567,,,\n"
-        media = OpenAPIMediaType(schema=text, example=example)
-        content = {"text/csv": media, XLSX_TYPE: workbook_media()}
-        self.request_body = RequestBody(content=content, required=True)
-        self.parameters = [*(self.parameters or ()), *query_parameters(ListChoice)]
+        describe_upload(self, ImportQuery, text, example)
 
 
 class ClientController(Controller):
@@ -268,12 +174,12 @@ class ClientController(Controller):
         counts. An `Idempotency-Key` is then refused, because the response would be stored.
         """
         query = read_query(request, ImportQuery)
-        if not wants_csv(request):
-            return await import_upload(engine, request, by, claim, query.options())
-        if claim is not None:
-            message = "cannot be given together with Accept: text/csv"
-            raise InvalidError([FieldError("Idempotency-Key", message)])
-        return await _import_and_return_rejected(engine, request, by, query)  # type: ignore[return-value]  # the OpenAPI schema shows the JSON response
+        return await import_or_return_rejected(  # type: ignore[return-value]  # the OpenAPI schema shows the JSON response
+            request,
+            by,
+            claim,
+            lambda rejected: import_upload(engine, request, by, claim, query.options(rejected)),
+        )
 
     @get(required_scope="read", **accepts_query(ClientQuery, or_csv=True))
     async def list_clients(

@@ -52,13 +52,14 @@ def _is_operator_code(text: str) -> bool:
     return len(text) == OPERATOR_CODE_LENGTH and text.isascii() and text.isdigit()
 
 
-def _aliases(*names: str) -> frozenset[str]:
+def header_names(*names: str) -> frozenset[str]:
+    """Return the `aliases` of a column with these names in headers."""
     return frozenset(map(column_key, names))
 
 
 PHONE = Column(
     "phone",
-    _aliases(
+    header_names(
         *("phone number", "mobile", "mobile phone", "mobile number", "cell", "cell phone"),
         *("telephone", "telephone number", "tel", "phone no", "msisdn"),
         *("телефон", "номер телефона", "тел", "№ телефона", "телефонный номер"),
@@ -76,11 +77,19 @@ PHONE = Column(
     ),
     is_phone,
 )
+TIME_ZONE = Column(
+    "time_zone",
+    header_names(
+        *("tz", "time zone name", "часовой пояс", "час. пояс", "часовая зона"),
+        *("временная зона", "таймзона", "тайм-зона"),
+    ),
+    lambda text: text in known_zones(),
+)
 CLIENT_FILE_COLUMNS = (
     PHONE,
     Column(
         "operator_code",
-        _aliases(
+        header_names(
             *("mobile operator code", "operator prefix", "def code", "def"),
             *("код оператора", "код мобильного оператора", "код опер.", "def-код", "код def"),
         ),
@@ -88,17 +97,10 @@ CLIENT_FILE_COLUMNS = (
     ),
     Column(
         "tag",
-        _aliases("tags", "label", "labels", "тег", "теги", "тэг", "тэги", "метка", "метки"),
+        header_names("tags", "label", "labels", "тег", "теги", "тэг", "тэги", "метка", "метки"),
         lambda text: len(text) <= MAX_TAG_LENGTH,
         is_distinctive=False,
     ),
-    Column(
-        "time_zone",
-        _aliases(
-            *("tz", "time zone name", "часовой пояс", "час. пояс", "часовая зона"),
-            *("временная зона", "таймзона", "тайм-зона"),
-        ),
-        lambda text: text in known_zones(),
-    ),
+    TIME_ZONE,
 )
 """The columns of a file of clients. The first one is required."""

@@ -22,7 +22,6 @@ from mailer.client.layout import (
     LayoutError,
     detect_layout,
     header_error,
-    ignore_extra_columns,
 )
 from mailer.errors import FieldError, InvalidError
 from mailer.text import strip_invisible
@@ -59,6 +58,7 @@ class CsvReader:
     The delimiter and the columns are found in the first lines (`detect_layout`). `chosen` are the
     fields of the file's columns, if a user has chosen them; a column with an empty one is ignored.
     Otherwise `extra` gives the names in the header a meaning that are not those of `columns`.
+    Without `extra` the file has no other columns, and none can be chosen.
 
     Lines end with LF, CRLF or CR; lines without a value are skipped. Two habits of Excel are
     accepted: trailing columns without a name and a value are ignored, and a line such as `sep=;`
@@ -74,7 +74,7 @@ class CsvReader:
         self,
         columns: Sequence[Column],
         chosen: Sequence[str] | None = None,
-        extra: ExtraColumns = ignore_extra_columns,
+        extra: ExtraColumns | None = None,
     ) -> None:
         self.layout: Layout | None = None
         """The delimiter and the columns; None until the first lines were read."""
@@ -278,7 +278,9 @@ class CsvReader:
         readable = [line for line in lines if len(line) <= MAX_RECORD_LENGTH]
         self.layout = detect_layout(readable, self._columns, self.given_delimiter, self._extra)
         if self._chosen is not None:
-            self.layout = self.layout.with_fields(self._chosen, self._columns)
+            self.layout = self.layout.with_fields(
+                self._chosen, self._columns, named_too=self._extra is not None
+            )
         if errors := self.layout.errors(self._columns):
             raise LayoutError(errors)
         if self.layout.has_header:

@@ -13,7 +13,7 @@ from mailer.client.field_columns import field_column, header_of
 from mailer.client.field_names import known_field_names
 from mailer.client.lists.store import find_ids
 from mailer.client.store import find_ids_by_phone, normalize_filter
-from mailer.db.csv_export import CsvLayout, CsvPart, CsvSource, copy_in_chunks
+from mailer.db.csv_export import PLAIN_CSV, CsvLayout, CsvPart, CsvSource, copy_in_chunks
 
 # A spreadsheet runs a cell that begins with a sign such as = as a formula. An apostrophe before the
 # sign makes the cell plain text, as OWASP advises
@@ -85,6 +85,7 @@ async def export_clients(
     engine: AsyncEngine,
     actor: Actor,
     *,
+    layout: CsvLayout = PLAIN_CSV,
     workbook_fields: Collection[str] | None = None,
     opted_out: bool | None = None,
     **filters: str,
@@ -92,8 +93,9 @@ async def export_clients(
     """Yield as CSV the clients whose fields equal `filters`, oldest first; deleted ones excluded.
 
     The filter `phone` is a `PhoneSearch`, and `list` the name of a list. `opted_out` is whether the
-    clients have opted out; None for both. `workbook_fields` are the fields of a workbook, whose
-    rows are yielded: without a header, and without apostrophes before formulas.
+    clients have opted out; None for both. `layout` is how the file is written. `workbook_fields`
+    are the fields of a workbook, whose rows are yielded instead: without a header, and without
+    apostrophes before formulas.
 
     PostgreSQL's COPY quotes the fields. A formula in a tag gets an apostrophe, which an import
     removes. A null tag is written as an empty field, which an import reads as null; no stored tag
@@ -106,7 +108,7 @@ async def export_clients(
     if workbook_fields is None:
         async with engine.connect() as connection:
             field_names = await known_field_names(connection)
-        source, layout = with_fields(CLIENT_SOURCE, field_names), CsvLayout()
+        source = with_fields(CLIENT_SOURCE, field_names)
     else:
         source = with_fields(CLIENT_ROWS, workbook_fields, BEFORE_FORMULA_OF_WORKBOOK)
         layout = CsvLayout(header=b"")

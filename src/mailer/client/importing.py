@@ -5,7 +5,7 @@ of the file the staged lines are stored as clients, in one transaction.
 """
 
 from collections.abc import AsyncIterator
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from typing import Any, ClassVar, Literal
 
 import asyncpg
@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from mailer.access import audit, reauthorize
 from mailer.access.model import Actor
 from mailer.client.decoding import Encoding
-from mailer.client.field_limit import delete_lines_over_limit, errors_over_limit
+from mailer.client.field_limit import FieldLimit, delete_lines_over_limit, errors_over_limit
 from mailer.client.lists.membership import add_imported
 from mailer.client.lists.model import ImportedList
 from mailer.client.reading import AS_DETECTED, ClientFile, ImportOptions, usable_zones
@@ -150,7 +150,8 @@ async def _import(
     options: ImportOptions,
 ) -> ImportReport:
     """Read, validate and stage the lines as they arrive; then store them. See `import_clients`."""
-    file = ClientFile(parts, await usable_zones(database), options)
+    limit = FieldLimit(lambda: nullcontext(database))
+    file = ClientFile(parts, await usable_zones(database), limit, options)
     await database.execute(CREATE_STAGING_TABLE)
     staged_count = 0
     async with aclosing(file.batches()) as batches:

@@ -63,17 +63,19 @@ class Layout(msgspec.Struct, frozen=True):
             errors.append(FieldError(columns[0].name, "is required"))
         return errors
 
-    def with_fields(self, fields: Sequence[str], columns: Sequence[Column]) -> "Layout":
+    def with_fields(
+        self, fields: Sequence[str], columns: Sequence[Column], *, named_too: bool
+    ) -> "Layout":
         """Return the layout with other fields; raises `LayoutError` if they do not fit.
 
-        A name that is of no column is that of a field.
+        With `named_too`, a name that is of no column is that of a field that a user has named.
         """
         known = {"", *(column.name for column in columns)}
         chosen = tuple(
             field_column(field) if field not in known and is_field_name(field) else field
             for field in fields
         )
-        are_known = all(field in known or field_name(field) for field in chosen)
+        are_known = all(field in known or (named_too and field_name(field)) for field in chosen)
         if len(fields) != len(self.fields) or not are_known:
             raise LayoutError([FieldError("columns", "must name a field for each column")])
         return msgspec.structs.replace(self, fields=chosen)
@@ -99,22 +101,17 @@ def safe_column_name(number: int, written: str) -> str:
     return written.strip().encode(errors="replace").decode()
 
 
-def ignore_extra_columns(names: Sequence[str]) -> Sequence[str]:
-    """Return no column for any name in a header; see `ExtraColumns`."""
-    return [""] * len(names)
-
-
 def detect_layout(
     lines: Sequence[str],
     columns: Sequence[Column],
     delimiter: str = "",
-    extra: ExtraColumns = ignore_extra_columns,
+    extra: ExtraColumns | None = None,
 ) -> Layout:
     """Return the layout of a file that begins with `lines`, of which the first is not empty.
 
     The first line is the header if it has a name of a column. Otherwise the first of `columns` is
     found by its values, the phones; the first line is a header if it has no digits there. `extra`
-    gives the other names in the header a meaning.
+    gives the other names in the header a meaning; without it these columns are ignored.
 
     The delimiter, unless given, is the one with which the header has the most names, and then the
     one with which the most lines have a phone. Raises `InvalidError` for a malformed first line,
@@ -175,7 +172,7 @@ class _Sample:
         """Return how well the delimiter fits: names in the first row, then rows with a phone."""
         return self._name_count, self._key_count
 
-    def layout(self, extra: ExtraColumns) -> Layout:
+    def layout(self, extra: ExtraColumns | None) -> Layout:
         """Return the layout of the file."""
         has_header = self._has_header()
         fields = self._named_fields(extra) if has_header else self._recognized_fields()
@@ -201,7 +198,7 @@ class _Sample:
         is_data = may_be_phone(first_key) or is_rounded(first_key) or first_key.isdigit()
         return self._name_count > 0 or not is_data
 
-    def _named_fields(self, extra: ExtraColumns) -> list[str]:
+    def _named_fields(self, extra: ExtraColumns | None) -> list[str]:
         """Return the fields that the header names, without empty names at its end."""
         fields, key = list(self._named), self._columns[0].name
         while fields and not self.rows[0][len(fields) - 1]:
@@ -209,6 +206,8 @@ class _Sample:
         index = self._key_index
         if key not in fields and index is not None and index < len(fields) and not fields[index]:
             fields[index] = key
+        if extra is None:
+            return fields
         others = extra(
             ["" if field else name for field, name in zip(fields, self.rows[0], strict=False)]
         )

@@ -1,13 +1,15 @@
 """Preview of an import: how a file is understood, before anything is stored."""
 
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from typing import Generic, TypeVar
 
+import asyncpg
 import msgspec
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.client.decoding import Encoding
+from mailer.client.field_limit import FieldLimit
 from mailer.client.layout import Layout, LayoutError
 from mailer.client.reading import (
     AS_DETECTED,
@@ -67,11 +69,18 @@ async def preview_clients(
     """Read a file as an import does, and store nothing.
 
     Raises `InvalidError` when no columns can be found in the file. No connection to the database is
-    in use while the file arrives.
+    in use while the file arrives, except for single queries.
     """
-    async with engine.connect() as connection:
-        zones = await usable_zones(await asyncpg_connection(connection))
-    return await preview_file(ClientFile(parts, zones, options), parts, _preview_row)
+
+    @asynccontextmanager
+    async def connect() -> AsyncIterator[asyncpg.Connection]:
+        async with engine.connect() as connection:
+            yield await asyncpg_connection(connection)
+
+    async with connect() as database:
+        zones = await usable_zones(database)
+    file = ClientFile(parts, zones, FieldLimit(connect), options)
+    return await preview_file(file, parts, _preview_row)
 
 
 async def preview_file(

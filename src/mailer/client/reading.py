@@ -10,7 +10,8 @@ from mailer.client.columns import CLIENT_FILE_COLUMNS, Column
 from mailer.client.csv_reader import CsvReader, Record
 from mailer.client.decoding import TextDecoder
 from mailer.client.field_columns import ExtraColumns, extra_columns
-from mailer.client.layout import Layout, ignore_extra_columns
+from mailer.client.field_limit import FieldLimit
+from mailer.client.layout import Layout
 from mailer.client.model import known_zones
 from mailer.client.rejected import RejectedLines
 from mailer.client.rows import RejectedField, RowValidator, StagedRow
@@ -79,7 +80,7 @@ class ImportedFile(Generic[ValidRow]):
         parts: AsyncIterator[bytes],
         columns: Sequence[Column],
         options: ImportOptions,
-        extra: ExtraColumns = ignore_extra_columns,
+        extra: ExtraColumns | None = None,
     ) -> None:
         self.slices = TimeSlices()
         self.decoder = TextDecoder()
@@ -114,15 +115,32 @@ class ImportedFile(Generic[ValidRow]):
 
 
 class ClientFile(ImportedFile[StagedRow]):
-    """A file of clients, whose time zones must be in `zones`."""
+    """A file of clients, whose time zones must be in `zones`, and whose fields within `limit`."""
 
     validator: RowValidator
 
     def __init__(
-        self, parts: AsyncIterator[bytes], zones: frozenset[str], options: ImportOptions
+        self,
+        parts: AsyncIterator[bytes],
+        zones: frozenset[str],
+        limit: FieldLimit,
+        options: ImportOptions,
     ) -> None:
         super().__init__(parts, CLIENT_FILE_COLUMNS, options, options.extra)
         self.validator = RowValidator(zones, self.decoder, self.reader, options.rejected)
+        self._limit = limit
+
+    async def batches(self) -> AsyncGenerator[None, None]:
+        """Read the file as `ImportedFile` does; reject lines with too many fields."""
+        validator = self.validator
+        async with aclosing(super().batches()) as batches:
+            async for _ in batches:
+                over = await self._limit.find(self.reader.field_names, validator.valid_rows)
+                validator.reject_over_limit(over)
+                if validator.kept_rows is not None:
+                    # a full batch bounds the memory; without a limit to exceed nothing is kept
+                    validator.kept_rows = {} if self._limit.may_be_exceeded else None
+                yield
 
 
 async def decode_file(

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Self
 
-from mailer.client.csv_reader import CsvReader, UnreadableRecord
+from mailer.client.csv_reader import CsvReader
 from mailer.client.disk import on_disk
 from mailer.client.exporting import BEFORE_FORMULA
 from mailer.client.field_columns import REASON_COLUMN, header_of
@@ -50,10 +50,10 @@ class RejectedLines:
     def add(
         self,
         reader: CsvReader,
-        unreadable: UnreadableRecord | None,
+        row: Sequence[str],
         messages: Mapping[str, str],
     ) -> None:
-        """Add the latest record of `reader`, or the unreadable one.
+        """Add a line that `reader` has read: its fields, or all of it if it cannot be split.
 
         `messages` are the error messages by field; the field is empty for the line as a whole.
         """
@@ -63,7 +63,6 @@ class RejectedLines:
         if self._size + self._text.tell() >= MAX_REJECTED_BYTES:
             self._missing += 1
             return
-        row = [unreadable.line] if unreadable else reader.row
         reasons = (
             f"{name}: {self._translate(text)}" if name else self._translate(text)
             for name, text in messages.items()

@@ -3,7 +3,7 @@
 import functools
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TypeAlias, get_args
 
 import msgspec
@@ -13,7 +13,7 @@ from mailer.client.csv_reader import CsvReader, Record, UnreadableRecord
 from mailer.client.decoding import TextDecoder, is_decoded
 from mailer.client.exporting import unescape_formula
 from mailer.client.field_columns import field_column
-from mailer.client.fields import MAX_CLIENT_FIELDS, clean_value, is_value
+from mailer.client.fields import MAX_CLIENT_FIELDS, TOO_MANY_FIELDS, clean_value, is_value
 from mailer.client.model import (
     UNKNOWN_ZONE_MESSAGE,
     NewClient,
@@ -79,6 +79,9 @@ class RowValidator:
         self.rejected = 0
         """The number of rejected lines."""
         self.errors: list[RejectedField] = []
+        self.kept_rows: dict[int, Sequence[str]] | None = None if rejected_lines is None else {}
+        """By line, what the file has in the valid rows, which may still be rejected; see
+        `reject_over_limit`. None if it is not needed."""
         self._zones = zones
         self._decoder = decoder
         self._reader = reader
@@ -101,7 +104,7 @@ class RowValidator:
         # local names are found faster than attributes, and this loop is the longest of an import
         add_row, zones = self.valid_rows.append, self._zones
         is_phone, is_code, is_tag = self._is_phone, self._is_code, self._is_tag
-        to_columns = self._tag_columns
+        to_columns, kept_rows = self._tag_columns, self.kept_rows
         named = None
         for line, fields in records:
             if isinstance(fields, UnreadableRecord):
@@ -117,8 +120,24 @@ class RowValidator:
             ):
                 folded, written = to_columns(tag)
                 add_row((line, phone, code or None, folded, written, zone or None, named))
+                if values and kept_rows is not None:
+                    kept_rows[line] = self._reader.row
             else:
                 self._reject(line, fields)
+
+    def reject_over_limit(self, lines: Collection[int]) -> None:
+        """Reject those of the valid rows that would give a client too many fields."""
+        if not lines:
+            return
+        self.valid_rows = [row for row in self.valid_rows if row[0] not in lines]
+        for line in sorted(lines):
+            self.rejected += 1
+            if self.rejected <= MAX_REPORTED_LINES:
+                self.errors.append(RejectedField(line, "fields", "", TOO_MANY_FIELDS))
+            if self._rejected_lines is not None and self.kept_rows is not None:
+                messages = {"fields": TOO_MANY_FIELDS}
+                self._rejected_lines.add(self._reader, self.kept_rows[line], messages)
+        self.errors.sort(key=lambda error: error.line)
 
     def _to_json(self, values: Sequence[str]) -> str | None:
         """Return the fields to store, without those that are empty; None if they are not valid."""
@@ -138,10 +157,10 @@ class RowValidator:
         if not is_reported and self._rejected_lines is None:
             return
         if isinstance(fields, UnreadableRecord):
-            unreadable, messages = fields, {"": fields.message}
+            row, messages = [fields.line], {"": fields.message}
             values = {"": fields.line}
         else:
-            unreadable, messages = None, self._find_errors(fields)
+            row, messages = self._reader.row, self._find_errors(fields)
             columns = (*CSV_COLUMNS, *map(field_column, self._reader.field_names))
             values = {**dict(zip(columns, fields, strict=True)), "fields": ""}
         if is_reported:
@@ -151,7 +170,7 @@ class RowValidator:
                 if name in messages
             )
         if self._rejected_lines is not None:
-            self._rejected_lines.add(self._reader, unreadable, messages)
+            self._rejected_lines.add(self._reader, row, messages)
 
     def _find_errors(self, fields: Sequence[str]) -> dict[str, str]:
         """Return the error message of each wrong field: that of the model, or a more exact one."""

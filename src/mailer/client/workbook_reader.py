@@ -11,9 +11,10 @@ import resource
 import sys
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import date, time
+from datetime import date, datetime, time, timedelta
+from functools import cache
 from itertools import chain, islice
-from typing import BinaryIO, TextIO
+from typing import BinaryIO, Protocol, TextIO
 
 EXIT_UNREADABLE = 65
 """The status if the file is no workbook, as EX_DATAERR of sysexits.h."""
@@ -34,10 +35,25 @@ MAX_MEMORY = 512 * 1024 * 1024
 MAX_SECONDS = 600
 """Seconds of the processor's time that it may take."""
 MAX_EXACT_FLOAT = 2.0**53
+SHOWN_DIGITS = 15
+"""Significant digits of a number that Excel shows: 1.1 * 3 is 3.3, although 3.3000000000000003 is
+stored."""
+_LITERAL = re.compile(r'"[^"]*"|\\.')
+"""A text in a number format, in quotes or after a backslash."""
 _LINE_ENDS = re.compile(r"(?:_x000[dD]_|[\r\n\x0b\x0c\x85\u2028\u2029])+")
 """Line ends inside a cell, also as Excel escapes them."""
 
-Row = Sequence[object]
+
+class Cell(Protocol):
+    """A cell of the sheet, as openpyxl reads it."""
+
+    @property
+    def value(self) -> object:
+        """The value; None if the cell is empty."""
+
+    @property
+    def number_format(self) -> str:
+        """How Excel shows a number, such as `0%`."""
 
 
 class TooLargeError(Exception):
@@ -101,38 +117,74 @@ def _read_rows(file: BinaryIO) -> Iterator[list[str]]:
     sheet = workbook.worksheets[0]
     sheet.reset_dimensions()  # some programs state a wrong size
     cells = 0
-    for number, values in enumerate(
-        sheet.iter_rows(max_col=MAX_SHEET_COLUMNS, values_only=True), 1
-    ):
-        row = _texts(values)
+    for number, sheet_row in enumerate(sheet.iter_rows(max_col=MAX_SHEET_COLUMNS), 1):
+        row = _texts(sheet_row)
         cells += len(row)
         if number > MAX_ROWS or cells > MAX_CELLS:
             raise TooLargeError
         yield row
 
 
-def _texts(values: Row) -> list[str]:
-    width = len(values)
-    while width and values[width - 1] is None:
+def _texts(row: Sequence[Cell]) -> list[str]:
+    width = len(row)
+    while width and row[width - 1].value is None:
         width -= 1
-    return list(map(to_text, values[:width]))
+    return list(map(cell_text, row[:width]))
+
+
+def cell_text(cell: Cell) -> str:
+    """Return the value of a cell as a text on one line; 0.2 that is shown as a percentage is 20%.
+
+    A percentage keeps its decimals, also those that the format does not show.
+    """
+    value = cell.value
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return to_text(value)
+    return f"{_number_text(value * 100)}%" if _is_percentage(cell.number_format) else to_text(value)
 
 
 def to_text(value: object) -> str:
-    """Return the value of a cell as a text on one line; a whole number without a fraction."""
+    """Return a value as a text on one line.
+
+    A whole number has no fraction, a day no time, and a duration is `H:MM:SS`, such as `30:00:00`.
+    """
     match value:
         case None:
             return ""
-        case str():
-            return _LINE_ENDS.sub(" ", value)
         case bool():
             return str(value).upper()
-        case float() if value.is_integer() and abs(value) < MAX_EXACT_FLOAT:
-            return str(int(value))
-        case date() | time():  # a datetime is a date
-            return value.isoformat()
+        case float():
+            return _number_text(value)
+        case date() | time() | timedelta():
+            return _time_text(value)
         case _:
             return _LINE_ENDS.sub(" ", str(value))
+
+
+@cache
+def _is_percentage(number_format: str) -> bool:
+    return "%" in _LITERAL.sub("", number_format)
+
+
+def _number_text(value: float) -> str:
+    if float(value).is_integer() and abs(value) < MAX_EXACT_FLOAT:
+        return str(int(value))
+    return f"{value:.{SHOWN_DIGITS}g}"
+
+
+def _time_text(value: date | time | timedelta) -> str:
+    match value:
+        case datetime() if value.time() != time.min:
+            return value.isoformat(" ")
+        case datetime():
+            return value.date().isoformat()
+        case timedelta():
+            minutes, seconds = divmod(round(abs(value).total_seconds()), 60)
+            hours, minutes = divmod(minutes, 60)
+            sign = "-" if value < timedelta() else ""
+            return f"{sign}{hours}:{minutes:02}:{seconds:02}"
+        case _:
+            return value.isoformat()
 
 
 def _padded(rows: Iterator[list[str]]) -> Iterable[list[str]]:

@@ -4,6 +4,7 @@ Between two chunks no connection and no transaction is open, so that a slow read
 occupies no connection and does not keep vacuum from removing old row versions.
 """
 
+import codecs
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -40,6 +41,11 @@ class CsvLayout(NamedTuple):
     delimiter: str = ","
     header: bytes | None = None
     """The start of the file; None: a line with the names of the columns."""
+    has_mark: bool = False
+    """Whether the file begins with a byte order mark, by which Excel recognizes UTF-8."""
+
+
+PLAIN_CSV = CsvLayout()
 
 
 class CsvPart(NamedTuple):
@@ -84,7 +90,7 @@ async def copy_in_chunks(
     source: CsvSource,
     filters: CsvFilters,
     constants: Sequence[str] = (),
-    layout: CsvLayout = CsvLayout(),  # noqa: B008  # it is frozen
+    layout: CsvLayout = PLAIN_CSV,
 ) -> AsyncGenerator[CsvPart, None]:
     """Yield the rows of a source that match all filters.
 
@@ -117,7 +123,9 @@ async def _copy(
     is_first: bool,
 ) -> CsvPart:
     """Return the rows of a query with the parameters `values`; the first part has the header."""
-    content = bytearray(layout.header or b"" if is_first else b"")
+    content = bytearray()
+    if is_first:
+        content += (codecs.BOM_UTF8 if layout.has_mark else b"") + (layout.header or b"")
 
     async def append(part: bytes) -> None:
         content.extend(part)

@@ -4,7 +4,6 @@ It has phones, local times, costs, and words instead of names of the API. That f
 `exporting`.
 """
 
-import codecs
 import csv
 import io
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -116,7 +115,7 @@ class SpreadsheetExport(NamedTuple):
             escape_formula_sql(expression) if column in UNSAFE_COLUMNS else expression
             for column, expression in SPREADSHEET_COLUMNS.items()
         ]
-        layout = CsvLayout(delimiter, _header(self.words, delimiter))
+        layout = CsvLayout(delimiter, _header(self.words, delimiter), has_mark=True)
         return self._read(columns, DECIMAL_MARKS[separator], layout)
 
     def rows(self) -> AsyncGenerator[CsvPart, None]:
@@ -156,8 +155,8 @@ class SpreadsheetExport(NamedTuple):
 
 
 def _header(words: SpreadsheetWords, delimiter: str) -> bytes:
-    """Return the byte order mark and the first line of the file."""
+    """Return the first line of the file."""
     line = io.StringIO()
     writer = csv.writer(line, delimiter=delimiter, lineterminator="\n")
     writer.writerow(words.header[column] for column in SPREADSHEET_COLUMNS)
-    return codecs.BOM_UTF8 + line.getvalue().encode()
+    return line.getvalue().encode()

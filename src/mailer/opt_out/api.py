@@ -12,14 +12,20 @@ from litestar import Controller, Request, Response, delete, get, post
 from litestar.di import NamedDependency
 from litestar.exceptions import NotFoundException
 from litestar.openapi.datastructures import ResponseSpec
-from litestar.openapi.spec import OpenAPIMediaType, OpenAPIType, Operation, RequestBody, Schema
+from litestar.openapi.spec import Operation
 from litestar.params import JSONBody, Parameter
 from msgspec import UNSET, UnsetType
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.access.model import Actor
-from mailer.client.api import uploaded_file, workbook_media
 from mailer.client.model import Phone
+from mailer.client.reading import AS_DETECTED, ImportOptions
+from mailer.client.upload import (
+    ColumnQuery,
+    describe_upload,
+    import_or_return_rejected,
+    uploaded_file,
+)
 from mailer.idempotency.model import IdempotencyClaim
 from mailer.opt_out import service, store
 from mailer.opt_out.exporting import export_opt_outs
@@ -29,8 +35,7 @@ from mailer.validation import MAX_ID
 from mailer.web.body import JsonBody, StalledUploadError
 from mailer.web.download import csv_answer, wants_csv
 from mailer.web.paging import Page, page_of
-from mailer.web.query import Id, PageQuery, accepts_query
-from mailer.web.workbook import XLSX_TYPE
+from mailer.web.query import Id, PageQuery, accepts_query, read_query
 
 MAX_OPT_OUT_IMPORT_BYTES = 50 * 1024**2
 """Bytes of an imported file, 50 MiB: about four million phones."""
@@ -50,17 +55,30 @@ class OptOutImportOperation(Operation):
     """OpenAPI operation of the import. It describes the body, which the handler reads itself."""
 
     def __post_init__(self) -> None:
-        """Set the media type, the description and an example of the body."""
-        text = Schema(
-            type=OpenAPIType.STRING,
-            description="A header, then one phone per line. The header must name `phone` and may"
-            " name `opted_out_at`, a date and time with an offset; default: now. Phones, delimiters"
-            " and encodings are as in the import of clients. At most 50 MiB.",
+        """Set the query, and the media type, the description and an example of the body."""
+        text = (
+            "A header, then one phone per line. The header must name `phone` and may"
+            " name `opted_out_at`, a date and time; default: now. A time without an offset is one"
+            " of the column `time_zone`, or else of UTC. Phones, delimiters and encodings are as in"
+            " the import of clients. At most 50 MiB."
         )
         example = "phone,opted_out_at\n79161234567,2025-01-15T09:30:00Z\n79031234567,\n"
-        media = OpenAPIMediaType(schema=text, example=example)
-        content = {"text/csv": media, XLSX_TYPE: workbook_media()}
-        self.request_body = RequestBody(content=content, required=True)
+        describe_upload(self, ColumnQuery, text, example)
+
+
+async def import_opt_out_upload(
+    engine: AsyncEngine,
+    request: Request[Any, Any, Any],
+    actor: Actor,
+    claim: IdempotencyClaim | None = None,
+    options: ImportOptions = AS_DETECTED,
+) -> OptOutImportReport:
+    """Import the file in the body of a request to the API or to the import page.
+
+    Raises `InvalidError` when the file cannot be read, and the errors of `uploaded_file`.
+    """
+    async with uploaded_file(request, actor) as parts:
+        return await import_opt_outs(engine, parts, actor, claim, options)
 
 
 class OptOutController(Controller):
@@ -158,9 +176,19 @@ class OptOutController(Controller):
 
         All valid lines are stored in one transaction. Invalid lines are rejected and reported, the
         first 100 with every wrong field. Phones that are opted out already count as unchanged.
+
+        With `Accept: text/csv` the response is a file of all rejected lines, as in the import of
+        clients.
         """
-        async with uploaded_file(request, by) as parts:
-            return await import_opt_outs(engine, parts, by, claim)
+        query = read_query(request, ColumnQuery)
+        return await import_or_return_rejected(  # type: ignore[return-value]  # the OpenAPI schema shows the JSON response
+            request,
+            by,
+            claim,
+            lambda rejected: import_opt_out_upload(
+                engine, request, by, claim, query.options(rejected)
+            ),
+        )
 
     @delete("/{opt_out_id:int}", required_scope="write")
     async def delete_opt_out(

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import Any, ClassVar, TypeAlias
+from zoneinfo import ZoneInfo
 
 import asyncpg
 import msgspec
@@ -12,10 +13,11 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.access import audit, reauthorize
 from mailer.access.model import Actor
-from mailer.client.columns import PHONE, Column, column_key
+from mailer.client.columns import PHONE, TIME_ZONE, Column, header_names
 from mailer.client.csv_reader import CsvReader, Record, UnreadableRecord
 from mailer.client.decoding import Encoding
 from mailer.client.importing import IMPORT_STATEMENT_TIMEOUT, LOCK_IMPORT
+from mailer.client.model import UNKNOWN_ZONE_MESSAGE, known_zones
 from mailer.client.phone import ROUNDED_MESSAGE, STORED_FORM, is_rounded, normalize_phone
 from mailer.client.previewing import ImportPreview, preview_file
 from mailer.client.reading import AS_DETECTED, ImportedFile, ImportOptions
@@ -23,14 +25,16 @@ from mailer.client.rejected import RejectedLines
 from mailer.client.rows import MAX_REPORTED_LINES, RejectedField, excerpt, without_value
 from mailer.clock import database_clock
 from mailer.db.engine import IMPORT_LOCK, asyncpg_connection
+from mailer.errors import FieldError
 from mailer.idempotency.do_once import do_once
 from mailer.idempotency.model import IdempotencyClaim
 from mailer.opt_out.store import ADD_OPT_OUTS, DIGEST, NOTIFY_OPT_OUTS, stop_messages
+from mailer.text import strip_invisible
 
 CANCEL_BATCH = 1_000
 """Clients whose messages one transaction cancels."""
 WRONG_PHONE = "must be 7 and ten more digits, such as 79161234567"
-WRONG_TIME = "must be a past date and time with an offset, such as 2025-01-15T09:00:00Z"
+WRONG_TIME = "must be a past date and time, such as 2025-01-15T09:00:00Z"
 OptOutRow: TypeAlias = tuple[str, datetime | None]
 """A phone, and since when it is opted out; None: now."""
 FIRST_TIME = datetime(1970, 1, 1, tzinfo=UTC)
@@ -149,18 +153,19 @@ class OptOutLines:
                 error = RejectedField(number, "", excerpt(fields.line), fields.message)
                 self._reject(error, unreadable=fields)
                 continue
-            written_phone, written_time = fields
-            phone, time = normalize_phone(written_phone), _read_time(written_time, self._now)
+            written_phone, written_time, zone = fields
+            phone, time = normalize_phone(written_phone), _read_time(written_time, zone, self._now)
             is_phone = STORED_FORM.fullmatch(phone) is not None
-            if is_phone and not isinstance(time, str):
+            if is_phone and not isinstance(time, FieldError):
                 self.valid_rows.append((phone, time))
                 continue
             errors = []
             if not is_phone:
                 message = ROUNDED_MESSAGE if is_rounded(written_phone) else WRONG_PHONE
                 errors.append(RejectedField(number, "phone", excerpt(written_phone), message))
-            if isinstance(time, str):
-                errors.append(RejectedField(number, "opted_out_at", excerpt(written_time), time))
+            if isinstance(time, FieldError):
+                value = zone if time.field == TIME_ZONE.name else written_time
+                errors.append(RejectedField(number, time.field, excerpt(value), time.message))
             self._reject(*errors)
 
     def _reject(self, *errors: RejectedField, unreadable: UnreadableRecord | None = None) -> None:
@@ -170,30 +175,47 @@ class OptOutLines:
             self.errors += errors
         if self._rejected_lines is not None:
             messages = {error.field: error.message for error in errors}
-            self._rejected_lines.add(self._reader, unreadable, messages)
+            row = [unreadable.line] if unreadable else self._reader.row
+            self._rejected_lines.add(self._reader, row, messages)
 
 
 OPT_OUT_COLUMNS = (
     PHONE,
     Column(
         "opted_out_at",
-        frozenset(map(column_key, ("opt-out date", "дата отписки", "время отписки", "отписался"))),
-        lambda text: isinstance(_read_time(text, database_clock.now()), datetime),
+        header_names(
+            *("opt-out date", "opted out at, local time"),
+            *("дата отписки", "время отписки", "отписался", "время отписки, местное"),
+        ),
+        # without a colon it may be another number or the day of something else
+        lambda text: (
+            ":" in text and isinstance(_read_time(text, "", database_clock.now()), datetime)
+        ),
     ),
+    TIME_ZONE,
 )
-"""The columns that a file may have."""
+"""The columns that a file may have; the time zone is that of times without an offset."""
 
 
-def _read_time(text: str, now: datetime) -> datetime | str | None:
-    """Return the time of an opt-out; None if it is empty, or an error message."""
-    if not text.strip():
+def _read_time(written: str, written_zone: str, now: datetime) -> datetime | FieldError | None:
+    """Return the time of an opt-out; None if it is empty, or what is wrong.
+
+    Without an offset it is a time of the time zone, or of UTC if that is empty: Excel has no
+    offsets. A day without a time means its start.
+    """
+    if not written.strip():
         return None
+    zone = strip_invisible(written_zone).strip() or "UTC"
     try:
-        time = datetime.fromisoformat(text.strip())
-        is_past = time.tzinfo is not None and FIRST_TIME <= time <= now
+        time = datetime.fromisoformat(written.strip())
+        if time.tzinfo is None:
+            if zone not in known_zones():
+                return FieldError(TIME_ZONE.name, UNKNOWN_ZONE_MESSAGE)
+            time = time.replace(tzinfo=ZoneInfo(zone))
+        is_past = FIRST_TIME <= time <= now
     except (ValueError, OverflowError):
         is_past = False
-    return time if is_past else WRONG_TIME
+    return time if is_past else FieldError("opted_out_at", WRONG_TIME)
 
 
 class OptOutFile(ImportedFile[OptOutRow]):

@@ -5,7 +5,7 @@ around values.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from msgspec import UNSET, UnsetType
 
@@ -17,6 +17,7 @@ from mailer.client.phone import normalize_phone
 from mailer.client.phone_search import PhoneSearch
 from mailer.client.service import FieldEdits
 from mailer.clock import database_clock
+from mailer.message.spreadsheet import Separator
 from mailer.text import clean_label
 from mailer.validation import check
 
@@ -34,8 +35,21 @@ class ClientListQuery(ClientQuery, frozen=True, kw_only=True):
     phone: PhoneSearch | UnsetType = UNSET
 
 
-def read_filter(parameters: Mapping[str, str | list[str]]) -> ClientListQuery:
-    """Return the query of a filter form; raises `InvalidError` with every wrong field.
+class ClientDownloadQuery(ClientListQuery, frozen=True, kw_only=True):
+    """Filters of a download, and what separates its cells; that depends on the language."""
+
+    separator: Separator | UnsetType = UNSET
+
+    def filters(self) -> dict[str, Any]:
+        """Return the given filters."""
+        return {name: value for name, value in super().filters().items() if name != "separator"}
+
+
+FilterQuery = TypeVar("FilterQuery", bound=ClientListQuery)
+
+
+def read_filter(parameters: Mapping[str, str | list[str]], model: type[FilterQuery]) -> FilterQuery:
+    """Return the query of a filter form as a `model`; raises `InvalidError` with every wrong field.
 
     `parameters` are those of the URL. One that is repeated is a list, which is always wrong.
     """
@@ -44,7 +58,7 @@ def read_filter(parameters: Mapping[str, str | list[str]]) -> ClientListQuery:
         # the query itself normalizes the phone, which may be its last digits only
         if field != "phone" and isinstance(text := parameters.get(field), str):
             normalized[field] = _normalize(field, text)
-    return check(ClientListQuery, normalized, database_clock.now(), strict=False)
+    return check(model, normalized, database_clock.now(), strict=False)
 
 
 def read_new(form: Mapping[str, str]) -> NewClient:

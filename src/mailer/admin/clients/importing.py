@@ -1,5 +1,6 @@
 """Import of clients from a file: the page, and the results that `import.js` shows there."""
 
+from functools import partial
 from typing import Any
 
 from litestar import Controller, Request, Response, get, post
@@ -11,7 +12,7 @@ from mailer.access.model import Actor
 from mailer.admin.clients.field_proposals import propose_names, select_fields
 from mailer.admin.language import translate_message, use_language
 from mailer.admin.render import PageContext, create_page_context
-from mailer.client.api import MAX_IMPORT_BYTES, import_upload, rejected_answer, uploaded_file
+from mailer.client.api import MAX_IMPORT_BYTES, import_upload
 from mailer.client.field_columns import FIELD_PREFIX, field_name
 from mailer.client.field_names import known_field_names
 from mailer.client.lists import store as lists
@@ -20,16 +21,32 @@ from mailer.client.previewing import preview_clients
 from mailer.client.reading import ImportOptions
 from mailer.client.rejected import RejectedLines
 from mailer.client.rows import CSV_COLUMNS
+from mailer.client.upload import rejected_answer, uploaded_file
 from mailer.clock import database_clock
 from mailer.validation import check
 from mailer.web.problems import problem_of
 
 
-def render_refusal(request: Request[Any, Any, Any], error: Exception) -> Response[str]:
+def render_refusal(
+    template: str, request: Request[Any, Any, Any], error: Exception
+) -> Response[str]:
     """Return the section of the page that says why a whole file was not imported."""
     response = problem_of(request, error)
     context = create_page_context(request, request.app.state.channels)
-    return context.render_problem("clients/import_refused.html", response)
+    return context.render_problem(template, response)
+
+
+def upload_options(limit: int, refusal_template: str) -> dict[str, Any]:
+    """Return the options of routes that take a file of at most `limit` bytes."""
+    return {
+        "required_scope": "write",
+        "status_code": HTTP_200_OK,
+        "request_max_body_size": limit,
+        "exception_handlers": {Exception: partial(render_refusal, refusal_template)},
+    }
+
+
+UPLOAD_OPTIONS = upload_options(MAX_IMPORT_BYTES, "clients/import_refused.html")
 
 
 def read_options(
@@ -55,15 +72,6 @@ def rejected_lines(context: PageContext) -> RejectedLines:
             return translate_message(message)
 
     return RejectedLines(translate)
-
-
-UPLOAD_OPTIONS: dict[str, Any] = {
-    "required_scope": "write",
-    "status_code": HTTP_200_OK,
-    "request_max_body_size": MAX_IMPORT_BYTES,
-    "exception_handlers": {Exception: render_refusal},
-}
-"""Options of routes that take a file."""
 
 
 class ClientImport(Controller):

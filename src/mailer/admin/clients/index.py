@@ -15,6 +15,7 @@ from mailer.admin.clients.field_rows import ORIGINAL_FIELDS_OF_ROWS, ROW_FIELDS,
 from mailer.admin.clients.form import (
     CLIENT_FIELDS,
     ORIGINAL_FIELDS,
+    ClientDownloadQuery,
     ClientListQuery,
     form_values,
     read_change,
@@ -22,8 +23,9 @@ from mailer.admin.clients.form import (
     read_new,
 )
 from mailer.admin.clients.messages import NEWEST_MESSAGES, ClientMessagesQuery, read_messages
+from mailer.admin.downloads import default_separator, spreadsheet_layout
 from mailer.admin.form import MAX_LONG_FORM_BYTES, Form, read_form
-from mailer.admin.listing import PageLinks, list_url, page_links
+from mailer.admin.listing import PageLinks, page_links
 from mailer.admin.render import PageContext, redirect_with_flash
 from mailer.client import service, store
 from mailer.client.api import ClientId
@@ -62,11 +64,8 @@ class ClientPage(msgspec.Struct, frozen=True):
     """Number of clients on all pages of the list."""
     clients: list[Client]
     pages: PageLinks
-    export_url: str
-    """URL of the CSV export with the same filter."""
-    workbook_url: str
-    """Likewise, as an Excel workbook."""
-    is_filtered: bool
+    filters: dict[str, Any]
+    """The filters, as parameters of the URLs of downloads."""
 
 
 def redirect_to_created(client_id: int) -> Redirect:
@@ -86,15 +85,16 @@ class Clients(Controller):
     ) -> Response[str]:
         """List the clients that match the filter in the URL, newest first."""
         form = _filter_form(request)
+        parameters = read_unvalidated_query(request, blank_is_absent=True)
         try:
-            query = read_filter(read_unvalidated_query(request, blank_is_absent=True))
-        except InvalidError as error:
-            return await _render_wrong_filter(context, form, error)
-        try:
+            query = read_filter(parameters, ClientListQuery)
             page = await _find_clients(engine, query)
-        except InvalidError as error:  # there is no such list
+        except InvalidError as error:  # also if there is no such list
             return await _render_wrong_filter(context, form, error)
-        return await context.render_page("clients/list.html", form=form, page=page)
+        separator = default_separator(context.viewer.language)
+        return await context.render_page(
+            "clients/list.html", form=form, page=page, separator=separator
+        )
 
     @get("/clients.csv", required_scope="read")
     async def export(
@@ -105,13 +105,14 @@ class Clients(Controller):
         request: Request[Any, Any, Any],
     ) -> Response[Any]:
         """Download all clients that match the filter, oldest first, as CSV that can be imported."""
+        parameters = read_unvalidated_query(request, blank_is_absent=True)
         try:
-            query = read_filter(read_unvalidated_query(request, blank_is_absent=True))
+            query = read_filter(parameters, ClientDownloadQuery)
         except InvalidError as error:
             return await _render_wrong_filter(context, _filter_form(request), error)
-        return await csv_answer(
-            "clients.csv", export_clients(engine, by, **query.filters()), by.quota_key
-        )
+        layout = spreadsheet_layout(query.separator, context.viewer.language)
+        rows = export_clients(engine, by, layout=layout, **query.filters())
+        return await csv_answer("clients.csv", rows, by.quota_key)
 
     @get("/clients/new", required_scope="write")
     async def show_empty(
@@ -298,9 +299,7 @@ async def _find_clients(engine: AsyncEngine, query: ClientListQuery) -> ClientPa
         page.count,
         [Client(**row._asdict()) for row in page.rows],
         page_links(page, PATH, Form(link_parameters)),
-        export_url=list_url("/clients.csv", Form(link_filters)),
-        workbook_url=list_url("/clients.xlsx", Form(link_filters)),
-        is_filtered=bool(filters),
+        filters=link_filters,
     )
 
 

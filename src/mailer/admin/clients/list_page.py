@@ -10,9 +10,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.access.model import Actor
 from mailer.admin.clients.list_index import PATH
+from mailer.admin.downloads import default_separator
 from mailer.admin.form import Form, read_form
 from mailer.admin.language import gettext_noop
-from mailer.admin.listing import PageLinks, list_url, page_links
+from mailer.admin.listing import PageLinks, page_links
 from mailer.admin.render import PageContext, redirect_with_flash
 from mailer.client import store as clients
 from mailer.client.lists import service, store
@@ -37,8 +38,6 @@ class MembersPage(msgspec.Struct, frozen=True):
     clients: list[Client]
     count: int
     pages: PageLinks
-    export_url: str
-    """URL of the CSV export of the clients on the list."""
 
 
 class ListPage(Controller):
@@ -149,6 +148,7 @@ async def _render(  # noqa: PLR0913, PLR0917  # what the page shows
         client_list=shown,
         page=page,
         form=form or Form({"phone": ""}),
+        separator=default_separator(context.viewer.language),
     )
 
 
@@ -160,5 +160,4 @@ async def _read_members(
         [Client(**row._asdict()) for row in page.rows],
         page.count,
         page_links(page, f"{PATH}/{client_list.id}", Form({})),
-        export_url=list_url("/clients.csv", Form({"list": client_list.name})),
     )

@@ -8,7 +8,7 @@ from litestar.di import NamedDependency
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.access.model import Actor
-from mailer.admin.clients.form import read_filter
+from mailer.admin.clients.form import ClientDownloadQuery, read_filter
 from mailer.admin.language import gettext, use_language
 from mailer.admin.render import PageContext
 from mailer.client.exporting import export_clients
@@ -28,7 +28,8 @@ async def download_clients(
     request: Request[Any, Any, Any],
 ) -> Download:
     """Download all clients that match the filter, oldest first. The file can be imported."""
-    query = read_filter(read_unvalidated_query(request, blank_is_absent=True))
+    parameters = read_unvalidated_query(request, blank_is_absent=True)
+    query = read_filter(parameters, ClientDownloadQuery)  # the form has a separator, for CSV
     async with engine.connect() as connection:
         field_names = sorted(await known_field_names(connection))
     with use_language(context.viewer.language):

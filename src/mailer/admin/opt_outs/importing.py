@@ -4,32 +4,16 @@ from typing import Any
 
 from litestar import Controller, Request, Response, get, post
 from litestar.di import NamedDependency
-from litestar.status_codes import HTTP_200_OK
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.access.model import Actor
-from mailer.admin.clients.importing import read_options, rejected_lines
-from mailer.admin.render import PageContext, create_page_context
-from mailer.client.api import rejected_answer, uploaded_file
-from mailer.opt_out.api import MAX_OPT_OUT_IMPORT_BYTES
-from mailer.opt_out.importing import OPT_OUT_COLUMNS, import_opt_outs, preview_opt_outs
-from mailer.web.problems import problem_of
+from mailer.admin.clients.importing import read_options, rejected_lines, upload_options
+from mailer.admin.render import PageContext
+from mailer.client.upload import rejected_answer, uploaded_file
+from mailer.opt_out.api import MAX_OPT_OUT_IMPORT_BYTES, import_opt_out_upload
+from mailer.opt_out.importing import OPT_OUT_COLUMNS, preview_opt_outs
 
-
-def render_refusal(request: Request[Any, Any, Any], error: Exception) -> Response[str]:
-    """Return the section of the page that says why a whole file was not imported."""
-    response = problem_of(request, error)
-    context = create_page_context(request, request.app.state.channels)
-    return context.render_problem("opt_outs/import_refused.html", response)
-
-
-OPT_OUT_UPLOAD_OPTIONS: dict[str, Any] = {
-    "required_scope": "write",
-    "status_code": HTTP_200_OK,
-    "request_max_body_size": MAX_OPT_OUT_IMPORT_BYTES,
-    "exception_handlers": {Exception: render_refusal},
-}
-"""Options of routes that take a file."""
+OPT_OUT_UPLOAD_OPTIONS = upload_options(MAX_OPT_OUT_IMPORT_BYTES, "opt_outs/import_refused.html")
 
 
 class OptOutImport(Controller):
@@ -51,8 +35,7 @@ class OptOutImport(Controller):
         request: Request[Any, Any, Any],
     ) -> Response[str]:
         """Import a file as the API does, and return the section of the page with the result."""
-        async with uploaded_file(request, by) as parts:
-            report = await import_opt_outs(engine, parts, by, options=read_options(request))
+        report = await import_opt_out_upload(engine, request, by, options=read_options(request))
         return await context.render_page("opt_outs/import_report.html", report=report)
 
     @post("/preview", **OPT_OUT_UPLOAD_OPTIONS)

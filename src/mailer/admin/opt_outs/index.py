@@ -10,6 +10,7 @@ from msgspec import UNSET, UnsetType
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.access.model import Actor
+from mailer.admin.downloads import SeparatorQuery, default_separator, spreadsheet_layout
 from mailer.admin.form import Form, read_form
 from mailer.admin.language import gettext, use_language
 from mailer.admin.listing import PageLinks, page_links, read_list_query
@@ -24,6 +25,7 @@ from mailer.opt_out.exporting import export_opt_outs
 from mailer.opt_out.model import OptOut, OptOutPhone
 from mailer.validation import check
 from mailer.web.download import csv_answer
+from mailer.web.query import read_query
 from mailer.web.workbook import workbook_answer
 from mailer.web.workbook_layout import WorkbookColumn, WorkbookLayout
 
@@ -65,14 +67,24 @@ class OptOuts(Controller):
             )
         async with engine.connect() as connection:
             page = await _read_page(connection, query, form)
-        return await context.render_page("opt_outs/list.html", form=form, page=page)
+        separator = default_separator(context.viewer.language)
+        return await context.render_page(
+            "opt_outs/list.html", form=form, page=page, separator=separator
+        )
 
     @get("/export.csv", required_scope="read")
     async def export(
-        self, engine: NamedDependency[AsyncEngine], by: NamedDependency[Actor]
+        self,
+        engine: NamedDependency[AsyncEngine],
+        by: NamedDependency[Actor],
+        context: NamedDependency[PageContext],
+        request: Request[Any, Any, Any],
     ) -> Response[Any]:
         """Download the opt-outs of clients as CSV that can be imported."""
-        return await csv_answer("opt-outs.csv", export_opt_outs(engine, by), by.quota_key)
+        query = read_query(request, SeparatorQuery, blank_is_absent=True)
+        layout = spreadsheet_layout(query.separator, context.viewer.language)
+        rows = export_opt_outs(engine, by, layout=layout)
+        return await csv_answer("opt-outs.csv", rows, by.quota_key)
 
     @get("/export.xlsx", required_scope="read")
     async def export_workbook(

@@ -79,19 +79,20 @@ class ClientList(msgspec.Struct, frozen=True):
     created_at: datetime
 
 
-class ListChoice(Input, frozen=True, kw_only=True):
-    """The list on which an import puts its clients; also the query parameters of the import."""
+ListToJoin = Annotated[
+    ListName,
+    Meta(
+        description="The list to put the clients of all valid lines on, by its name. It is"
+        " created if there is no such list."
+    ),
+]
+"""The list on which an import puts its clients."""
 
-    list: (
-        Annotated[
-            ListName,
-            Meta(
-                description="The list to put the clients of all valid lines on, by its name. It is"
-                " created if there is no such list."
-            ),
-        ]
-        | UnsetType
-    ) = UNSET
+
+class ListChoice(Input, frozen=True, kw_only=True):
+    """The choice of that list on a page or by a command."""
+
+    list: ListToJoin | UnsetType = UNSET
 
     @property
     def list_name(self) -> str | None:
