@@ -21,6 +21,7 @@ from sqlalchemy import (
     union_all,
 )
 
+from mailer.client.lists.sampling import is_sampled
 from mailer.db.tables.client import client, client_list, client_list_member
 
 BARRIER = literal_column("0", Integer)
@@ -55,12 +56,19 @@ def is_on_any(client_id: ColumnElement[int], name_keys: Sequence[str]) -> Column
     return found.is_(True)
 
 
-def clients_on_any(name_keys: Sequence[str]) -> FromClause:
-    """Return the clients on any of the lists with these folded names, each once, as a table."""
+def clients_on_any(name_keys: Sequence[str], share: float = 1.0) -> FromClause:
+    """Return the clients on any of the lists with these folded names, each once, as a table.
+
+    `share` above 0 and below 1 is for a random sample of about this share of the clients. For a
+    sample, all ids on the lists are read from an index, but only the clients of the sample.
+    """
     lists = _lists_named(name_keys).subquery("list")
+    conditions = [client_list_member.c.list_id == lists.c.id]
+    if share < 1:
+        conditions.append(is_sampled(client_list_member.c.client_id, share))
     member = (
         select(client_list_member.c.client_id)
-        .where(client_list_member.c.list_id == lists.c.id)
+        .where(*conditions)
         .order_by(client_list_member.c.client_id)
         .offset(BARRIER)
         .lateral("member")
