@@ -1,5 +1,6 @@
 """Clients whom mailings share: exact for small audiences, estimated beyond a bound."""
 
+from itertools import product
 from typing import Any
 
 import msgspec
@@ -15,6 +16,7 @@ from mailer.mailing import audience, overlap
 from mailer.mailing.client_filter import ClientFilter, stored_filter
 from mailer.mailing.model import Mailing
 from mailer.mailing.overlap import Overlap, Pair, count_overlaps, find_pairs
+from mailer.mailing.shared_counts import count_by_lists, has_lists
 from mailer.sample_data import create_clients
 
 FILTERS: tuple[Any, ...] = (
@@ -169,6 +171,27 @@ async def test_pairs_with_more_clients_on_lists_than_are_read_are_estimates(
     assert counts[1, 2].is_estimate
     assert counts[1, 4].clients == counts[2, 4].clients == pytest.approx(200, rel=0.35)
     assert await do(engine, count) == counts  # the same sample each time
+
+
+async def test_pairs_of_several_lists_are_counted_as_one_by_one(engine: AsyncEngine) -> None:
+    await add_directory(engine)
+    async with engine.connect() as connection:
+        ids = (await connection.scalars(text("SELECT id FROM client ORDER BY id"))).all()
+    for name, listed in (("A", ids[:90]), ("B", ids[60:200]), ("C", ids[::7])):
+        await put_on_list(engine, name, listed)
+    filters = [
+        *(msgspec.convert({"lists": names}, ClientFilter) for names in (["A"], ["b", "A"], ["C"])),
+        msgspec.convert({"lists": ["C", "gone"], "tags": ["vip"]}, ClientFilter),
+        msgspec.convert({"lists": ["gone"]}, ClientFilter),
+        stored_filter("916, vip"),
+    ]
+    pairs = [pair for pair in product(filters, repeat=2) if has_lists(pair)]
+    async with engine.connect() as connection:
+        expected_counts = [await audience.count_both(connection, *pair) for pair in pairs]
+        counts = await count_by_lists(connection, pairs, max_read=1_000)
+        opted_out = await count_by_lists(connection, pairs, max_read=1_000, opted_out=True)
+    assert counts == [(clients, False) for clients in expected_counts]
+    assert {each.clients for each in opted_out} == {0}
 
 
 async def test_lists_are_read_once_for_all_pairs(engine: AsyncEngine) -> None:

@@ -7,16 +7,27 @@ has a limit, however many pairs there are, and however large the lists.
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import msgspec
-from sqlalchemy import BigInteger, ColumnElement, FromClause, Subquery, and_, func, literal, select
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    ColumnElement,
+    FromClause,
+    Subquery,
+    and_,
+    func,
+    literal,
+    select,
+)
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from mailer.client.lists.conditions import clients_on_any
-from mailer.client.lists.sampling import read_sizes
+from mailer.client.lists.conditions import clients_on_any, with_list_ids
+from mailer.client.lists.sampling import ListSize, read_sizes
 from mailer.client.segment_counts import ALL_SEGMENT_COUNTS
-from mailer.mailing.audience import field_condition, filter_condition
+from mailer.mailing.audience import field_condition
 from mailer.mailing.client_filter import ClientFilter, list_name_keys
 
 FilterPair = tuple[ClientFilter, ClientFilter]
@@ -143,8 +154,11 @@ async def count_by_lists(
         numbers = numbers_by_lists[name_keys]
         of_lists = [pairs[number] for number in numbers]
         share = min(1.0, max(1, wanted) / max(1, size))
-        found = await _count_on_lists(connection, name_keys, share, of_lists, opted_out=opted_out)
-        counts.update(zip(numbers, found, strict=True))
+        flagged = _flag_on_lists(
+            _on_lists(name_keys, share, opted_out=opted_out), name_keys, of_lists, sizes
+        )
+        found = await flagged.count_pairs(connection, of_lists)
+        counts.update(zip(numbers, (_scale(clients, share) for clients in found), strict=True))
     return [counts[number] for number in range(len(pairs))]
 
 
@@ -152,37 +166,54 @@ def _all_name_keys(pair: FilterPair) -> Iterable[str]:
     return (key for each in pair for key in list_name_keys(each) or ())
 
 
-def _size_of(name_keys: Iterable[str], sizes: Mapping[str, int]) -> int:
+def _size_of(name_keys: Iterable[str], sizes: Mapping[str, ListSize]) -> int:
     """Return how many clients are on lists, at most: some may be on several of them."""
-    return sum(sizes.get(key, 0) for key in name_keys)
+    return sum(sizes[key].clients for key in name_keys if key in sizes)
 
 
-def _smallest_lists(pair: FilterPair, sizes: Mapping[str, int]) -> tuple[str, ...]:
+def _smallest_lists(pair: FilterPair, sizes: Mapping[str, ListSize]) -> tuple[str, ...]:
     """Return the lists of one of two filters, on which all shared clients are: those to read."""
     found = [keys for keys in map(list_name_keys, pair) if keys is not None]
     return min(found, key=lambda keys: (_size_of(keys, sizes), keys))
 
 
-async def _count_on_lists(
-    connection: AsyncConnection,
-    name_keys: tuple[str, ...],
-    share: float,
-    pairs: Sequence[FilterPair],
-    *,
-    opted_out: bool | None,
-) -> list[SharedCount]:
-    """Count pairs by this share of the clients on the lists of one filter of each."""
+def _scale(clients: int, share: float) -> SharedCount:
+    """Return the number of all clients for one in a sample with this share of them."""
+    if share == 1:
+        return SharedCount(clients)
+    return SharedCount(round_estimate(clients / share), is_estimate=True)
+
+
+def _on_lists(name_keys: Sequence[str], share: float, *, opted_out: bool | None) -> FromClause:
+    """Return this share of the clients on any of the lists."""
     listed = clients_on_any(name_keys, share)
-    if opted_out is not None:
-        has_opted_out = listed.c.opted_out_at.is_not(None)
-        listed = select(listed).where(has_opted_out == opted_out).subquery("chosen")
+    if opted_out is None:
+        return listed
+    has_opted_out = listed.c.opted_out_at.is_not(None)
+    return select(listed).where(has_opted_out == opted_out).subquery("chosen")
+
+
+def _flag_on_lists(
+    listed: FromClause,
+    name_keys: Sequence[str],
+    pairs: Sequence[FilterPair],
+    sizes: Mapping[str, ListSize],
+) -> FlaggedRows:
+    """Flag clients who are all on one of the lists `name_keys`."""
+    ids_by_lists = {
+        keys: [sizes[key].id for key in keys if key in sizes]
+        for keys in {list_name_keys(each) for pair in pairs for each in pair}
+        if keys is not None and keys != name_keys
+    }
+    if ids_by_lists:
+        listed = with_list_ids(listed, [*chain(*ids_by_lists.values())])
 
     def condition(client_filter: ClientFilter, clients: FromClause) -> ColumnElement[bool]:
-        is_known_to_be_on = list_name_keys(client_filter) == name_keys
-        return (field_condition if is_known_to_be_on else filter_condition)(client_filter, clients)
+        is_match = field_condition(client_filter, clients)
+        keys = list_name_keys(client_filter)
+        if keys is None or keys == name_keys:
+            return is_match
+        list_ids = literal(ids_by_lists[keys], ARRAY(BigInteger))
+        return and_(is_match, clients.c.list_ids.bool_op("&&")(list_ids))
 
-    flagged = FlaggedRows(listed, literal(1, BigInteger), pairs, condition)
-    counts = await flagged.count_pairs(connection, pairs)
-    if share == 1:
-        return [SharedCount(clients) for clients in counts]
-    return [SharedCount(round_estimate(clients / share), is_estimate=True) for clients in counts]
+    return FlaggedRows(listed, literal(1, BigInteger), pairs, condition)

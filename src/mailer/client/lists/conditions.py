@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from sqlalchemy import (
     ARRAY,
+    BigInteger,
     ColumnElement,
     FromClause,
     Integer,
@@ -114,3 +115,20 @@ def with_clients(
     joined = ids.join(rows, true(), isouter=keeps_others)
     columns = [ids.c.client_id, *rows.c]
     return select(*columns).select_from(joined).subquery("listed_client")
+
+
+def with_list_ids(clients: FromClause, list_ids: Sequence[int]) -> FromClause:
+    """Return clients with a column `list_ids`: those of these lists that each client is on.
+
+    It is null for none. So one look-up for each client is enough, however many lists there are.
+    """
+    found = (
+        select(func.array_agg(client_list_member.c.list_id))
+        .where(
+            client_list_member.c.client_id == clients.c.id,
+            client_list_member.c.list_id == any_(literal(list(list_ids), ARRAY(BigInteger))),
+        )
+        .scalar_subquery()
+        .label("list_ids")
+    )
+    return select(*clients.c, found).offset(BARRIER).subquery("with_list_ids")

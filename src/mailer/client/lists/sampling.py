@@ -5,6 +5,7 @@ client is as likely to be in it as any other, whenever the two were created.
 """
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from sqlalchemy import ARRAY, BigInteger, ColumnElement, String, any_, func, literal, select
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -21,12 +22,19 @@ def is_sampled(client_id: ColumnElement[int], share: float) -> ColumnElement[boo
     return client_hash.bitwise_and(HASHES - 1) < max(1, round(share * HASHES))
 
 
-async def read_sizes(connection: AsyncConnection, name_keys: Iterable[str]) -> dict[str, int]:
-    """Return how many clients are on each list that exists, by their folded names."""
-    columns = (client_list.c.name_key, client_list.c.clients_count)
+class ListSize(NamedTuple):
+    """A list and how many clients are on it."""
+
+    id: int
+    clients: int
+
+
+async def read_sizes(connection: AsyncConnection, name_keys: Iterable[str]) -> dict[str, ListSize]:
+    """Return the sizes of those lists that exist, by their folded names."""
+    columns = (client_list.c.name_key, client_list.c.id, client_list.c.clients_count)
     is_named = client_list.c.name_key == any_(literal(list(name_keys), ARRAY(String)))
     rows = await connection.execute(select(*columns).where(is_named))
-    return {row.name_key: row.clients_count for row in rows}
+    return {row.name_key: ListSize(row.id, row.clients_count) for row in rows}
 
 
 async def read_share(
@@ -36,5 +44,6 @@ async def read_share(
 
     `wanted` is the share that would be enough. About `max_read` clients are read at most.
     """
-    size = sum((await read_sizes(connection, name_keys)).values())
+    sizes = await read_sizes(connection, name_keys)
+    size = sum(found.clients for found in sizes.values())
     return min(1.0, wanted, max_read / max(1, size))
