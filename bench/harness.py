@@ -10,7 +10,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -140,6 +140,19 @@ class Mailer:
             content = await response.read()
             if not response.ok:
                 message = f"GET {path}: {response.status} {content.decode()}"
+                raise RuntimeError(message)
+            return content
+
+    async def submit(self, path: str, form: Mapping[str, str]) -> bytes:
+        """Return the body of the answer to a form of a page, sent as a browser does.
+
+        Raises `RuntimeError` for a status of 400 or above.
+        """
+        headers = {"Sec-Fetch-Site": "same-origin"}
+        async with self._session.post(path, data=dict(form), headers=headers) as response:
+            content = await response.read()
+            if not response.ok:
+                message = f"POST {path}: {response.status} {content.decode()}"
                 raise RuntimeError(message)
             return content
 

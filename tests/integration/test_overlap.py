@@ -1,19 +1,22 @@
 """Clients whom mailings share: exact for small audiences, estimated beyond a bound."""
 
+from itertools import product
 from typing import Any
 
 import msgspec
 import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
-from tests.factories import do, execute, put_on_list
+from tests.factories import add_clients, do, execute, put_on_list
+from tests.statements import recorded_statements
 
 from mailer.client import segment_counts
 from mailer.db.engine import asyncpg_connection
 from mailer.mailing import audience, overlap
 from mailer.mailing.client_filter import ClientFilter, stored_filter
 from mailer.mailing.model import Mailing
-from mailer.mailing.overlap import Pair, count_overlaps, find_pairs
+from mailer.mailing.overlap import Overlap, Pair, count_overlaps, find_pairs
+from mailer.mailing.shared_counts import count_by_lists, has_lists
 from mailer.sample_data import create_clients
 
 FILTERS: tuple[Any, ...] = (
@@ -128,6 +131,78 @@ async def test_pairs_with_lists_are_exact(engine: AsyncEngine) -> None:
     assert counts[1, 2] == 40
     assert 0 < counts[1, 3] < 40
     assert not any(each.is_estimate for each in overlaps)
+
+
+def mailing_for(number: int, *names: str, clients: int, **fields: list[str]) -> Mailing:
+    """Return a mailing for the clients on lists."""
+    client_filter = msgspec.convert({"lists": list(names), **fields}, ClientFilter)
+    example = msgspec.convert(Mailing.EXAMPLE, Mailing)
+    return msgspec.structs.replace(
+        example, id=number, client_filter=client_filter, clients_count=clients
+    )
+
+
+async def test_pairs_with_more_clients_on_lists_than_are_read_are_estimates(
+    engine: AsyncEngine,
+) -> None:
+    await add_directory(engine)
+    async with engine.connect() as connection:
+        ids = (await connection.scalars(text("SELECT id FROM client ORDER BY id"))).all()
+    await put_on_list(engine, "large", ids)
+    await put_on_list(engine, "half", ids[600:])
+    await put_on_list(engine, "few", ids[:7])
+    pairs = find_pairs(
+        [
+            mailing_for(1, "large", clients=1_200),
+            mailing_for(2, "half", clients=600),
+            mailing_for(3, "few", clients=7),
+            mailing_for(4, "half", clients=200, operator_codes=["916"]),
+        ]
+    )
+
+    async def count(connection: AsyncConnection) -> dict[tuple[int, int], Overlap]:
+        overlaps = await count_overlaps(connection, pairs, max_read=407)
+        return {(each.pair.first.id, each.pair.second.id): each for each in overlaps}
+
+    counts = await do(engine, count)
+    assert counts.keys() == {(1, 2), (1, 3), (1, 4), (2, 4)}
+    assert (counts[1, 3].clients, counts[1, 3].is_estimate) == (7, False)  # of a small list
+    assert counts[1, 2].clients == pytest.approx(600, rel=0.2)
+    assert counts[1, 2].is_estimate
+    assert counts[1, 4].clients == counts[2, 4].clients == pytest.approx(200, rel=0.35)
+    assert await do(engine, count) == counts  # the same sample each time
+
+
+async def test_pairs_of_several_lists_are_counted_as_one_by_one(engine: AsyncEngine) -> None:
+    await add_directory(engine)
+    async with engine.connect() as connection:
+        ids = (await connection.scalars(text("SELECT id FROM client ORDER BY id"))).all()
+    for name, listed in (("A", ids[:90]), ("B", ids[60:200]), ("C", ids[::7])):
+        await put_on_list(engine, name, listed)
+    filters = [
+        *(msgspec.convert({"lists": names}, ClientFilter) for names in (["A"], ["b", "A"], ["C"])),
+        msgspec.convert({"lists": ["C", "gone"], "tags": ["vip"]}, ClientFilter),
+        msgspec.convert({"lists": ["gone"]}, ClientFilter),
+        stored_filter("916, vip"),
+    ]
+    pairs = [pair for pair in product(filters, repeat=2) if has_lists(pair)]
+    async with engine.connect() as connection:
+        expected_counts = [await audience.count_both(connection, *pair) for pair in pairs]
+        counts = await count_by_lists(connection, pairs, max_read=1_000)
+        opted_out = await count_by_lists(connection, pairs, max_read=1_000, opted_out=True)
+    assert counts == [(clients, False) for clients in expected_counts]
+    assert {each.clients for each in opted_out} == {0}
+
+
+async def test_lists_are_read_once_for_all_pairs(engine: AsyncEngine) -> None:
+    ids = await add_clients(engine, 5)
+    await put_on_list(engine, "spring", ids[:3])
+    mailings = [mailing_for(number, "spring", clients=3) for number in range(1, 9)]
+    with recorded_statements(engine) as statements:
+        pairs = find_pairs(mailings)
+        overlaps = await do(engine, lambda connection: count_overlaps(connection, pairs))
+    assert [each.clients for each in overlaps] == [3] * 28
+    assert len([each for each in statements if "client_list_member" in each]) == 1
 
 
 async def _has_many(_connection: AsyncConnection) -> bool:

@@ -114,3 +114,19 @@ async def test_clients_of_a_list_are_read_by_the_list(engine: AsyncEngine, clien
     assert result.is_estimate == (clients == LARGE)
     plans = await plans_of(engine, lambda connection: read_fields(connection, on_list))
     assert "Seq Scan on client" not in "\n".join(plans)
+
+
+async def test_newer_clients_of_a_large_list_are_in_its_sample_too(engine: AsyncEngine) -> None:
+    """The clients with the highest ids lack the field."""
+    ids = await add_clients(engine, LARGE)
+    await put_on_list(engine, "spring", ids)
+    await execute(
+        engine,
+        f"""UPDATE client SET fields = '{{"name": "Anna"}}' WHERE id < {ids[MAX_ALL_CLIENTS]}""",  # noqa: S608  # a number
+    )
+    on_list = msgspec.convert({"lists": ["spring"]}, ClientFilter)
+    result = await reach(engine, "Dear {{ name }}", on_list)
+    assert result.is_estimate
+    assert result.missing == pytest.approx(LARGE - MAX_ALL_CLIENTS, rel=0.2)
+    assert 4_500 < result.read_clients < 5_500
+    assert await reach(engine, "Dear {{ name }}", on_list) == result

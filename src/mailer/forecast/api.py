@@ -15,6 +15,7 @@ from mailer.gateway.channel import Channels
 from mailer.mailing import store
 from mailer.mailing.activity import with_holds
 from mailer.mailing.api import MailingId
+from mailer.mailing.audience import segments_read_once
 from mailer.mailing.audience_overlap import AudienceOverlap, read_overlap
 from mailer.settings import Settings
 
@@ -50,6 +51,7 @@ class MailingForecast(msgspec.Struct, frozen=True):
                     "text": "Winter sale: 20 % off.",
                     "datetime_start": "2030-01-15T09:00:00Z",
                     "clients": 120,
+                    "is_estimate": False,
                 }
             ],
         },
@@ -83,20 +85,22 @@ class ForecastController(Controller):
 
         Before the start, also how many clients got a marketing message in the last 24 hours or have
         reached the contact cap now, and which other mailings share clients. For an audience above
-        10,000 clients, these numbers of clients are estimates from a sample.
+        10,000 clients, the first two numbers of clients are estimates from a sample. So are shared
+        clients if lists with more than 20,000 clients must be read for them.
         """
         overlap = None
         async with snapshot(engine) as connection:
-            mailing = await store.get(connection, mailing_id)
-            [mailing] = await with_holds(connection, [mailing], channels)
-            [basis] = await forecasts.read_current(connection, [mailing], channels)
-            if mailing.purpose == "marketing" and mailing.status in {"draft", "scheduled"}:
-                overlap = await read_overlap(
-                    connection,
-                    mailing.client_filter,
-                    settings.parsed_contact_cap,
-                    mailing_id=mailing_id,
-                    period=(mailing.datetime_start, mailing.datetime_end),
-                )
+            with segments_read_once():
+                mailing = await store.get(connection, mailing_id)
+                [mailing] = await with_holds(connection, [mailing], channels)
+                [basis] = await forecasts.read_current(connection, [mailing], channels)
+                if mailing.purpose == "marketing" and mailing.status in {"draft", "scheduled"}:
+                    overlap = await read_overlap(
+                        connection,
+                        mailing.client_filter,
+                        settings.parsed_contact_cap,
+                        mailing_id=mailing_id,
+                        period=(mailing.datetime_start, mailing.datetime_end),
+                    )
         expected = await forecasts.compute(basis)
         return MailingForecast(forecasts.without_capped(expected, overlap), overlap)

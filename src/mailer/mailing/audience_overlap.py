@@ -1,10 +1,11 @@
 """How a mailing overlaps with others: clients who got messages lately, and shared audiences.
 
-Only marketing mailings count. The numbers are exact for audiences of up to `MAX_EXACT` clients. For
-larger ones they are estimates from a sample.
+Only marketing mailings count. The numbers of clients who got messages are exact for audiences of up
+to `MAX_EXACT` clients. For larger ones they are estimates from a sample.
 """
 
 import math
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 import msgspec
@@ -21,14 +22,22 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from mailer.client.lists.conditions import clients_on_any
+from mailer.client.lists.sampling import read_share
 from mailer.contact_cap import ContactCap
 from mailer.db.tables.client import client
 from mailer.db.tables.mailing import mailing
 from mailer.db.tables.message import HAS_OUTCOME, message
 from mailer.mailing import audience
-from mailer.mailing.audience import filter_condition
-from mailer.mailing.client_filter import ClientFilter
+from mailer.mailing.audience import field_condition, filter_condition
+from mailer.mailing.client_filter import ClientFilter, list_name_keys
 from mailer.mailing.model import FIRST_MOMENT, LAST_MOMENT
+from mailer.mailing.shared_counts import (
+    FilterPair,
+    count_by_lists,
+    count_by_segments,
+    has_lists,
+)
 
 MAX_EXACT = 10_000
 """Clients of an audience up to which the numbers are exact."""
@@ -38,6 +47,10 @@ MIN_SAMPLED_CLIENTS = 200
 """Clients below which a sample of the directory says too little."""
 MIN_PAGES, MAX_PAGES = 100, 2_000
 """Pages of the table of clients that a sample reads, at least and at most."""
+MAX_COMPARED_CLIENTS = 20_000
+"""Clients on lists that are read to compare audiences, about and at most."""
+MAX_LISTED_SAMPLE = 50_000
+"""Clients on lists that are read for a sample of those who match, about and at most."""
 MAX_COMPARED = 20
 """Other mailings whose audience is compared: those that start first."""
 DAY = timedelta(days=1)
@@ -53,6 +66,8 @@ class SharedAudience(msgspec.Struct, frozen=True):
     text: str
     datetime_start: datetime
     clients: int
+    is_estimate: bool = False
+    """Whether `clients` comes from a sample."""
 
 
 class AudienceOverlap(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,7 +80,7 @@ class AudienceOverlap(msgspec.Struct, frozen=True, kw_only=True):
     at_cap: int | None
     """Those of them who have reached the contact cap now; None without a cap."""
     is_estimate: bool
-    """Whether the last two numbers come from a sample."""
+    """Whether `contacted` and `at_cap` come from a sample."""
     shared: tuple[SharedAudience, ...] = ()
     """Other mailings that share clients, the largest number first."""
 
@@ -133,6 +148,8 @@ async def _choose(
     connection: AsyncConnection, client_filter: ClientFilter, clients: int
 ) -> Select[int]:
     """Return a select of the ids of all clients of an audience, or of a sample of them."""
+    if (name_keys := list_name_keys(client_filter)) is not None:
+        return await _choose_on_lists(connection, client_filter, name_keys, clients)
     everybody = _reached_by(client_filter)
     if clients <= MAX_EXACT:
         return everybody
@@ -145,6 +162,23 @@ async def _choose(
     found = await connection.scalar(select(func.count()).select_from(sample.subquery()))
     # a small part of a large directory may be together in a few pages, as one import wrote it
     return sample if (found or 0) >= MIN_SAMPLED_CLIENTS else everybody.limit(MAX_EXACT)
+
+
+async def _choose_on_lists(
+    connection: AsyncConnection,
+    client_filter: ClientFilter,
+    name_keys: Sequence[str],
+    clients: int,
+) -> Select[int]:
+    """Do the same as `_choose` for a filter with lists."""
+    share = 1.0
+    if clients > MAX_EXACT:
+        share = await read_share(
+            connection, name_keys, wanted=SAMPLE_SIZE / clients, max_read=MAX_LISTED_SAMPLE
+        )
+    listed = clients_on_any(name_keys, share)
+    conditions = (listed.c.opted_out_at.is_(None), field_condition(client_filter, listed))
+    return select(listed.c.id).where(*conditions)
 
 
 def _reached_by(client_filter: ClientFilter, clients: FromClause = client) -> Select[int]:
@@ -194,7 +228,8 @@ async def find_shared(
     """Return the scheduled and running marketing mailings that share clients with a filter.
 
     At most `MAX_COMPARED` mailings are compared, those that start first; see `read_overlap` for the
-    parameters. The numbers are exact.
+    parameters. The numbers are exact, unless lists with more than `MAX_COMPARED_CLIENTS` clients in
+    all must be read; then a mailing that shares a few clients may be missed.
     """
     start, end = period
     columns = (mailing.c.id, mailing.c.name, mailing.c.text, mailing.c.datetime_start)
@@ -211,25 +246,36 @@ async def find_shared(
         .order_by(mailing.c.datetime_start, mailing.c.id)
         .limit(MAX_COMPARED)
     )
+    known = [
+        (row, pair)
+        for row in others
+        for pair in _pair_with_stored(client_filter, row.client_filter)
+    ]
+    with_lists = [(row, pair) for row, pair in known if has_lists(pair)]
+    without_lists = [(row, pair) for row, pair in known if not has_lists(pair)]
+    counts = [
+        *await count_by_lists(
+            connection,
+            [pair for _, pair in with_lists],
+            max_read=MAX_COMPARED_CLIENTS,
+            opted_out=False,
+        ),
+        *await count_by_segments(connection, [pair for _, pair in without_lists], opted_out=False),
+    ]
     shared = [
-        SharedAudience(id_, name, text_, starts, clients)
-        for id_, name, text_, starts, stored_filter in others
-        if (clients := await _count_shared(connection, client_filter, stored_filter))
+        SharedAudience(row.id, row.name, row.text, row.datetime_start, *count)
+        for (row, _), count in zip([*with_lists, *without_lists], counts, strict=True)
+        if count.clients
     ]
     return tuple(sorted(shared, key=lambda other: (-other.clients, other.id)))
 
 
-async def _count_shared(
-    connection: AsyncConnection,
-    client_filter: ClientFilter,
-    stored_filter: object,
-) -> int:
-    """Return how many clients who have not opted out two filters match, both of them.
+def _pair_with_stored(client_filter: ClientFilter, stored_filter: object) -> list[FilterPair]:
+    """Return the pair of two filters.
 
-    0 if the stored filter cannot be read, as after a change by hand.
+    There is none if the stored filter cannot be read, as after a change by hand.
     """
     try:
-        other_filter = msgspec.convert(stored_filter, ClientFilter)
+        return [(client_filter, msgspec.convert(stored_filter, ClientFilter))]
     except msgspec.ValidationError:
-        return 0
-    return await audience.count_both(connection, client_filter, other_filter, opted_out=False)
+        return []

@@ -3,6 +3,7 @@
 from calendar import monthrange
 from collections.abc import Sequence
 from datetime import date, datetime, time, timedelta
+from itertools import pairwise
 from typing import Literal
 from zoneinfo import ZoneInfo
 
@@ -40,14 +41,19 @@ class Period(msgspec.Struct, frozen=True):
         """Return the moment at which a day begins."""
         return datetime.combine(day, time(), ZoneInfo(self.time_zone))
 
-    def is_on(self, mailing: Mailing, day: date) -> bool:
-        """Return whether a mailing lasts on a day, for a moment at least."""
-        begins, ends = self.begins(day), self.begins(day + timedelta(days=1))
-        # Python compares moments of one zone by their local time, so those of a mailing are in UTC
-        return (
-            mailing.datetime_start.timestamp() < ends.timestamp()
-            and mailing.datetime_end.timestamp() > begins.timestamp()
-        )
+    def by_day(self, mailings: Sequence[Mailing]) -> dict[date, list[Mailing]]:
+        """Return for each day the mailings that last on it, for a moment at least."""
+        days = [day for week in self.weeks for day in week]
+        # Python compares moments of one zone by their local time, so all are timestamps
+        edges = [self.begins(day).timestamp() for day in (*days, self.last + timedelta(days=1))]
+        lasting = [
+            (mailing.datetime_start.timestamp(), mailing.datetime_end.timestamp(), mailing)
+            for mailing in mailings
+        ]
+        return {
+            day: [mailing for start, end, mailing in lasting if start < ends and end > begins]
+            for day, (begins, ends) in zip(days, pairwise(edges), strict=True)
+        }
 
 
 def period_of(view: CalendarView, day: date, time_zone: str) -> Period:

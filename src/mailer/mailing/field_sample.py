@@ -10,6 +10,7 @@ from sqlalchemy import Row, Text, and_, cast, func, literal, select, true, union
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.client.lists.conditions import clients_on_any
+from mailer.client.lists.sampling import read_share
 from mailer.client.segment_counts import ALL_SEGMENT_COUNTS
 from mailer.db.tables.client import client
 from mailer.mailing import audience
@@ -52,7 +53,12 @@ async def read_fields(
     """
     size = await audience.count(connection, client_filter, opted_out=opted_out)
     if (name_keys := list_name_keys(client_filter)) is not None:
-        rows = await _read_lists(connection, client_filter, name_keys, opted_out=opted_out)
+        share = 1.0
+        if size > MAX_ALL_CLIENTS:
+            share = await read_share(
+                connection, name_keys, wanted=WANTED_CLIENTS / size, max_read=MAX_SCANNED_CLIENTS
+            )
+        rows = await _read_lists(connection, client_filter, name_keys, share, opted_out=opted_out)
         return FieldSample(max(size, len(rows)), rows)
     if size <= MAX_ALL_CLIENTS:
         rows = await _read_segments(
@@ -75,11 +81,12 @@ async def _read_lists(
     connection: AsyncConnection,
     client_filter: ClientFilter,
     name_keys: Sequence[str],
+    share: float,
     *,
     opted_out: bool | None,
 ) -> Sequence[Row[int, str]]:
-    """Return the first clients of lists who match."""
-    listed = clients_on_any(name_keys)
+    """Return those of this share of the clients on lists, up to 1, who match."""
+    listed = clients_on_any(name_keys, share)
     conditions = [field_condition(client_filter, listed)]
     if opted_out is not None:
         conditions.append(listed.c.opted_out_at.is_not(None) == opted_out)

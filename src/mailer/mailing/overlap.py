@@ -2,21 +2,20 @@
 
 The cost is bounded, whatever the directory: a pair with a small audience is counted exactly by the
 segments of that audience, every pair if the directory has few segments, and the others from a
-sample of the segments. A segment is all clients with the same operator code, tag and time zone. Of
-a pair with lists, the clients of the lists are read.
+sample of the segments. A segment is all clients with the same operator code, tag and time zone. For
+pairs with lists, up to `MAX_CLIENTS_READ` clients on the lists are read; of larger lists a sample.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
+from itertools import islice
 from typing import Any, NamedTuple
 
 import msgspec
 from sqlalchemy import (
     BigInteger,
     ColumnClause,
-    ColumnElement,
-    FromClause,
-    Subquery,
     and_,
     column,
     func,
@@ -26,17 +25,22 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from mailer.client.segment_counts import ALL_SEGMENT_COUNTS
 from mailer.db.tables.client import segment_count
-from mailer.mailing import audience
 from mailer.mailing.audience import field_condition
-from mailer.mailing.client_filter import ClientFilter, list_name_keys
 from mailer.mailing.combined_filters import (
     MATCHING_PARAMETERS,
     MATCHING_SEGMENTS,
     CombinedFilters,
 )
 from mailer.mailing.model import Mailing
+from mailer.mailing.shared_counts import (
+    FilterPair,
+    FlaggedRows,
+    count_by_lists,
+    count_by_segments,
+    has_lists,
+    round_estimate,
+)
 
 MAX_PAIRS = 50
 """Most pairs that are counted at once."""
@@ -45,8 +49,8 @@ MAX_EXACT_AUDIENCE = 10_000
 MAX_SEGMENTS = 20_000
 """Segments of the directory up to which every pair is counted exactly; and about as many are in a
 sample."""
-ESTIMATE_DIGITS = 2
-"""Significant digits of an estimate."""
+MAX_CLIENTS_READ = 50_000
+"""Clients on lists that are read for all pairs together, about and at most."""
 
 
 class Pair(NamedTuple):
@@ -64,6 +68,11 @@ class Pair(NamedTuple):
     def larger(self) -> Mailing:
         """The other mailing."""
         return self.second if self.smaller is self.first else self.first
+
+    @property
+    def filters(self) -> FilterPair:
+        """The filters of both."""
+        return self.first.client_filter, self.second.client_filter
 
     @property
     def begins(self) -> datetime:
@@ -84,55 +93,69 @@ class Overlap(NamedTuple):
     is_estimate: bool = False
 
 
-def find_pairs(mailings: Iterable[Mailing]) -> list[Pair]:
+def count_pairs(mailings: Iterable[Mailing]) -> int:
+    """Return how many pairs of mailings with clients last at the same time."""
+    periods = [
+        (mailing.datetime_start, mailing.datetime_end)
+        for mailing in mailings
+        if mailing.clients_count
+    ]
+    ends = sorted(end for _, end in periods)
+    starts = sorted(start for start, _ in periods)
+    # of the mailings that start before this one, those are no pairs with it that end before
+    return sum(number - bisect_right(ends, start) for number, start in enumerate(starts))
+
+
+def find_pairs(mailings: Iterable[Mailing], limit: int = MAX_PAIRS) -> list[Pair]:
     """Return the pairs of mailings that last at the same time, those that may share most first.
 
-    Two mailings share at most the smaller of their audiences.
+    At most `limit` pairs are returned. Two mailings share at most the smaller of their audiences.
     """
-    by_start = sorted(
+    largest_first = sorted(
         (mailing for mailing in mailings if mailing.clients_count),
-        key=lambda mailing: (mailing.datetime_start, mailing.id),
+        key=lambda mailing: (-mailing.clients_count, mailing.id),
     )
-    pairs = list(_pairs_in_time(by_start))
     return sorted(
-        pairs, key=lambda pair: (-pair.smaller.clients_count, pair.first.id, pair.second.id)
+        islice(_pairs_in_time(largest_first), limit),
+        key=lambda pair: (-pair.smaller.clients_count, pair.first.id, pair.second.id),
     )
 
 
-def _pairs_in_time(by_start: Sequence[Mailing]) -> Iterator[Pair]:
-    for number, first in enumerate(by_start):
-        for second in by_start[number + 1 :]:
-            if second.datetime_start >= first.datetime_end:
-                break
-            yield Pair(first, second)
+def _pairs_in_time(largest_first: Sequence[Mailing]) -> Iterator[Pair]:
+    """Yield the pairs that last at the same time, by the smaller mailing of each."""
+    for number, smaller in enumerate(largest_first):
+        for larger in largest_first[:number]:
+            first, second = (
+                (larger, smaller) if _starts_first(larger, smaller) else (smaller, larger)
+            )
+            if second.datetime_start < first.datetime_end:
+                yield Pair(first, second)
 
 
-async def count_overlaps(connection: AsyncConnection, pairs: Sequence[Pair]) -> list[Overlap]:
+def _starts_first(mailing: Mailing, other: Mailing) -> bool:
+    starts, other_starts = mailing.datetime_start, other.datetime_start
+    return starts < other_starts or (starts == other_starts and mailing.id < other.id)
+
+
+async def count_overlaps(
+    connection: AsyncConnection, pairs: Sequence[Pair], *, max_read: int = MAX_CLIENTS_READ
+) -> list[Overlap]:
     """Return how many clients the pairs share now, by their filters; without those that share none.
 
-    There may be `MAX_PAIRS` pairs at most.
+    There may be `MAX_PAIRS` pairs at most. About `max_read` clients on lists are read, at most.
     """
-    with_lists = [pair for pair in pairs if _has_lists(pair)]
+    with_lists = [pair for pair in pairs if has_lists(pair.filters)]
+    filters = [pair.filters for pair in with_lists]
+    counts = await count_by_lists(connection, filters, max_read=max_read)
+    without_lists = [pair for pair in pairs if not has_lists(pair.filters)]
     overlaps = [
-        *(await _count_by_lists(connection, with_lists)),
-        *(await _count_by_segments(connection, [pair for pair in pairs if not _has_lists(pair)])),
+        *(Overlap(pair, *count) for pair, count in zip(with_lists, counts, strict=True)),
+        *(await _count_by_segments(connection, without_lists)),
     ]
     found = (overlap for overlap in overlaps if overlap.clients > 0)
     return sorted(
         found, key=lambda overlap: (-overlap.clients, overlap.pair.first.id, overlap.pair.second.id)
     )
-
-
-def _has_lists(pair: Pair) -> bool:
-    return any(list_name_keys(mailing.client_filter) is not None for mailing in pair)
-
-
-async def _count_by_lists(connection: AsyncConnection, pairs: Iterable[Pair]) -> list[Overlap]:
-    """Count pairs with lists exactly: the clients of the lists of one of the two are read."""
-    return [
-        Overlap(pair, await audience.count_both(connection, *(each.client_filter for each in pair)))
-        for pair in pairs
-    ]
 
 
 async def _count_by_segments(connection: AsyncConnection, pairs: Sequence[Pair]) -> list[Overlap]:
@@ -143,7 +166,8 @@ async def _count_by_segments(connection: AsyncConnection, pairs: Sequence[Pair])
     small = [pair for pair in pairs if pair.smaller.clients_count <= MAX_EXACT_AUDIENCE]
     large = [pair for pair in pairs if pair.smaller.clients_count > MAX_EXACT_AUDIENCE]
     if has_few_segments:
-        return await _count_by_all_segments(connection, pairs)
+        counts = await count_by_segments(connection, [pair.filters for pair in pairs])
+        return [Overlap(pair, *count) for pair, count in zip(pairs, counts, strict=True)]
     return [
         *(await _count_by_small_audience(connection, small)),
         *(await _estimate(connection, large)),
@@ -157,50 +181,6 @@ HAS_FEW_SEGMENTS = text(f"""
 
 async def _has_few_segments(connection: AsyncConnection) -> bool:
     return bool((await connection.execute(HAS_FEW_SEGMENTS)).scalar_one())
-
-
-class FlaggedSegments:
-    """Segments with a column for each of several filters: whether the filter matches the segment.
-
-    So each filter is compared with a segment once, however many pairs it is in.
-    """
-
-    def __init__(self, segments: FromClause, pairs: Sequence[Pair]) -> None:
-        self._numbers: dict[bytes, int] = {}
-        conditions = list[ColumnElement[bool]]()
-        for mailing in (mailing for pair in pairs for mailing in pair):
-            key = _key_of(mailing.client_filter)
-            if key not in self._numbers:
-                self._numbers[key] = len(conditions)
-                conditions.append(field_condition(mailing.client_filter, segments))
-        flags = [
-            condition.label(f"matches_{number}") for number, condition in enumerate(conditions)
-        ]
-        self.table: Subquery = select(segments.c.clients, *flags).offset(0).subquery("flagged")
-
-    def matches(self, mailing: Mailing) -> ColumnElement[bool]:
-        """Return the condition that a mailing's filter matches a segment."""
-        number = self._numbers[_key_of(mailing.client_filter)]
-        return self.table.c[f"matches_{number}"]
-
-    def sum_where(self, condition: ColumnElement[bool]) -> ColumnElement[int]:
-        """Return the number of the clients of all segments that meet a condition."""
-        clients = func.sum(self.table.c.clients).filter(condition)
-        return func.coalesce(clients, 0).cast(BigInteger)
-
-
-def _key_of(client_filter: ClientFilter) -> bytes:
-    return msgspec.json.encode(client_filter)
-
-
-async def _count_by_all_segments(
-    connection: AsyncConnection, pairs: Sequence[Pair]
-) -> list[Overlap]:
-    """Count all pairs exactly, in one scan of the segments."""
-    flagged = FlaggedSegments(ALL_SEGMENT_COUNTS, pairs)
-    sums = [flagged.sum_where(and_(*map(flagged.matches, pair))) for pair in pairs]
-    row = (await connection.execute(select(*sums).select_from(flagged.table))).one()
-    return [Overlap(pair, clients) for pair, clients in zip(pairs, row, strict=True)]
 
 
 MATCHING = text(f"""
@@ -251,22 +231,17 @@ async def _estimate(connection: AsyncConnection, pairs: Sequence[Pair]) -> list[
         return []
     segments = (await connection.execute(ESTIMATED_SEGMENTS)).scalar_one()
     percent = min(100.0, 100.0 * MAX_SEGMENTS / segments)
-    flagged = FlaggedSegments(
-        tablesample(segment_count, func.system(percent), name="segment"), pairs
-    )
-    sums = [
-        flagged.sum_where(condition)
-        for pair in pairs
-        for condition in (and_(*map(flagged.matches, pair)), flagged.matches(pair.smaller))
-    ]
-    row = (await connection.execute(select(*sums).select_from(flagged.table))).one()
-    shared, sampled = row[::2], row[1::2]
+    sample = tablesample(segment_count, func.system(percent), name="segment")
+    filters = [pair.filters for pair in pairs]
+    flagged = FlaggedRows(sample, sample.c.clients, filters)
+    shared = [flagged.sum_where(*map(flagged.matches, pair)) for pair in filters]
+    sampled = [flagged.sum_where(flagged.matches(pair.smaller.client_filter)) for pair in pairs]
+    sums = await flagged.read(connection, [*shared, *sampled])
     return [
-        Overlap(pair, _round(pair.smaller.clients_count * both / max(1, one)), is_estimate=True)
-        for pair, both, one in zip(pairs, shared, sampled, strict=True)
+        Overlap(
+            pair,
+            round_estimate(pair.smaller.clients_count * both / max(1, one)),
+            is_estimate=True,
+        )
+        for pair, both, one in zip(pairs, sums[: len(pairs)], sums[len(pairs) :], strict=True)
     ]
-
-
-def _round(number: float) -> int:
-    """Round an estimate to `ESTIMATE_DIGITS`, because its other digits mean nothing."""
-    return int(float(f"{number:.{ESTIMATE_DIGITS}g}"))

@@ -26,7 +26,7 @@ from mailer.mailing.calendar import (
     step,
 )
 from mailer.mailing.model import FIRST_MOMENT, LAST_MOMENT
-from mailer.mailing.overlap import MAX_PAIRS, count_overlaps, find_pairs
+from mailer.mailing.overlap import MAX_PAIRS, count_overlaps, count_pairs, find_pairs
 from mailer.validation import Input
 from mailer.web.query import read_query
 
@@ -79,9 +79,9 @@ class Calendar(Controller):
         async with engine.connect() as connection:
             found = await read_mailings(connection, period)
             mailings = await with_holds(connection, found.mailings, channels)
-            pairs = find_pairs(mailings)
             has_overlaps = query.overlaps is not UNSET
-            overlaps = await count_overlaps(connection, pairs[:MAX_PAIRS]) if has_overlaps else []
+            pairs = find_pairs(mailings) if has_overlaps else []
+            overlaps = await count_overlaps(connection, pairs)
         return await context.render_page(
             "mailings/calendar.html",
             status,
@@ -93,14 +93,10 @@ class Calendar(Controller):
             next=step(query.view, day, 1),
             period=period,
             found=CalendarMailings(mailings, found.count),
-            by_day={
-                each: [mailing for mailing in mailings if period.is_on(mailing, each)]
-                for week in period.weeks
-                for each in week
-            },
+            by_day=period.by_day(mailings),
             calendar_statuses=CALENDAR_STATUSES,
             max_per_day=MAX_PER_DAY,
-            pairs_count=len(pairs),
+            pairs_count=count_pairs(mailings),
             max_pairs=MAX_PAIRS,
             has_overlaps=has_overlaps,
             overlaps=overlaps,

@@ -64,16 +64,20 @@ class MailingFormPage(msgspec.Struct, frozen=True, kw_only=True):
         It contains the form in hidden fields. `new` is the mailing as it would be.
         """
         overlap = None
-        if intent.kind != "save" and new.purpose == "marketing":
-            async with self.engine.connect() as connection:
-                overlap = await read_overlap(
-                    connection,
-                    new.client_filter,
-                    self.contact_cap,
-                    mailing_id=None if self.mailing is None else self.mailing.id,
-                    period=(new.datetime_start, new.datetime_end),
-                )
-        expected = None if intent.kind == "save" else await expect(self.engine, self.channels, new)
+        with segments_read_once():
+            if intent.kind != "save" and new.purpose == "marketing":
+                async with self.engine.connect() as connection:
+                    overlap = await read_overlap(
+                        connection,
+                        new.client_filter,
+                        self.contact_cap,
+                        mailing_id=None if self.mailing is None else self.mailing.id,
+                        period=(new.datetime_start, new.datetime_end),
+                    )
+            expected = (
+                None if intent.kind == "save" else await expect(self.engine, self.channels, new)
+            )
+            reach = await read_reach_of(self.engine, new)
         return await self.context.render_page(
             "mailings/confirm.html",
             status,
@@ -81,7 +85,7 @@ class MailingFormPage(msgspec.Struct, frozen=True, kw_only=True):
             forecast=expected,
             new=new,
             intent=intent,
-            reach=await read_reach_of(self.engine, new),
+            reach=reach,
             overlap=overlap,
             contact_cap=self.contact_cap,
             must_type=intent.must_type(self.confirm_above),

@@ -29,6 +29,7 @@ from mailer.gateway.channel import Channels
 from mailer.mailing import launching, store
 from mailer.mailing.actions import allowed_actions
 from mailer.mailing.api import MailingId
+from mailer.mailing.audience import segments_read_once
 from mailer.mailing.audience_overlap import AudienceOverlap, read_overlap
 from mailer.mailing.model import Mailing
 from mailer.mailing.reach import count_reached
@@ -51,8 +52,9 @@ class LaunchQuestion(msgspec.Struct, frozen=True):
 
     async def ask(self, verb: Verb, mailing_id: int) -> Response[str]:
         """Return the page that asks for confirmation."""
-        mailing, intent = await self._read(verb, mailing_id)
-        return await self._render(verb, mailing, intent, Form({}))
+        with segments_read_once():
+            mailing, intent = await self._read(verb, mailing_id)
+            return await self._render(verb, mailing, intent, Form({}))
 
     async def ask_again(
         self, verb: Verb, mailing_id: int, values: dict[str, str]

@@ -21,6 +21,7 @@ from sqlalchemy import (
     true,
 )
 
+from mailer.client.lists.sampling import is_sampled
 from mailer.db.tables.client import client, client_list, client_list_member
 
 BARRIER = literal_column("0", Integer)
@@ -52,12 +53,19 @@ def is_on_any(client_id: ColumnElement[int], name_keys: Sequence[str]) -> Column
     return found.is_(True)
 
 
-def clients_on_any(name_keys: Sequence[str]) -> FromClause:
-    """Return the clients on any of the lists with these folded names, each once, as a table."""
+def clients_on_any(name_keys: Sequence[str], share: float = 1.0) -> FromClause:
+    """Return the clients on any of the lists with these folded names, each once, as a table.
+
+    `share` above 0 and below 1 is for a random sample of about this share of the clients. For a
+    sample, all ids on the lists are read from an index, but only the clients of the sample.
+    """
     lists = _lists_named(name_keys).subquery("list")
+    conditions = [client_list_member.c.list_id == lists.c.id]
+    if share < 1:
+        conditions.append(is_sampled(client_list_member.c.client_id, share))
     member = (
         select(client_list_member.c.client_id)
-        .where(client_list_member.c.list_id == lists.c.id)
+        .where(*conditions)
         .order_by(client_list_member.c.client_id)
         .offset(BARRIER)
         .lateral("member")
@@ -125,3 +133,20 @@ def with_clients(
     joined = ids.join(rows, true(), isouter=keeps_others)
     columns = [ids.c.client_id, *rows.c]
     return select(*columns).select_from(joined).subquery("listed_client")
+
+
+def with_list_ids(clients: FromClause, list_ids: Sequence[int]) -> FromClause:
+    """Return clients with a column `list_ids`: those of these lists that each client is on.
+
+    It is null for none. So one look-up for each client is enough, however many lists there are.
+    """
+    found = (
+        select(func.array_agg(client_list_member.c.list_id))
+        .where(
+            client_list_member.c.client_id == clients.c.id,
+            client_list_member.c.list_id == any_(literal(list(list_ids), ARRAY(BigInteger))),
+        )
+        .scalar_subquery()
+        .label("list_ids")
+    )
+    return select(*clients.c, found).offset(BARRIER).subquery("with_list_ids")
