@@ -16,6 +16,7 @@ from mailer.admin.language import gettext_noop
 from mailer.admin.mailings import fields
 from mailer.admin.mailings.form_page import FINGERPRINT_FIELD, MailingFormPage
 from mailer.admin.mailings.intent import INTENT_FIELDS, read_intent
+from mailer.admin.mailings.template_preview import new_template
 from mailer.admin.render import PageContext, redirect_with_flash
 from mailer.client.lists import store as lists
 from mailer.clock import database_clock
@@ -33,6 +34,7 @@ from mailer.mailing.errors import (
     PurposeFixedError,
 )
 from mailer.mailing.model import Mailing, MailingChange, NewMailing
+from mailer.mailing.text_reach import read_text_reach
 from mailer.settings import Settings
 from mailer.validation import MAX_ID
 
@@ -202,6 +204,10 @@ async def _ask(form_page: MailingFormPage, form: Form, new: NewMailing) -> Respo
         await ensure_lists_exist(connection, new.client_filter)
         if mailing is None or new.gateway != mailing.gateway:
             await service.route_columns(connection, {"gateway": new.gateway})
+    reach = None
+    if (template := new_template(new, mailing)) is not None:
+        reach = await read_text_reach(form_page.engine, template, new.client_filter, new.purpose)
+    async with form_page.engine.connect() as connection:
         intent = await read_intent(
             connection,
             mailing,
@@ -209,14 +215,15 @@ async def _ask(form_page: MailingFormPage, form: Form, new: NewMailing) -> Respo
             new.purpose,
             new.datetime_start,
             database_clock.now(),
+            reach,
         )
     try:
         if intent.is_agreed(form.values, form_page.confirm_above):
             return None
     except InvalidError as error:
         form = form.with_errors(error)
-        return await form_page.render_confirmation(form, new, intent, HTTP_400_BAD_REQUEST)
-    return await form_page.render_confirmation(form, new, intent)
+        return await form_page.render_confirmation(form, new, intent, reach, HTTP_400_BAD_REQUEST)
+    return await form_page.render_confirmation(form, new, intent, reach)
 
 
 async def _save_or_refuse(

@@ -15,7 +15,7 @@ from mailer.admin.mailings import fields
 from mailer.admin.mailings.expectation import expect
 from mailer.admin.mailings.intent import Intent
 from mailer.admin.mailings.preview import build_preview, utc_offset
-from mailer.admin.mailings.template_preview import read_reach_of, typed_template
+from mailer.admin.mailings.template_preview import typed_template
 from mailer.admin.render import PageContext
 from mailer.client.lists import store as lists
 from mailer.clock import database_clock
@@ -26,6 +26,7 @@ from mailer.gateway.channel import Channels
 from mailer.mailing.audience import ensure_lists_exist, segments_read_once
 from mailer.mailing.audience_overlap import read_overlap
 from mailer.mailing.model import Mailing, NewMailing
+from mailer.mailing.text_reach import TextReach
 
 FINGERPRINT_FIELD = "seen"
 """Hidden field with the fingerprint of the mailing that the form was rendered for.
@@ -57,11 +58,17 @@ class MailingFormPage(msgspec.Struct, frozen=True, kw_only=True):
         return await self.context.render_page("mailings/form.html", status, form=form, **variables)
 
     async def render_confirmation(
-        self, form: Form, new: NewMailing, intent: Intent, status: int = HTTP_200_OK
+        self,
+        form: Form,
+        new: NewMailing,
+        intent: Intent,
+        reach: TextReach | None,
+        status: int = HTTP_200_OK,
     ) -> Response[str]:
         """Return the page that asks whether to do what the form would do.
 
-        It contains the form in hidden fields. `new` is the mailing as it would be.
+        It contains the form in hidden fields. `new` is the mailing as it would be, and `reach` is
+        that of its text, if it has placeholders.
         """
         overlap = None
         if intent.kind != "save" and new.purpose == "marketing":
@@ -73,7 +80,9 @@ class MailingFormPage(msgspec.Struct, frozen=True, kw_only=True):
                     mailing_id=None if self.mailing is None else self.mailing.id,
                     period=(new.datetime_start, new.datetime_end),
                 )
-        expected = None if intent.kind == "save" else await expect(self.engine, self.channels, new)
+        expected = None
+        if intent.kind != "save":
+            expected = await expect(self.engine, self.channels, new, reach)
         return await self.context.render_page(
             "mailings/confirm.html",
             status,
@@ -81,7 +90,7 @@ class MailingFormPage(msgspec.Struct, frozen=True, kw_only=True):
             forecast=expected,
             new=new,
             intent=intent,
-            reach=await read_reach_of(self.engine, new),
+            reach=reach,
             overlap=overlap,
             contact_cap=self.contact_cap,
             must_type=intent.must_type(self.confirm_above),
@@ -134,7 +143,7 @@ class MailingFormPage(msgspec.Struct, frozen=True, kw_only=True):
             "preview": built_preview,
             "intent": intent,
             "now": now,
-            "needs_approval": needs_approval and intent.must_type(self.approval_above or 0),
+            "needs_approval": needs_approval and intent.audience > (self.approval_above or 0),
             "typed_errors": typed_errors,
             "forecast": built_preview.forecast,
             "contact_cap": self.contact_cap,
