@@ -2,11 +2,12 @@
 
 from datetime import datetime
 from typing import Any
+from uuid import uuid4
 from zoneinfo import ZoneInfo
 
 import msgspec
 from litestar import Response
-from litestar.status_codes import HTTP_200_OK
+from litestar.status_codes import HTTP_200_OK, HTTP_409_CONFLICT
 from msgspec import UNSET
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -20,7 +21,7 @@ from mailer.admin.render import PageContext
 from mailer.client.lists import store as lists
 from mailer.clock import database_clock
 from mailer.contact_cap import ContactCap
-from mailer.errors import InvalidError
+from mailer.errors import FieldError, InvalidError
 from mailer.gateway import routes
 from mailer.gateway.channel import Channels
 from mailer.mailing.audience import ensure_lists_exist, segments_read_once
@@ -56,6 +57,11 @@ class MailingFormPage(msgspec.Struct, frozen=True, kw_only=True):
         """Return a response with the whole page."""
         variables = await self._variables(form.values)
         return await self.context.render_page("mailings/form.html", status, form=form, **variables)
+
+    async def render_conflict(self, form: Form, message: str) -> Response[str]:
+        """Return a response with the whole page, and an error of the whole form."""
+        refusal = InvalidError([FieldError("", message)])
+        return await self.render(form.with_errors(refusal), HTTP_409_CONFLICT)
 
     async def render_confirmation(
         self,
@@ -138,6 +144,7 @@ class MailingFormPage(msgspec.Struct, frozen=True, kw_only=True):
         async with self.engine.connect() as connection:
             gateway_names = await routes.gateway_names(connection)
         intent = built_preview.intent
+        test_path = f"/mailings/{'new' if self.mailing is None else f'{self.mailing.id}/edit'}/test"
         needs_approval = intent.kind != "save" and self.approval_above is not None
         return {
             "preview": built_preview,
@@ -154,6 +161,7 @@ class MailingFormPage(msgspec.Struct, frozen=True, kw_only=True):
             "mailing": self.mailing,
             "has_started": self.has_started(now),
             "copy_of": self.copy_of,
+            "form_test_url": f"{test_path}?once={uuid4().hex}",
             "gateway_names": gateway_names,
             "list_names": [fields.quoted(name) for name in list_names],
         }
