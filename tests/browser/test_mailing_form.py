@@ -123,7 +123,9 @@ async def test_fields_of_clients_are_inserted_into_the_text(
     assert await overflows(page) == []
 
 
-async def test_the_form_sends_a_test(page: Page, mailer: MailerProcess, gateway: Gateway) -> None:
+async def test_the_form_sends_a_test(
+    page: Page, page_errors: PageErrors, mailer: MailerProcess, gateway: Gateway
+) -> None:
     received = len(gateway.received)
     await page.set_viewport_size({"width": 360, "height": 800})
     await page.goto("/mailings/new")
@@ -134,6 +136,7 @@ async def test_the_form_sends_a_test(page: Page, mailer: MailerProcess, gateway:
         page.get_by_role("button", name="Save the draft and send a test"),
     )
     assert await overflows(page) == []
+    page_errors.expect("status", "400 POST at .*/mailings/new/test")
     await button.click()  # without a phone
     await expect(panel).to_contain_text("must be 1 to 5 phones, such as 79161234567")
     await expect(page.get_by_label("Text")).to_have_value("Come by until nine.")
