@@ -25,6 +25,7 @@ from mailer.db.engine import connect, create_engine
 from mailer.db.migrate import migrate
 from mailer.db.tables.mailing import settled_totals
 from mailer.embedded_postgres.cluster import embedded_postgres
+from mailer.mailing.text_reach import kept_reaches
 from tests import programs
 from tests.asgi_client import inside
 from tests.factories import OPEN, create_patient_engine
@@ -203,6 +204,7 @@ async def engine(shared_engine: AsyncEngine) -> AsyncEngine:
     async with shared_engine.begin() as connection:
         for statement in EMPTY:
             await connection.execute(statement)
+    kept_reaches(shared_engine).clear()
     return shared_engine
 
 

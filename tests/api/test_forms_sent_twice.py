@@ -88,6 +88,7 @@ CREATE_NOTHING = frozenset(
         "/mailings/{mailing_id:int}/launch",
         "/mailings/{mailing_id:int}/start",
         "/mailings/{mailing_id:int}/test",
+        "/mailings/{mailing_id:int}/edit/test",
         "/mailings/{mailing_id:int}/{verb:str}",
         "/users/{user_id:int}/disable",
         "/users/{user_id:int}/enable",
@@ -105,7 +106,9 @@ CREATE_NOTHING = frozenset(
     }
 )
 """Forms that create nothing: sending them twice has the result of sending them once."""
-NEED_GATEWAY = frozenset({"/gateways/{name:str}/test", "/replies/{reply_id:int}/answer"})
+NEED_GATEWAY = frozenset(
+    {"/gateways/{name:str}/test", "/mailings/new/test", "/replies/{reply_id:int}/answer"}
+)
 """Forms that need a configured gateway; the tests of their pages send them twice."""
 LOSE_RESPONSE = """
     UPDATE idempotency SET status = NULL, media_type = NULL, body = NULL, leased_until = now()"""
@@ -120,7 +123,7 @@ async def browser(engine: AsyncEngine) -> httpx.AsyncClient:
 
 def form_action(page_html: str) -> str:
     """Return the URL, with its idempotency key, to which the form of a page is sent."""
-    [url] = re.findall(r'action="([^"]*once=[0-9a-f]{32}[^"]*)"', page_html)
+    [url] = re.findall(r' action="([^"]*once=[0-9a-f]{32}[^"]*)"', page_html)
     return html.unescape(str(url))
 
 

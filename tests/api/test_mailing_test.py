@@ -12,6 +12,7 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.api.browser_session import BROWSER, SITE, get_page, signed_in_browser
 from tests.api.calls import NEW, create_mailing
+from tests.api.forms import NEW_FORM, form_errors, form_values, get_html, post_form
 from tests.asgi_client import inside
 from tests.factories import NOON, OPEN, add_clients, do, execute, rows, value
 from tests.fault_servers import http_response, respond_with, served
@@ -455,6 +456,101 @@ async def test_wrong_phones_are_an_error_beside_the_field(
     assert 'id="phones-error">must be 1 to 5 phones' in response.text
     assert find_test_url(response.text) == url
     assert sandbox.received == []
+
+
+# ---- the form of a mailing -------------------------------------------------------------------
+
+
+def find_form_test_url(page: str) -> str:
+    """Return the URL to which the form of a mailing is sent for a test."""
+    [url] = re.findall(r'formaction="([^"]*/test\?once=[0-9a-f]{32})"', page)
+    return str(url)
+
+
+async def test_the_form_of_a_new_mailing_saves_a_draft_and_sends_it_as_typed(
+    api: httpx.AsyncClient, engine: AsyncEngine, sandbox: Gateway
+) -> None:
+    url = find_form_test_url(await get_html(api, "/mailings/new"))
+    typed = NEW_FORM | {"text": TEXT, "sender": "Acme", "gateway": "default", "phones": ANNA}
+    for status in (201, 303):  # sent twice
+        response = await post_form(api, url, typed)
+        assert response.status_code == status
+        assert response.headers["location"] == "/mailings/1"
+    [record] = sandbox.received
+    assert record.message is not None
+    assert (str(record.message.phone), record.message.text) == (ANNA, TEST_MARK + TEXT)
+    [draft] = (await api.get("/mailings")).json()["results"]
+    assert (draft["status"], draft["text"], draft["created_messages"]) == ("draft", TEXT, 0)
+    assert (draft["sender"], draft["gateway"]) == ("Acme", "default")
+    for table in COUNTED_IN:
+        assert await value(engine, f"SELECT count(*) FROM {table}") == 0  # noqa: S608  # a name
+    audit = "SELECT string_agg(action, ' ' ORDER BY id) FROM audit"
+    assert await value(engine, audit) == "mailing_created mailing_tested"
+
+
+async def test_after_a_test_the_page_of_the_draft_shows_the_results(
+    api: httpx.AsyncClient, sandbox: Gateway
+) -> None:
+    url = find_form_test_url(await get_html(api, "/mailings/new"))
+    page = (await post_form(api, url, NEW_FORM | {"phones": f"{ANNA}, {BORIS}"})).text
+    assert f"{BORIS}: The gateway accepted the message." in as_text(page)
+    assert find_test_url(page).startswith("/mailings/1/test?")
+    assert len(sandbox.received) == 2
+    again = await api.get(f"{SITE}{url}", headers=BROWSER)
+    assert (again.status_code, again.headers["location"]) == (303, "/mailings/new")
+
+
+async def test_the_form_of_a_draft_saves_the_changes_and_sends_them_once(
+    api: httpx.AsyncClient, sandbox: Gateway
+) -> None:
+    draft = await create_mailing(api, NEW | {"draft": True})
+    page = await get_html(api, f"/mailings/{draft['id']}/edit")
+    form = form_values(page) | {"text": TEXT, "phones": ANNA}
+    for status in (201, 303):
+        assert (await post_form(api, find_form_test_url(page), form)).status_code == status
+    assert [each.message.text for each in sandbox.received if each.message] == [TEST_MARK + TEXT]
+    changed = (await api.get(f"/mailings/{draft['id']}")).json()
+    assert (changed["status"], changed["text"]) == ("draft", TEXT)
+    page = await get_html(api, f"/mailings/{draft['id']}/edit")
+    outdated = form_values(page) | {"seen": "1", "phones": ANNA}
+    response = await post_form(api, find_form_test_url(page), outdated)
+    assert response.status_code == 409
+    assert "Another user changed this mailing in the meantime." in response.text
+    again = await api.get(f"{SITE}{find_form_test_url(page)}", headers=BROWSER)
+    assert again.headers["location"] == f"/mailings/{draft['id']}/edit"
+    assert len(sandbox.received) == 1
+
+
+async def test_the_form_shows_wrong_phones_and_other_errors_at_once_and_saves_nothing(
+    api: httpx.AsyncClient, sandbox: Gateway
+) -> None:
+    url = find_form_test_url(await get_html(api, "/mailings/new"))
+    response = await post_form(api, url, NEW_FORM | {"text": "Dear {{ name", "phones": "12"})
+    assert response.status_code == 400
+    errors = form_errors(response.text)
+    assert errors["phones"].startswith("must be 1 to 5 phones")
+    assert "opening braces" in errors["text"]
+    assert re.search(r' action="/mailings/new\?once=', response.text)  # of the other buttons
+    response = await post_form(api, url, NEW_FORM)
+    assert form_errors(response.text).keys() == {"phones"}
+    assert (await api.get("/mailings")).json()["count"] == 0
+    assert not sandbox.received
+
+
+async def test_tests_from_the_form_are_limited_and_only_drafts_have_them(
+    api: httpx.AsyncClient, sandbox: Gateway
+) -> None:
+    typed = NEW_FORM | {"phones": ANNA}
+    statuses = [(await post_form(api, "/mailings/new/test", typed)).status_code for _ in range(7)]
+    assert statuses == [201] * 6 + [429]
+    assert (await api.get("/mailings")).json()["count"] == len(sandbox.received) == 6
+    scheduled = await create_mailing(api, NEW)
+    page = await get_html(api, f"/mailings/{scheduled['id']}/edit")
+    assert "formaction" not in page
+    form = form_values(page) | {"phones": ANNA}
+    response = await post_form(api, f"/mailings/{scheduled['id']}/edit/test", form)
+    assert response.status_code == 409
+    assert "another user has launched it" in response.text
 
 
 async def test_only_writers_see_the_form_and_only_before_the_end(

@@ -181,3 +181,78 @@ async def test_errors_are_translated(api: httpx.AsyncClient) -> None:
     )
     assert "32" in form_errors(response.text)["text"]
     assert "has a placeholder" not in form_errors(response.text)["text"]
+
+
+# ---- texts from before there were placeholders ------------------------------------------------
+
+
+@pytest.mark.parametrize("old_text", ["Hi {name}", "Hi {{ name }}"])
+async def test_question_before_a_change_takes_an_old_text_as_it_is(
+    api: httpx.AsyncClient, engine: AsyncEngine, old_text: str
+) -> None:
+    await create_clients(api)
+    mailing = await create_mailing(api, NEW)
+    await execute(engine, f"UPDATE mailing SET text = '{old_text}', template = NULL")  # noqa: S608  # a constant
+    form = await edit_form_values(api, mailing) | {"audience": "terms", "terms": "916"}
+    form |= {"then": "send", "shown": ""}
+    response = await post_form(api, f"/mailings/{mailing['id']}/edit", form)
+    assert response.status_code == 200
+    question = visible_text(response.text)
+    assert "for 3 clients?" in question
+    assert "lack" not in question
+    saved = await save_form(api, f"/mailings/{mailing['id']}/edit", form)
+    assert (saved["text"], saved["placeholders"]) == (old_text, [])
+
+
+# ---- clients who do not get the text, in everything that is said before sending ---------------
+
+
+async def test_forecast_names_clients_who_do_not_get_the_text(api: httpx.AsyncClient) -> None:
+    await create_clients(api)
+    long = {"phone": "79160000009", "fields": {"name": "x" * 200}}
+    await api.post("/clients", json=long)
+    mailing = await create_mailing(api, NEW | {"text": "{{ name }}" * 8 + "x"})
+    expected = (await api.get(f"/mailings/{mailing['id']}/forecast")).json()["forecast"]
+    assert (expected["clients"], expected["missing_field"], expected["text_too_long"]) == (2, 1, 1)
+    assert expected["is_text_estimated"] is False
+    page = visible_text(await get_page(api, f"/mailings/{mailing['id']}"))
+    forecast = page[page.index("Forecast") :]
+    assert "The sending windows of all remaining clients open in time" in forecast
+    assert "1 client lacks a field of the text and will not get it." in forecast
+    assert "For 1 client the text is too long with the fields: it is not sent." in forecast
+
+
+async def test_nobody_gets_a_text_with_a_field_that_nobody_has(api: httpx.AsyncClient) -> None:
+    await create_clients(api)
+    preview = await preview_form(api, NEW_FORM | {"text": "Hello {{ shop }}"})
+    assert "Nobody will get it 3 clients lack a field of the text and will not get it." in preview
+    assert "3 of 3 clients will not get it, because of their fields. See As SMS." in preview
+    assert "all clients" not in preview
+    assert "for 0 clients" in preview
+
+
+async def test_preview_tells_both_reasons_why_clients_do_not_get_it(
+    api: httpx.AsyncClient, engine: AsyncEngine
+) -> None:
+    await create_clients(api)
+    await execute(engine, "UPDATE client SET time_zone = 'Asia/Tokyo'")
+    too_late = {"start": "2040-01-01T19:00", "end": "2040-01-01T20:00"}  # in Berlin
+    preview = await preview_form(api, NEW_FORM | too_late | {"text": TEXT})
+    assert "2 of 2 remaining clients will not get it. See the reasons under Forecast." in preview
+    assert "1 of 3 clients will not get it, because of their fields. See As SMS." in preview
+
+
+@pytest.mark.parametrize("is_draft", [True, False])
+async def test_number_to_agree_to_is_of_clients_who_get_the_text(
+    api: httpx.AsyncClient, *, is_draft: bool
+) -> None:
+    await create_clients(api)
+    if is_draft:
+        draft = await create_mailing(api, NEW | {"text": TEXT, "draft": True})
+        page = visible_text(await get_page(api, f"/mailings/{draft['id']}/launch"))
+    else:
+        form = NEW_FORM | {"text": TEXT, "then": "send"}
+        assert "for 2 clients" in await preview_form(api, form)
+        page = visible_text((await post_form(api, "/mailings/new", form)).text)
+    assert "for 2 clients?" in page
+    assert "1 client lacks a field of the text and will not get it: name." in page

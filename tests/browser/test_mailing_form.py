@@ -13,7 +13,7 @@ from tests.browser.measure import overflows
 from tests.browser.page_errors import PageErrors
 from tests.browser.page_states import PageState, every_page_state
 from tests.factories import add_clients, execute
-from tests.processes import MailerProcess
+from tests.processes import Gateway, MailerProcess
 
 MOSCOW = ZoneInfo("Europe/Moscow")
 NEW_YORK = PageState(time_zone="America/New_York")
@@ -120,6 +120,34 @@ async def test_fields_of_clients_are_inserted_into_the_text(
     await page.wait_for_url(re.compile(r"/mailings/\d+$"))
     assert (await only_mailing(mailer))["placeholders"] == ["name"]
     await check_accessibility(page)
+    assert await overflows(page) == []
+
+
+async def test_the_form_sends_a_test(
+    page: Page, page_errors: PageErrors, mailer: MailerProcess, gateway: Gateway
+) -> None:
+    received = len(gateway.received)
+    await page.set_viewport_size({"width": 360, "height": 800})
+    await page.goto("/mailings/new")
+    await page.get_by_label("All clients").check()
+    await fill_form(page, "Come by until nine.", at(10), at(20))
+    panel, button = (
+        page.get_by_role("region", name="Send a test"),
+        page.get_by_role("button", name="Save the draft and send a test"),
+    )
+    assert await overflows(page) == []
+    page_errors.expect("status", "400 POST at .*/mailings/new/test")
+    await button.click()  # without a phone
+    await expect(panel).to_contain_text("must be 1 to 5 phones, such as 79161234567")
+    await expect(page.get_by_label("Text")).to_have_value("Come by until nine.")
+    await check_accessibility(page)
+    await panel.get_by_label("Phones").fill("8 916 123-45-67")
+    await button.dblclick()
+    await expect(page.get_by_text("79161234567: The gateway accepted the message.")).to_be_visible()
+    assert (await only_mailing(mailer))["status"] == "draft"
+    [record] = gateway.received[received:]
+    assert record.message is not None
+    assert record.message.text == "TEST: Come by until nine."
     assert await overflows(page) == []
 
 

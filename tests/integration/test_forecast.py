@@ -31,6 +31,8 @@ from mailer.mailing import enqueuing, service, starting, store
 from mailer.mailing.client_filter import AudienceLists
 from mailer.mailing.errors import MailingNotFoundError
 from mailer.mailing.model import MailingChange, NewMailing
+from mailer.mailing.text_reach import TextReach, read_text_reach
+from mailer.mailing.text_template import parse
 from mailer.statistics import service as statistics
 
 IDLE_CHECKS = 20
@@ -295,3 +297,57 @@ async def test_no_connection_is_held_while_a_forecast_is_computed(
                 idle_checks = idle_checks + 1 if is_idle else 0
         assert not reading.done()
     assert await reading is not None
+
+
+# ---- clients who do not get a text with placeholders -------------------------------------------
+
+
+async def read_reach(engine: AsyncEngine) -> TextReach:
+    return await read_text_reach(engine, parse("{{ name }}" * 8 + "x"), None, "marketing")
+
+
+async def add_clients_with_names(engine: AsyncEngine) -> list[int]:
+    """Add 40 clients: a third of 30 has no name, and in another time zone all names are long."""
+    clients = await add_clients(engine, 30, "916", "UTC")
+    clients += await add_clients(engine, 10, "912", "Asia/Vladivostok")
+    await execute(
+        engine,
+        """UPDATE client SET fields = jsonb_build_object('name', CASE time_zone WHEN 'UTC'
+            THEN 'Anna' ELSE repeat('x', 200) END) WHERE time_zone <> 'UTC' OR id % 3 > 0""",
+    )
+    return clients
+
+
+async def test_clients_who_do_not_get_the_text_are_left_out_of_a_forecast(
+    engine: AsyncEngine,
+) -> None:
+    await add_clients_with_names(engine)
+    unsaved = create_unsaved()
+
+    expected = await forecast.of_unsaved(
+        engine, unsaved, ONE_A_SECOND, reach=await read_reach(engine)
+    )
+
+    assert (expected.missing_field, expected.text_too_long) == (10, 10)
+    assert (expected.clients, expected.reached, expected.missed) == (20, 20, 0)
+    assert not expected.is_complete
+    assert not expected.is_text_estimated
+    assert is_after(expected.done_at, 20, unsaved.datetime_start)
+
+
+async def test_of_a_started_mailing_only_messages_that_have_ended_count(
+    engine: AsyncEngine,
+) -> None:
+    clients = await add_clients_with_names(engine)
+    now = datetime.now(UTC)
+    mailing = await add_mailing(engine, clients=40, start=now)
+    await add_messages(engine, mailing, clients[:4], "cancelled", at=now)
+    await add_messages(engine, mailing, clients[4:], "scheduled", at=now)
+
+    expected = await forecast.of_mailing(
+        engine, mailing, ONE_A_SECOND, reach=await read_reach(engine)
+    )
+
+    assert expected is not None
+    assert (expected.clients, expected.lost) == (36, 4)
+    assert (expected.missing_field, expected.text_too_long) == (0, 0)

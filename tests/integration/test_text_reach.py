@@ -6,10 +6,19 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.factories import add_clients, do, execute, put_on_list
 from tests.statements import plans_of
 
+from mailer.clock import elapsed
 from mailer.mailing.client_filter import ClientFilter
 from mailer.mailing.field_sample import MAX_ALL_CLIENTS, MAX_SCANNED_CLIENTS, read_fields
 from mailer.mailing.field_types import Purpose
-from mailer.mailing.text_reach import PartsCount, TextReach, read_text_reach
+from mailer.mailing.text_reach import (
+    MAX_KEPT_REACHES,
+    MAX_REACH_AGE,
+    PartsCount,
+    TextReach,
+    kept_reaches,
+    read_text_reach,
+    recent_text_reach,
+)
 from mailer.mailing.text_template import parse
 
 LARGE = MAX_ALL_CLIENTS + 2_000
@@ -130,3 +139,36 @@ async def test_newer_clients_of_a_large_list_are_in_its_sample_too(engine: Async
     assert result.missing == pytest.approx(LARGE - MAX_ALL_CLIENTS, rel=0.2)
     assert 4_500 < result.read_clients < 5_500
     assert await reach(engine, "Dear {{ name }}", on_list) == result
+
+
+async def test_a_reach_that_is_shown_again_is_not_read_again(engine: AsyncEngine) -> None:
+    ids = await add_clients(engine, 2)
+
+    async def missing(text: str = "{{ a }}", *, purpose: Purpose = "marketing") -> int:
+        return (await recent_text_reach(engine, parse(text), None, purpose)).missing
+
+    assert await missing() == 2
+    await execute(engine, f"""UPDATE client SET fields = '{{"a": "1"}}' WHERE id = {ids[0]}""")  # noqa: S608  # a number
+    assert await missing() == 2
+    assert await missing("{{ a }}!") == 1
+    assert await missing(purpose="service") == 1
+    assert (await reach(engine, "{{ a }}")).missing == 1  # a question reads it anew
+    assert await missing() == 1
+    await execute(engine, "UPDATE client SET fields = '{}'")
+    kept = kept_reaches(engine)
+    for key, each in kept.items():
+        kept[key] = each._replace(read_at=elapsed() - MAX_REACH_AGE)
+    assert await missing() == 2
+
+
+async def test_only_the_newest_reaches_are_kept(engine: AsyncEngine) -> None:
+    [client] = await add_clients(engine, 1)
+    await recent_text_reach(engine, parse("{{ a }}"), None, "service")
+    for number in range(MAX_KEPT_REACHES):
+        await recent_text_reach(engine, parse(f"{{{{ a }}}} {number}"), None, "service")
+    await execute(engine, f"""UPDATE client SET fields = '{{"a": "1"}}' WHERE id = {client}""")  # noqa: S608  # a number
+    first = await recent_text_reach(engine, parse("{{ a }}"), None, "service")
+    newest = await recent_text_reach(
+        engine, parse(f"{{{{ a }}}} {MAX_KEPT_REACHES - 1}"), None, "service"
+    )
+    assert (first.missing, newest.missing) == (0, 1)

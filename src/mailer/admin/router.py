@@ -24,6 +24,7 @@ from mailer.admin.language import LANGUAGES
 from mailer.admin.mailings.calendar import Calendar
 from mailer.admin.mailings.detail import MailingPage
 from mailer.admin.mailings.form import MailingForm
+from mailer.admin.mailings.form_testing import FormTest
 from mailer.admin.mailings.index import MailingList
 from mailer.admin.mailings.launching import MailingLaunch
 from mailer.admin.mailings.messages import MessageList
@@ -118,6 +119,7 @@ def site_router() -> Router:
             MailingList,
             Calendar,
             MailingForm,
+            FormTest,
             MailingLaunch,
             MailingPage,
             MailingTestForm,

@@ -17,6 +17,7 @@ from mailer.mailing.activity import with_holds
 from mailer.mailing.api import MailingId
 from mailer.mailing.audience import segments_read_once
 from mailer.mailing.audience_overlap import AudienceOverlap, read_overlap
+from mailer.mailing.text_reach import recent_text_reach
 from mailer.settings import Settings
 
 
@@ -25,9 +26,9 @@ class MailingForecast(msgspec.Struct, frozen=True):
 
     EXAMPLE: ClassVar[dict[str, Any]] = {
         "forecast": {
-            "clients": 995,
+            "clients": 938,
             "rate": 50.0,
-            "done_at": "2030-01-15T06:00:20Z",
+            "done_at": "2030-01-15T06:00:19Z",
             "missed": 0,
             "shortfalls": [],
             "until": None,
@@ -38,6 +39,10 @@ class MailingForecast(msgspec.Struct, frozen=True):
             "lost": 0,
             "at_cap": 45,
             "is_at_cap_estimated": False,
+            "own_rate": None,
+            "missing_field": 12,
+            "text_too_long": 0,
+            "is_text_estimated": False,
         },
         "overlap": {
             "clients": 1040,
@@ -83,18 +88,22 @@ class ForecastController(Controller):
     ) -> MailingForecast:
         """Return when a mailing will be done, whom it will not reach, and why.
 
-        Before the start, also how many clients got a marketing message in the last 24 hours or have
+        Before the start, also how many clients lack a field of the text (`missing_field`) or would
+        get too long a text (`text_too_long`), got a marketing message in the last 24 hours or have
         reached the contact cap now, and which other mailings share clients. For an audience above
-        10,000 clients, the first two numbers of clients are estimates from a sample. So are shared
-        clients if lists with more than 20,000 clients must be read for them.
+        10,000 clients, these numbers of clients are estimates from a sample, and shared clients are
+        if lists with more than 20,000 clients must be read for them. The numbers of the text may be
+        30 seconds old. Once the mailing has started, they are 0: clients whose messages have ended
+        so are among `lost`.
         """
-        overlap = None
+        overlap = reach = None
         async with snapshot(engine) as connection:
             with segments_read_once():
                 mailing = await store.get(connection, mailing_id)
                 [mailing] = await with_holds(connection, [mailing], channels)
                 [basis] = await forecasts.read_current(connection, [mailing], channels)
-                if mailing.purpose == "marketing" and mailing.status in {"draft", "scheduled"}:
+                is_upcoming = mailing.status in {"draft", "scheduled"}
+                if mailing.purpose == "marketing" and is_upcoming:
                     overlap = await read_overlap(
                         connection,
                         mailing.client_filter,
@@ -102,5 +111,9 @@ class ForecastController(Controller):
                         mailing_id=mailing_id,
                         period=(mailing.datetime_start, mailing.datetime_end),
                     )
-        expected = await forecasts.compute(basis)
+        if (template := mailing.template) is not None and is_upcoming:
+            reach = await recent_text_reach(
+                engine, template, mailing.client_filter, mailing.purpose
+            )
+        expected = await forecasts.compute(basis, reach)
         return MailingForecast(forecasts.without_capped(expected, overlap), overlap)

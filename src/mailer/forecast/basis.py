@@ -54,6 +54,8 @@ class ForecastBasis(msgspec.Struct, frozen=True):
     these are cancelled messages already, and not counted here."""
     lost: int = 0
     """Clients whose messages have ended without being delivered, and are not scheduled again."""
+    is_started: bool = False
+    """Whether the mailing has messages: its clients are those of the messages."""
 
 
 async def read_unsaved_basis(
@@ -166,7 +168,8 @@ class _BasisReader:
             return None
         must_replan = any(getattr(mailing, name) != getattr(before, name) for name in REPLAN_FIELDS)
         opted_out = lost = 0
-        if mailing.id not in load.started:
+        is_started = mailing.id in load.started
+        if not is_started:
             groups = await self._audience(mailing)
             opted_out = await self._count_opted_out(mailing)
         else:
@@ -182,7 +185,7 @@ class _BasisReader:
             shares = await self._shares(mailing, is_enqueued=not is_enqueuing and not must_replan)
             groups = _split(clients, shares)
         capacity = None if is_waiting else self._capacity(mailing.id, mailing, groups)
-        return ForecastBasis(mailing, groups, load.now, capacity, opted_out, lost)
+        return ForecastBasis(mailing, groups, load.now, capacity, opted_out, lost, is_started)
 
     async def _count_opted_out(self, mailing: NewMailing | Mailing) -> int:
         """Return how many clients of the audience are not reached because they have opted out."""

@@ -94,13 +94,27 @@ class Forecast(msgspec.Struct, frozen=True):
     are not among `clients`."""
     is_at_cap_estimated: bool = False
     """Whether `at_cap` comes from a sample of the audience."""
+    missing_field: int = 0
+    """Clients who lack a field of the text that has no default. This and `text_too_long` are 0 once
+    the mailing has started: then those whose messages have ended so are `lost`, and nothing is said
+    of the others."""
+    text_too_long: int = 0
+    """Clients for whom the text has more than 1,600 characters with their fields. Neither they nor
+    those of `missing_field` are among `clients`."""
+    is_text_estimated: bool = False
+    """Whether `missing_field` and `text_too_long` come from a sample of the audience."""
     own_rate: float | None = None
     """The mailing's `rate`: most messages a second of this mailing. None without a limit."""
 
     @property
     def is_complete(self) -> bool:
         """Whether `clients` are all those of the audience who have not been reached."""
-        return not self.lost and not self.opted_out and not self.at_cap
+        return not (self.lost or self.opted_out or self.at_cap or self.without_text)
+
+    @property
+    def without_text(self) -> int:
+        """The clients whom the mailing does not reach because of their fields."""
+        return self.missing_field + self.text_too_long
 
     @property
     def is_too_slow(self) -> bool:

@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from mailer.db import workers as database_workers
 from mailer.db.engine import snapshot
 from mailer.forecast.basis import ForecastBasis, read_bases, read_basis, read_unsaved_basis
-from mailer.forecast.model import Forecast, forecast
+from mailer.forecast.model import Forecast, RecipientGroup, forecast
 from mailer.forecast.throughput import usable_gateways
 from mailer.forecast.tiers import Gateways
 from mailer.gateway.channel import Channels
@@ -25,6 +25,7 @@ from mailer.mailing import store as mailings
 from mailer.mailing.audience_overlap import AudienceOverlap
 from mailer.mailing.model import Mailing, MailingChange, NewMailing
 from mailer.mailing.search import MailingFilter
+from mailer.mailing.text_reach import TextReach
 from mailer.mailing.window import window_between
 from mailer.time_slices import run_in_slices
 
@@ -63,26 +64,37 @@ async def read_capacity(
 
 
 async def of_unsaved(
-    engine: AsyncEngine, new: NewMailing, gateways: Gateways, workers: int = 1
+    engine: AsyncEngine,
+    new: NewMailing,
+    gateways: Gateways,
+    workers: int = 1,
+    reach: TextReach | None = None,
 ) -> Forecast:
-    """Return the forecast of a mailing that is not saved yet; see `read_unsaved_basis`."""
+    """Return the forecast of a mailing that is not saved yet; see `read_unsaved_basis`.
+
+    `reach` is that of its text, if it has placeholders.
+    """
     async with snapshot(engine) as connection:
         basis = await read_unsaved_basis(connection, new, gateways, workers)
-    return await _compute(basis)
+    return await _compute(basis, reach)
 
 
-async def of_mailing(
+async def of_mailing(  # noqa: PLR0913, PLR0917  # the mailing, its changes and its circumstances
     engine: AsyncEngine,
     mailing_id: int,
     gateways: Gateways,
     workers: int = 1,
     changes: MailingChange | None = None,
+    reach: TextReach | None = None,
 ) -> Forecast | None:
-    """Return the forecast of a mailing; see `read_basis`. Raises `MailingNotFoundError`."""
+    """Return the forecast of a mailing; see `read_basis`. Raises `MailingNotFoundError`.
+
+    `reach` is that of its text, if it has placeholders.
+    """
     async with snapshot(engine) as connection:
         mailing = await mailings.get(connection, mailing_id)
         basis = await read_basis(connection, mailing, gateways, workers, changes)
-    return await compute(basis)
+    return await compute(basis, reach)
 
 
 async def read_current(
@@ -97,23 +109,30 @@ async def read_current(
     return await read_bases(connection, mailings, usable_gateways(channels), len(active) or 1)
 
 
-async def compute(basis: ForecastBasis | None) -> Forecast | None:
+async def compute(basis: ForecastBasis | None, reach: TextReach | None = None) -> Forecast | None:
     """Return the forecast for a basis, or None for None. The caller must hold no connection.
+
+    `reach` is that of the text, if it has placeholders: clients who do not get the text are left
+    out, unless the mailing has started.
 
     A forecast for many time zones takes about 100 ms. It is computed in slices, between which the
     event loop does other work. Only one forecast is computed at a time, to leave enough time for
     that work.
     """
-    return None if basis is None else await _compute(basis)
+    return None if basis is None else await _compute(basis, reach)
 
 
-async def _compute(basis: ForecastBasis) -> Forecast:
-    mailing = basis.mailing
+async def _compute(basis: ForecastBasis, reach: TextReach | None) -> Forecast:
+    mailing, groups = basis.mailing, basis.groups
+    if basis.is_started:
+        reach = None
+    if reach is not None:
+        groups = _who_get_the_text(groups, reach)
     window = window_between(mailing.send_interval_time_start, mailing.send_interval_time_end)
     async with computation_lock():
         computed = await run_in_slices(
             forecast(
-                basis.groups,
+                groups,
                 start=mailing.datetime_start,
                 end=mailing.datetime_end,
                 window=window,
@@ -127,7 +146,22 @@ async def _compute(basis: ForecastBasis) -> Forecast:
         lost=basis.lost,
         own_rate=mailing.rate,
         expected_end=_expected_end(mailing, computed),
+        missing_field=0 if reach is None else reach.missing,
+        text_too_long=0 if reach is None else reach.too_long,
+        is_text_estimated=reach is not None and reach.is_estimate,
     )
+
+
+def _who_get_the_text(groups: Sequence[RecipientGroup], reach: TextReach) -> list[RecipientGroup]:
+    """Return groups without the clients who do not get the text, because of their fields.
+
+    Each group is assumed to have the same share of them.
+    """
+    clients = sum(group.clients for group in groups)
+    if not clients or not reach.unreached:
+        return list(groups)
+    getting = round(clients * max(0.0, 1 - reach.unreached / reach.clients))
+    return [replace(group, clients=group.clients * getting / clients) for group in groups]
 
 
 def without_capped(expected: Forecast | None, overlap: AudienceOverlap | None) -> Forecast | None:

@@ -31,7 +31,7 @@ from mailer.mailing.field_types import (
     TimeOfDay,
     WindowEnd,
 )
-from mailer.mailing.text_template import TextTemplate
+from mailer.mailing.text_template import TextTemplate, parse
 from mailer.mailing.window import SendingWindow
 from mailer.message.model import Message
 from mailer.statuses import (
@@ -340,6 +340,11 @@ class Mailing(msgspec.Struct, frozen=True, kw_only=True):
         """
         content = [getattr(self, name) for name in MailingChange.__struct_fields__]
         return f"{crc32(msgspec.json.encode(content)):08x}"
+
+    @property
+    def template(self) -> TextTemplate | None:
+        """The parsed text; None: the text has no placeholders and is sent as it is."""
+        return parse(self.text) if self.placeholders else None
 
     @property
     def is_draft(self) -> bool:

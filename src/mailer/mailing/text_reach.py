@@ -2,10 +2,13 @@
 
 from collections import Counter
 from collections.abc import Generator
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import msgspec
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from mailer.clock import elapsed
 from mailer.gateway.sms_parts import count_parts
 from mailer.mailing.client_filter import ClientFilter
 from mailer.mailing.field_sample import FieldSample, read_fields
@@ -16,6 +19,10 @@ from mailer.time_slices import run_in_slices
 
 MAX_SHOWN_CLIENTS = 5
 """Clients who lack a field that are named: the first ones by their ids."""
+MAX_REACH_AGE = 30.0
+"""Seconds for which a reach is kept, for pages that are shown again."""
+MAX_KEPT_REACHES = 100
+"""Reaches that are kept at most: those that were read last."""
 
 
 class PartsCount(msgspec.Struct, frozen=True):
@@ -70,17 +77,60 @@ class TextReach(msgspec.Struct, frozen=True, kw_only=True):
         return sum(row.parts * row.clients for row in self.by_parts)
 
 
+class KeptReach(NamedTuple):
+    """A reach that is kept for pages that are shown again."""
+
+    read_at: float
+    """When it was read, on the clock `elapsed`."""
+    reach: TextReach
+
+
 async def read_text_reach(
     engine: AsyncEngine,
     template: TextTemplate,
     client_filter: ClientFilter,
     purpose: Purpose,
 ) -> TextReach:
-    """Return the reach of a text with placeholders."""
+    """Return the reach of a text with placeholders now. It is kept for `recent_text_reach`."""
     opted_out = excluded_opt_outs(purpose)
     async with engine.connect() as connection:
         sample = await read_fields(connection, client_filter, opted_out=opted_out)
-    return await run_in_slices(count_reach(template, sample))
+    reach = await run_in_slices(count_reach(template, sample))
+    kept, key = kept_reaches(engine), _key(template, client_filter, purpose)
+    kept.pop(key, None)
+    kept[key] = KeptReach(elapsed(), reach)
+    if len(kept) > MAX_KEPT_REACHES:
+        del kept[next(iter(kept))]  # the one that was read first
+    return reach
+
+
+async def recent_text_reach(
+    engine: AsyncEngine,
+    template: TextTemplate,
+    client_filter: ClientFilter,
+    purpose: Purpose,
+) -> TextReach:
+    """Return the reach of a text with placeholders, at most `MAX_REACH_AGE` seconds old.
+
+    It is for what is shown again and again. A question before sending reads it anew.
+    """
+    key = _key(template, client_filter, purpose)
+    if (kept := kept_reaches(engine).get(key)) and elapsed() - kept.read_at < MAX_REACH_AGE:
+        return kept.reach
+    return await read_text_reach(engine, template, client_filter, purpose)
+
+
+_KEPT: WeakKeyDictionary[AsyncEngine, dict[bytes, KeptReach]] = WeakKeyDictionary()
+
+
+def kept_reaches(engine: AsyncEngine) -> dict[bytes, KeptReach]:
+    """Return the reaches that were read last from a database, in this order, by `_key`."""
+    return _KEPT.setdefault(engine, {})
+
+
+def _key(template: TextTemplate, client_filter: ClientFilter, purpose: Purpose) -> bytes:
+    """Return what a reach depends on, besides the clients."""
+    return msgspec.json.encode((template, client_filter, purpose))
 
 
 def count_reach(template: TextTemplate, sample: FieldSample) -> Generator[None, None, TextReach]:

@@ -33,6 +33,7 @@ from mailer.mailing.actions import allowed_actions
 from mailer.mailing.activity import with_holds
 from mailer.mailing.api import MailingId
 from mailer.mailing.errors import MailingNotFoundError, StopTimeoutError
+from mailer.mailing.text_reach import recent_text_reach
 from mailer.reply.reading import list_recent
 from mailer.settings import Settings
 from mailer.statistics import progress
@@ -132,9 +133,13 @@ async def read_mailing_page(
             else []
         )
         recent_replies = await list_recent(connection, MAX_MAILING_REPLIES, mailing_id=mailing_id)
+    reach = None
+    if is_upcoming and (template := mailing.template) is not None:
+        reach = await recent_text_reach(engine, template, mailing.client_filter, mailing.purpose)
     now = database_clock.now()
     return {
-        "forecast": await forecast.compute(forecast_basis),
+        "forecast": await forecast.compute(forecast_basis, reach),
+        "reach": reach,
         "capacity": capacity,
         "mailing": mailing,
         "audience_now": audience_now,

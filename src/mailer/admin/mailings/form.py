@@ -16,6 +16,8 @@ from mailer.admin.language import gettext_noop
 from mailer.admin.mailings import fields
 from mailer.admin.mailings.form_page import FINGERPRINT_FIELD, MailingFormPage
 from mailer.admin.mailings.intent import INTENT_FIELDS, read_intent
+from mailer.admin.mailings.template_preview import new_template
+from mailer.admin.mailings.testing import PHONES_FIELD
 from mailer.admin.render import PageContext, redirect_with_flash
 from mailer.client.lists import store as lists
 from mailer.clock import database_clock
@@ -33,13 +35,20 @@ from mailer.mailing.errors import (
     PurposeFixedError,
 )
 from mailer.mailing.model import Mailing, MailingChange, NewMailing
+from mailer.mailing.text_reach import read_text_reach
 from mailer.settings import Settings
 from mailer.validation import MAX_ID
 
 BUTTON_FIELD = "then"
 """Name of the buttons. Their values: `draft` saves a draft, `edit` shows the form again, any other
 does what the button says: the intent."""
-FORM_FIELDS = (*fields.MAILING_FIELDS, FINGERPRINT_FIELD, BUTTON_FIELD, *INTENT_FIELDS)
+FORM_FIELDS = (
+    *fields.MAILING_FIELDS,
+    FINGERPRINT_FIELD,
+    BUTTON_FIELD,
+    PHONES_FIELD,
+    *INTENT_FIELDS,
+)
 CHANGED_MEANWHILE = gettext_noop(
     "Another user changed this mailing in the meantime. Your input is still here: save again to"
     " replace their changes."
@@ -135,7 +144,7 @@ class MailingForm(Controller):
                 form.with_errors(error, fields.MAIN_FIELD_BY_NAME), HTTP_400_BAD_REQUEST
             )
         except ApprovalRequiredError as error:
-            return await _render_conflict(form_page, form, str(error))
+            return await form_page.render_conflict(form, str(error))
         return redirect_to_created(mailing.id)
 
     @get("/{mailing_id:int}/edit", required_scope="write")
@@ -143,7 +152,7 @@ class MailingForm(Controller):
         self, form_page: NamedDependency[MailingFormPage], mailing_id: MailingId
     ) -> Response[str]:
         """Show the form that changes a mailing."""
-        mailing = await _get_changeable(form_page.engine, mailing_id)
+        mailing = await get_changeable(form_page.engine, mailing_id)
         values = fields.values_of(mailing, form_page.context.viewer.time_zone)
         form_page = msgspec.structs.replace(form_page, mailing=mailing)
         return await form_page.render(Form(values | {FINGERPRINT_FIELD: mailing.content_digest}))
@@ -160,7 +169,7 @@ class MailingForm(Controller):
 
         A draft is launched, too, unless the button saves a draft.
         """
-        mailing = await _get_changeable(form_page.engine, mailing_id)
+        mailing = await get_changeable(form_page.engine, mailing_id)
         form_page = msgspec.structs.replace(form_page, mailing=mailing)
         values = await read_form(request, *FORM_FIELDS)
         current_fingerprint = mailing.content_digest
@@ -174,7 +183,7 @@ class MailingForm(Controller):
             return redirect_with_flash("mailing-changed", f"/mailings/{mailing_id}")
         if is_outdated or (is_draft and not mailing.is_draft):
             conflict = CHANGED_MEANWHILE if is_outdated else LAUNCHED_MEANWHILE
-            return await _render_conflict(form_page, form, conflict)
+            return await form_page.render_conflict(form, conflict)
         return await _save_or_refuse(form_page, mailing, form, by, is_draft=is_draft)
 
     @post("/preview", status_code=HTTP_200_OK, required_scope="write")
@@ -202,6 +211,10 @@ async def _ask(form_page: MailingFormPage, form: Form, new: NewMailing) -> Respo
         await ensure_lists_exist(connection, new.client_filter)
         if mailing is None or new.gateway != mailing.gateway:
             await service.route_columns(connection, {"gateway": new.gateway})
+    reach = None
+    if (template := new_template(new, mailing)) is not None:
+        reach = await read_text_reach(form_page.engine, template, new.client_filter, new.purpose)
+    async with form_page.engine.connect() as connection:
         intent = await read_intent(
             connection,
             mailing,
@@ -209,14 +222,15 @@ async def _ask(form_page: MailingFormPage, form: Form, new: NewMailing) -> Respo
             new.purpose,
             new.datetime_start,
             database_clock.now(),
+            reach,
         )
     try:
         if intent.is_agreed(form.values, form_page.confirm_above):
             return None
     except InvalidError as error:
         form = form.with_errors(error)
-        return await form_page.render_confirmation(form, new, intent, HTTP_400_BAD_REQUEST)
-    return await form_page.render_confirmation(form, new, intent)
+        return await form_page.render_confirmation(form, new, intent, reach, HTTP_400_BAD_REQUEST)
+    return await form_page.render_confirmation(form, new, intent, reach)
 
 
 async def _save_or_refuse(
@@ -240,7 +254,7 @@ async def _save_or_refuse(
         form = Form({**form.values, **fixed}).with_errors(refusal)
         return await form_page.render(form, HTTP_409_CONFLICT)
     except (ApprovalRequiredError, MailingChangedError) as error:
-        return await _render_conflict(form_page, form, str(error))
+        return await form_page.render_conflict(form, str(error))
 
 
 async def _save(
@@ -269,12 +283,6 @@ async def _save(
     return redirect_with_flash("mailing-changed", f"/mailings/{mailing.id}")
 
 
-async def _render_conflict(form_page: MailingFormPage, form: Form, message: str) -> Response[str]:
-    """Return the form with an error of the whole form."""
-    refusal = InvalidError([FieldError("", message)])
-    return await form_page.render(form.with_errors(refusal), HTTP_409_CONFLICT)
-
-
 def _is_saved(values: fields.FormValues, mailing: Mailing, *, is_draft: bool) -> bool:
     """Return whether the mailing already has all values of the form."""
     try:
@@ -294,7 +302,7 @@ async def _get_list_name(engine: AsyncEngine, list_id: int) -> str:
         return (await lists.get(connection, list_id)).name
 
 
-async def _get_changeable(engine: AsyncEngine, mailing_id: int) -> Mailing:
+async def get_changeable(engine: AsyncEngine, mailing_id: int) -> Mailing:
     """Return a mailing; raises a `ConflictError` if it has ended and cannot be changed."""
     mailing = await _get_mailing(engine, mailing_id)
     ensure_allowed("change", mailing, database_clock.now())

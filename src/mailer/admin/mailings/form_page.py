@@ -2,11 +2,12 @@
 
 from datetime import datetime
 from typing import Any
+from uuid import uuid4
 from zoneinfo import ZoneInfo
 
 import msgspec
 from litestar import Response
-from litestar.status_codes import HTTP_200_OK
+from litestar.status_codes import HTTP_200_OK, HTTP_409_CONFLICT
 from msgspec import UNSET
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -15,17 +16,18 @@ from mailer.admin.mailings import fields
 from mailer.admin.mailings.expectation import expect
 from mailer.admin.mailings.intent import Intent
 from mailer.admin.mailings.preview import build_preview, utc_offset
-from mailer.admin.mailings.template_preview import read_reach_of, typed_template
+from mailer.admin.mailings.template_preview import typed_template
 from mailer.admin.render import PageContext
 from mailer.client.lists import store as lists
 from mailer.clock import database_clock
 from mailer.contact_cap import ContactCap
-from mailer.errors import InvalidError
+from mailer.errors import FieldError, InvalidError
 from mailer.gateway import routes
 from mailer.gateway.channel import Channels
 from mailer.mailing.audience import ensure_lists_exist, segments_read_once
 from mailer.mailing.audience_overlap import read_overlap
 from mailer.mailing.model import Mailing, NewMailing
+from mailer.mailing.text_reach import TextReach
 
 FINGERPRINT_FIELD = "seen"
 """Hidden field with the fingerprint of the mailing that the form was rendered for.
@@ -56,14 +58,26 @@ class MailingFormPage(msgspec.Struct, frozen=True, kw_only=True):
         variables = await self._variables(form.values)
         return await self.context.render_page("mailings/form.html", status, form=form, **variables)
 
+    async def render_conflict(self, form: Form, message: str) -> Response[str]:
+        """Return a response with the whole page, and an error of the whole form."""
+        refusal = InvalidError([FieldError("", message)])
+        return await self.render(form.with_errors(refusal), HTTP_409_CONFLICT)
+
     async def render_confirmation(
-        self, form: Form, new: NewMailing, intent: Intent, status: int = HTTP_200_OK
+        self,
+        form: Form,
+        new: NewMailing,
+        intent: Intent,
+        reach: TextReach | None,
+        status: int = HTTP_200_OK,
     ) -> Response[str]:
         """Return the page that asks whether to do what the form would do.
 
-        It contains the form in hidden fields. `new` is the mailing as it would be.
+        It contains the form in hidden fields. `new` is the mailing as it would be, and `reach` is
+        that of its text, if it has placeholders.
         """
         overlap = None
+        expected = None
         with segments_read_once():
             if intent.kind != "save" and new.purpose == "marketing":
                 async with self.engine.connect() as connection:
@@ -74,10 +88,8 @@ class MailingFormPage(msgspec.Struct, frozen=True, kw_only=True):
                         mailing_id=None if self.mailing is None else self.mailing.id,
                         period=(new.datetime_start, new.datetime_end),
                     )
-            expected = (
-                None if intent.kind == "save" else await expect(self.engine, self.channels, new)
-            )
-            reach = await read_reach_of(self.engine, new)
+            if intent.kind != "save":
+                expected = await expect(self.engine, self.channels, new, reach)
         return await self.context.render_page(
             "mailings/confirm.html",
             status,
@@ -133,12 +145,13 @@ class MailingFormPage(msgspec.Struct, frozen=True, kw_only=True):
         async with self.engine.connect() as connection:
             gateway_names = await routes.gateway_names(connection)
         intent = built_preview.intent
+        test_path = f"/mailings/{'new' if self.mailing is None else f'{self.mailing.id}/edit'}/test"
         needs_approval = intent.kind != "save" and self.approval_above is not None
         return {
             "preview": built_preview,
             "intent": intent,
             "now": now,
-            "needs_approval": needs_approval and intent.must_type(self.approval_above or 0),
+            "needs_approval": needs_approval and intent.audience > (self.approval_above or 0),
             "typed_errors": typed_errors,
             "forecast": built_preview.forecast,
             "contact_cap": self.contact_cap,
@@ -149,6 +162,7 @@ class MailingFormPage(msgspec.Struct, frozen=True, kw_only=True):
             "mailing": self.mailing,
             "has_started": self.has_started(now),
             "copy_of": self.copy_of,
+            "form_test_url": f"{test_path}?once={uuid4().hex}",
             "gateway_names": gateway_names,
             "list_names": [fields.quoted(name) for name in list_names],
         }

@@ -20,6 +20,7 @@ from mailer.mailing.client_filter import ClientFilter
 from mailer.mailing.field_types import Purpose
 from mailer.mailing.model import Mailing
 from mailer.mailing.reach import count_more, count_reached
+from mailer.mailing.text_reach import TextReach
 
 SHOWN_FIELD, AGREED_FIELD, TYPED_FIELD = "shown", "agreed", "typed"
 """Fields of the forms: the intent that the clicked button of the form showed, the intent that the
@@ -36,6 +37,9 @@ class Intent(msgspec.Struct, frozen=True, kw_only=True):
     clients: int | None
     """Clients who will get the mailing; for `save`, those who will get it in addition. None while
     the audience is not known."""
+    without_text: int = 0
+    """Clients of the audience who will not get it because of their fields. They are not among
+    `clients`; a `save` does not know them."""
     start: datetime | None = None
     """The start; None while it is not known."""
     content_digest: str = ""
@@ -48,6 +52,11 @@ class Intent(msgspec.Struct, frozen=True, kw_only=True):
         is_complete = self.clients is not None and (start or self.kind != "schedule")
         parts = (self.kind, str(self.clients), start, self.content_digest)
         return " ".join(filter(None, parts)) if is_complete else ""
+
+    @property
+    def audience(self) -> int:
+        """The clients for whom the mailing may need approval, also those without the text."""
+        return (self.clients or 0) + self.without_text
 
     def must_type(self, confirm_above: int) -> bool:
         """Return whether the user must type the number of clients."""
@@ -73,6 +82,20 @@ class Intent(msgspec.Struct, frozen=True, kw_only=True):
         return True
 
 
+async def count_getting(
+    connection: AsyncConnection,
+    client_filter: ClientFilter,
+    purpose: Purpose,
+    reach: TextReach | None,
+) -> int:
+    """Return how many clients will get a mailing, as a button says it.
+
+    `reach` is that of its text, if it has placeholders. Above 10,000 clients it is an estimate.
+    """
+    clients = await count_reached(connection, client_filter, purpose)
+    return clients if reach is None else max(0, clients - reach.unreached)
+
+
 def launch_intent(draft: Mailing, now: datetime, clients: int | None = None) -> Intent:
     """Return what launching a draft does; `clients` are those whom it reaches, if known."""
     start = draft.datetime_start
@@ -91,10 +114,12 @@ async def read_intent(  # noqa: PLR0913, PLR0917  # the values of a form, and wh
     purpose: Purpose,
     start: datetime | None,
     now: datetime,
+    reach: TextReach | None,
 ) -> Intent:
     """Return what saving these values does. `mailing` is the one that is changed, if any.
 
-    `client_filter` is UNSET and `start` is None while they are not known.
+    `client_filter` is UNSET and `start` is None while they are not known. `reach` is that of the
+    text, if it has placeholders and the audience is known.
     """
     if mailing is not None and mailing.status not in {"draft", "scheduled"}:
         more = 0
@@ -103,6 +128,11 @@ async def read_intent(  # noqa: PLR0913, PLR0917  # the values of a form, and wh
         return Intent(kind="save", clients=more)
     clients = None
     if client_filter is not UNSET:
-        clients = await count_reached(connection, client_filter, purpose)
+        clients = await count_getting(connection, client_filter, purpose, reach)
     is_due = start is not None and start <= now
-    return Intent(kind="send" if is_due else "schedule", clients=clients, start=start)
+    return Intent(
+        kind="send" if is_due else "schedule",
+        clients=clients,
+        without_text=0 if reach is None else reach.unreached,
+        start=start,
+    )

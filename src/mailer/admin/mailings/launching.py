@@ -1,6 +1,6 @@
 """The actions that send: to launch a draft, and to start a mailing now. Each asks before."""
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 from litestar import Controller, Request, Response, get, post
@@ -19,9 +19,9 @@ from mailer.admin.mailings.intent import (
     INTENT_FIELDS,
     SHOWN_FIELD,
     Intent,
+    count_getting,
     launch_intent,
 )
-from mailer.admin.mailings.template_preview import read_reach_of
 from mailer.admin.render import PageContext, redirect_with_flash
 from mailer.clock import database_clock
 from mailer.errors import ConflictError, InvalidError
@@ -32,13 +32,22 @@ from mailer.mailing.api import MailingId
 from mailer.mailing.audience import segments_read_once
 from mailer.mailing.audience_overlap import AudienceOverlap, read_overlap
 from mailer.mailing.model import Mailing
-from mailer.mailing.reach import count_reached
+from mailer.mailing.text_reach import TextReach, read_text_reach
 from mailer.settings import Settings
 
 Verb = Literal["launch", "start"]
 """An action; also the last part of its URL."""
 NOT_ALLOWED = gettext_noop("The mailing's current status does not allow this.")
 END_HAS_PASSED = gettext_noop("The end has passed. Set a later end first.")
+
+
+class Launch(NamedTuple):
+    """A mailing and what an action does with it."""
+
+    mailing: Mailing
+    intent: Intent
+    reach: TextReach | None
+    """That of the text; None if it has no placeholders."""
 
 
 class LaunchQuestion(msgspec.Struct, frozen=True):
@@ -53,31 +62,37 @@ class LaunchQuestion(msgspec.Struct, frozen=True):
     async def ask(self, verb: Verb, mailing_id: int) -> Response[str]:
         """Return the page that asks for confirmation."""
         with segments_read_once():
-            mailing, intent = await self._read(verb, mailing_id)
-            return await self._render(verb, mailing, intent, Form({}))
+            question = await self._read(verb, mailing_id)
+            return await self._render(verb, question, Form({}))
 
     async def ask_again(
         self, verb: Verb, mailing_id: int, values: dict[str, str]
     ) -> Response[str] | None:
         """Return the page that asks for confirmation; None if the user has agreed in `values`."""
-        mailing, intent = await self._read(verb, mailing_id)
+        question = await self._read(verb, mailing_id)
         form, status = Form(values), HTTP_200_OK
         try:
-            if intent.is_agreed(values, self.settings.confirm_above):
+            if question.intent.is_agreed(values, self.settings.confirm_above):
                 return None
         except InvalidError as error:
             form, status = form.with_errors(error), HTTP_400_BAD_REQUEST
-        return await self._render(verb, mailing, intent, form, status)
+        return await self._render(verb, question, form, status)
 
-    async def _read(self, verb: Verb, mailing_id: int) -> tuple[Mailing, Intent]:
+    async def _read(self, verb: Verb, mailing_id: int) -> Launch:
         """Return a mailing, and what the action does."""
         async with self.engine.connect() as connection:
             mailing = await store.get(connection, mailing_id)
-            clients = await count_reached(connection, mailing.client_filter, mailing.purpose)
+        client_filter, purpose, reach = mailing.client_filter, mailing.purpose, None
+        if (template := mailing.template) is not None:
+            reach = await read_text_reach(self.engine, template, client_filter, purpose)
+        async with self.engine.connect() as connection:
+            clients = await count_getting(connection, client_filter, purpose, reach)
         if verb == "start":
             digest = mailing.content_digest
-            return mailing, Intent(kind="send", clients=clients, content_digest=digest)
-        return mailing, launch_intent(mailing, database_clock.now(), clients)
+            intent = Intent(kind="send", clients=clients, content_digest=digest)
+        else:
+            intent = launch_intent(mailing, database_clock.now(), clients)
+        return Launch(mailing, intent, reach)
 
     async def _read_overlap(self, mailing: Mailing) -> AudienceOverlap | None:
         """Return how a mailing overlaps with others; None unless it is marketing."""
@@ -93,9 +108,10 @@ class LaunchQuestion(msgspec.Struct, frozen=True):
             )
 
     async def _render(
-        self, verb: Verb, mailing: Mailing, intent: Intent, form: Form, status: int = HTTP_200_OK
+        self, verb: Verb, question: Launch, form: Form, status: int = HTTP_200_OK
     ) -> Response[str]:
         """Return the page that asks, or the one that says why the action is refused."""
+        mailing, intent, reach = question
         now = database_clock.now()
         is_allowed = verb in allowed_actions(mailing, now)
         if not is_allowed or mailing.datetime_end <= now:
@@ -107,10 +123,10 @@ class LaunchQuestion(msgspec.Struct, frozen=True):
             "mailings/launch.html",
             status,
             mailing=mailing,
-            forecast=await expect(self.engine, self.channels, mailing, start),
+            forecast=await expect(self.engine, self.channels, mailing, reach, start),
             verb=verb,
             intent=intent,
-            reach=await read_reach_of(self.engine, mailing),
+            reach=reach,
             form=form,
             overlap=await self._read_overlap(mailing),
             contact_cap=self.settings.parsed_contact_cap,

@@ -5,7 +5,6 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from mailer.admin.mailings.template_preview import read_reach_of
 from mailer.forecast.cost import Cost
 from mailer.forecast.cost_estimate import estimate_cost
 from mailer.gateway.channel import Channels
@@ -32,16 +31,10 @@ async def read_expected_cost(
 async def read_text_variables(
     engine: AsyncEngine, channels: Channels, page: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the variables about the placeholders of a mailing; `page` are those of its page.
-
-    Its reach is shown until it starts. It is not updated live, because many clients are read.
-    """
-    mailing = page["mailing"]
-    if page["background_work"].is_started or mailing.has_ended:
-        return {"reach": None, "text_cost": None}
-    reach = await read_reach_of(engine, mailing)
+    """Return the variables about the placeholders of a mailing; `page` are those of its page."""
+    mailing, reach = page["mailing"], page["reach"]
     if reach is None:
-        return {"reach": None, "text_cost": None}
+        return {"text_cost": None}
     async with engine.connect() as connection:
         cost = await read_expected_cost(connection, mailing, channels, reach.average_parts)
-    return {"reach": reach, "text_cost": cost}
+    return {"text_cost": cost}

@@ -33,7 +33,7 @@ from mailer.mailing import audience
 from mailer.mailing.audience_overlap import AudienceOverlap, read_overlap
 from mailer.mailing.field_types import Purpose
 from mailer.mailing.model import Mailing, MailingChange, NewMailing, excluded_opt_outs
-from mailer.mailing.text_reach import read_text_reach
+from mailer.mailing.text_reach import TextReach, recent_text_reach
 from mailer.mailing.text_template import TextTemplate
 from mailer.mailing.window import DAY, OpenInterval, SendingWindow, offsets_of, window_between
 
@@ -158,7 +158,7 @@ async def build_preview(  # noqa: PLR0913, PLR0917  # the form, and what its for
     text_preview = preview_text(text)
     reach = None
     if template is not None and client_filter is not UNSET:
-        reach = await read_text_reach(engine, template, client_filter, purpose)
+        reach = await recent_text_reach(engine, template, client_filter, purpose)
     parts = text_preview.size.parts if reach is None else reach.average_parts
     async with engine.connect() as connection:
         if client_filter is not UNSET:
@@ -170,7 +170,7 @@ async def build_preview(  # noqa: PLR0913, PLR0917  # the form, and what its for
         expected_cost = await _expected_cost(connection, typed, mailing, parts, channels)
         field_names = await known_field_names(connection)
         start, end = _known_moment(typed.datetime_start), _known_moment(typed.datetime_end)
-        intent = await read_intent(connection, mailing, client_filter, purpose, start, now)
+        intent = await read_intent(connection, mailing, client_filter, purpose, start, now, reach)
         overlap = None
         if client_filter is not UNSET and purpose == "marketing" and intent.kind != "save":
             mailing_id = None if mailing is None else mailing.id
@@ -200,7 +200,7 @@ async def build_preview(  # noqa: PLR0913, PLR0917  # the form, and what its for
         start=start,
         end=end,
         forecast=forecasts.without_capped(
-            await _forecast(engine, typed, gateways, capacity.workers, mailing), overlap
+            await _forecast(engine, typed, gateways, capacity.workers, mailing, reach), overlap
         ),
         capacity=capacity,
         cost=expected_cost,
@@ -287,12 +287,13 @@ def utc_offset(offset: timedelta) -> str:
     return f"UTC{sign}{hours}" + (f":{minutes:02}" if minutes else "")
 
 
-async def _forecast(
+async def _forecast(  # noqa: PLR0913, PLR0917  # the form, and what its forecast depends on
     engine: AsyncEngine,
     typed: MailingChange,
     gateways: Gateways,
     workers: int,
     mailing: Mailing | None,
+    reach: TextReach | None,
 ) -> Forecast | None:
     """Return the forecast, or None while the form is not complete enough."""
     values = typed.provided_values()
@@ -302,6 +303,6 @@ async def _forecast(
     if not has_period_and_audience or has_opening != has_closing:
         return None
     if mailing is not None:
-        return await forecasts.of_mailing(engine, mailing.id, gateways, workers, typed)
+        return await forecasts.of_mailing(engine, mailing.id, gateways, workers, typed, reach)
     new = NewMailing(**{"text": " ", **values})  # the text does not matter, but is required
-    return await forecasts.of_unsaved(engine, new, gateways, workers)
+    return await forecasts.of_unsaved(engine, new, gateways, workers, reach)

@@ -3,12 +3,11 @@
 from collections.abc import Collection, Sequence
 
 import msgspec
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from mailer.client.model import Client
 from mailer.gateway.sms_parts import TextSize, count_parts
 from mailer.mailing.model import Mailing, NewMailing
-from mailer.mailing.text_reach import TextReach, read_text_reach
+from mailer.mailing.text_reach import TextReach
 from mailer.mailing.text_template import (
     MAX_CHARACTERS,
     TemplateError,
@@ -57,6 +56,17 @@ def typed_template(text: str, mailing: Mailing | None, mailing_text: str) -> Tex
     return template if template.placeholders else None
 
 
+def new_template(new: NewMailing, mailing: Mailing | None) -> TextTemplate | None:
+    """Return the template of a valid form; None if its text has no placeholders.
+
+    `mailing` is the one that the form changes: a literal text stays literal if it is not changed.
+    """
+    if mailing is not None and new.text == mailing.text:
+        return mailing.template
+    template = parse(new.text)
+    return template if template.placeholders else None
+
+
 def create_template_preview(
     template: TextTemplate,
     reach: TextReach | None,
@@ -76,16 +86,3 @@ def _example(template: TextTemplate, client: Client) -> Example:
     if isinstance(text, str):
         return Example(client, text, count_parts(text), missing_field=None)
     return Example(client, text=None, size=None, missing_field=text.field)
-
-
-async def read_reach_of(engine: AsyncEngine, mailing: Mailing | NewMailing) -> TextReach | None:
-    """Return the reach of the text of a mailing; None if it has no placeholders.
-
-    A new mailing has them if its text has.
-    """
-    if isinstance(mailing, Mailing) and not mailing.placeholders:
-        return None
-    template = parse(mailing.text)
-    if not template.placeholders:
-        return None
-    return await read_text_reach(engine, template, mailing.client_filter, mailing.purpose)

@@ -1,6 +1,7 @@
 """The form on the page of a mailing that sends it to a few phones as a test."""
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from litestar import Controller, Request, Response, get, post
@@ -20,12 +21,14 @@ from mailer.errors import InvalidError
 from mailer.gateway.channel import Channels
 from mailer.gateway_control.api import check_test_rate
 from mailer.gateway_control.testing import send_mailing_test
-from mailer.gateway_control.testing_model import MailingTest
+from mailer.gateway_control.testing_model import MailingTest, PhoneResult
 from mailer.idempotency.model import IdempotencyClaim
 from mailer.limits import RateLimiter
 from mailer.mailing.api import MailingId
 from mailer.settings import Settings
 
+PHONES_FIELD = "phones"
+"""Field of the forms with the phones of a test."""
 SEPARATORS = re.compile(r"[,;\n]")
 """What stands between two phones; blanks and dashes may be parts of a phone."""
 
@@ -33,6 +36,31 @@ SEPARATORS = re.compile(r"[,;\n]")
 def split_phones(text: str) -> list[str]:
     """Return the phones in a text, in the stored form as far as they are phones."""
     return [normalize_phone(part) for part in SEPARATORS.split(text) if part.strip()]
+
+
+def read_test(text: str) -> MailingTest:
+    """Return the test to the phones in a text; raises `InvalidError` if they are wrong."""
+    return validate(MailingTest, {"phones": split_phones(text)}, [], database_clock.now())
+
+
+async def render_results(  # noqa: PLR0913, PLR0917  # what the page of a mailing shows
+    engine: AsyncEngine,
+    channels: Channels,
+    context: PageContext,
+    mailing_id: int,
+    receipt_wait: float,
+    results: Sequence[tuple[str, PhoneResult]],
+) -> Response[Any]:
+    """Return the page of a mailing with the results of a test: a result for each phone.
+
+    `receipt_wait` is how many seconds a receipt is awaited.
+    """
+    page = await read_mailing_page(engine, channels, mailing_id, receipt_wait)
+    page |= await read_text_variables(engine, channels, page)
+    shown = new_test_variables(mailing_id) | {"test_results": results}
+    response = await context.render_page("mailings/mailing.html", HTTP_201_CREATED, **page, **shown)
+    response.headers["Location"] = f"/mailings/{mailing_id}"
+    return response
 
 
 def redirect_to_mailing(mailing_id: int) -> Redirect:
@@ -68,27 +96,25 @@ class MailingTestForm(Controller):
         mailing_id: MailingId,
     ) -> Response[Any]:
         """Send the messages and show the results, or show the form again with its errors."""
-        form = Form(await read_form(request, "phones"))
-        shown = {"form": form, "test_url": context.path, "test_results": []}
-        status = HTTP_400_BAD_REQUEST
+        form = Form(await read_form(request, PHONES_FIELD))
         try:
-            phones = split_phones(form["phones"])
-            test = validate(MailingTest, {"phones": phones}, [], database_clock.now())
+            test = read_test(form[PHONES_FIELD])
         except InvalidError as error:
-            shown["form"] = form.with_errors(error)
-        else:
-            check_test_rate(test_rate, by)
-            results = await send_mailing_test(engine, channels, mailing_id, phones, by, claim)
-            if results is None:
-                return redirect_to_mailing(mailing_id)
-            status = HTTP_201_CREATED
-            shown = new_test_variables(mailing_id) | {
-                "form": form,
-                "test_results": list(zip(test.phones, results, strict=True)),
+            page = await read_mailing_page(engine, channels, mailing_id, settings.receipt_wait)
+            page |= await read_text_variables(engine, channels, page)
+            shown = {
+                "form": form.with_errors(error),
+                "test_url": context.path,
+                "test_results": [],
             }
-        page = await read_mailing_page(engine, channels, mailing_id, settings.receipt_wait)
-        page |= await read_text_variables(engine, channels, page)
-        response = await context.render_page("mailings/mailing.html", status, **page, **shown)
-        if status == HTTP_201_CREATED:
-            response.headers["Location"] = f"/mailings/{mailing_id}"
-        return response
+            return await context.render_page(
+                "mailings/mailing.html", HTTP_400_BAD_REQUEST, **page, **shown
+            )
+        check_test_rate(test_rate, by)
+        results = await send_mailing_test(engine, channels, mailing_id, test.phones, by, claim)
+        if results is None:
+            return redirect_to_mailing(mailing_id)
+        by_phone = list(zip(test.phones, results, strict=True))
+        return await render_results(
+            engine, channels, context, mailing_id, settings.receipt_wait, by_phone
+        )
