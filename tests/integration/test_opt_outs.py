@@ -240,7 +240,7 @@ async def test_a_file_opts_out_phones_with_and_without_a_client(engine: AsyncEng
         "916,",
         f"{OTHER_PHONE},3024-05-01T10:00:00Z",
         f"{OTHER_PHONE},yesterday",
-        f"{OTHER_PHONE},2024-05-01T10:00:00",
+        f"{OTHER_PHONE},01.05.2024 10:00",
     )
     report = await import_opt_outs(engine, lines, COMMAND_LINE)
     assert (report.created, report.unchanged, report.rejected) == (2, 1, 4)

@@ -44,7 +44,7 @@ _LINE_ENDS = re.compile(r"(?:_x000[dD]_|[\r\n\x0b\x0c\x85\u2028\u2029])+")
 """Line ends inside a cell, also as Excel escapes them."""
 
 
-class Cell(Protocol):
+class SheetCell(Protocol):
     """A cell of the sheet, as openpyxl reads it."""
 
     @property
@@ -125,14 +125,14 @@ def _read_rows(file: BinaryIO) -> Iterator[list[str]]:
         yield row
 
 
-def _texts(row: Sequence[Cell]) -> list[str]:
+def _texts(row: Sequence[SheetCell]) -> list[str]:
     width = len(row)
     while width and row[width - 1].value is None:
         width -= 1
     return list(map(cell_text, row[:width]))
 
 
-def cell_text(cell: Cell) -> str:
+def cell_text(cell: SheetCell) -> str:
     """Return the value of a cell as a text on one line; 0.2 that is shown as a percentage is 20%.
 
     A percentage keeps its decimals, also those that the format does not show.
