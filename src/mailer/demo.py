@@ -78,7 +78,7 @@ SAMPLE_FIELDS: tuple[dict[str, str], ...] = (
 )
 """Fields of the clients: some have no bonus, and some no name."""
 
-LIST_NAME, LIST_SIZE = "Loyalty club", 300
+CLUB_NAME, CLUB_SIZE = "Loyalty club", 300
 """A list, and how many clients are on it."""
 BONUS_TEXT = "{{ name | Dear customer }}, your {{ bonus | 0 }} bonus points are valid until Sunday."
 
@@ -204,11 +204,11 @@ async def create_demo_data(engine: AsyncEngine) -> None:
     paused_id = (await service.create(engine, paused, COMMAND_LINE)).id
     await service.pause(engine, paused_id, COMMAND_LINE)
 
-    club = await lists.create(engine, NewList(name=LIST_NAME), COMMAND_LINE)
-    await lists.add_members(engine, club.id, ListMembers(ids=ids[:LIST_SIZE]), COMMAND_LINE)
+    club = await lists.create(engine, NewList(name=CLUB_NAME), COMMAND_LINE)
+    await lists.add_members(engine, club.id, ListMembers(ids=ids[:CLUB_SIZE]), COMMAND_LINE)
     tomorrow = now.replace(hour=6, minute=0, second=0, microsecond=0) + DAY
     scheduled = _new_mailing(
-        tomorrow, BONUS_TEXT, client_filter=AudienceLists(lists=[LIST_NAME]), duration=DAY
+        tomorrow, BONUS_TEXT, client_filter=AudienceLists(lists=[CLUB_NAME]), duration=DAY
     )
     scheduled = msgspec.structs.replace(
         scheduled,
