@@ -15,6 +15,7 @@ from mailer.client.model import known_zones
 from mailer.forecast.mailing_plan import MAX_HORIZON
 from mailer.forecast.model import Forecast, RecipientGroup, Shortfall
 from mailer.forecast.model import forecast as forecast_steps
+from mailer.forecast.service import without_capped
 from mailer.forecast.throughput_simulation import Cohort, Lane, SendSlot, share_rates
 from mailer.forecast.tiers import (
     EQUAL_PACE,
@@ -24,6 +25,7 @@ from mailer.forecast.tiers import (
     Pace,
     by_name,
 )
+from mailer.mailing.audience_overlap import AudienceOverlap
 from mailer.mailing.planning import plan
 from mailer.mailing.window import SendingWindow
 
@@ -481,3 +483,11 @@ def test_gateway_is_used_fully_unless_all_rates_are_reached(
     assert all(sender.pace.rate is None or rate <= sender.pace.rate for sender, rate in rates)
     are_all_at_their_rate = all(rate == sender.pace.rate for sender, rate in rates)
     assert are_all_at_their_rate or used >= 20 * (1 - 1e-9)
+
+
+def test_clients_at_the_cap_are_taken_from_those_who_would_be_reached() -> None:
+    expected = Forecast(clients=1_000, rate=1.0, done_at=None, missed=600, shortfalls=())
+    overlap = AudienceOverlap(clients=1_000, contacted=900, at_cap=900, is_estimate=False)
+    found = without_capped(expected, overlap)
+    assert found is not None
+    assert (found.clients, found.at_cap, found.reached) == (600, 400, 0)

@@ -91,7 +91,7 @@ class Forecast(msgspec.Struct, frozen=True):
     among `clients`."""
     at_cap: int = 0
     """Clients who have reached the contact cap now, so that they would not get the mailing. They
-    are not among `clients`."""
+    are not among `clients`. Those who are missed anyway are not counted here."""
     is_at_cap_estimated: bool = False
     """Whether `at_cap` comes from a sample of the audience."""
     missing_field: int = 0

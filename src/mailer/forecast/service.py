@@ -175,7 +175,7 @@ def without_capped(expected: Forecast | None, overlap: AudienceOverlap | None) -
     return replace(
         expected,
         clients=expected.clients - at_cap,
-        at_cap=overlap.at_cap,
+        at_cap=at_cap,
         is_at_cap_estimated=overlap.is_estimate,
     )
 
