@@ -28,11 +28,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mailer.client import segment_counts
 from mailer.client.lists.conditions import (
+    clients_of_large_lists,
     clients_on_any,
     is_on_any,
     next_memberships,
     with_clients,
 )
+from mailer.client.lists.sampling import read_sizes
 from mailer.client.lists.store import find_existing_ids, find_ids
 from mailer.client.model import Client
 from mailer.client.segment_counts import ALL_SEGMENT_COUNTS
@@ -79,7 +81,11 @@ def field_condition(
     return and_(true(), *(equals_any(name, values) for name, values in fields.items()))
 
 
-def matching_segments(*filters: ClientFilter) -> FromClause:
+LARGE_LISTS = 200_000
+"""Clients on lists from which on PostgreSQL chooses how to read them."""
+
+
+async def matching_segments(connection: AsyncConnection, *filters: ClientFilter) -> FromClause:
     """Return the segments of the clients whom all filters match now, with their numbers.
 
     The table has the columns of `ALL_SEGMENT_COUNTS`. It is read from the counts, unless a filter
@@ -91,7 +97,13 @@ def matching_segments(*filters: ClientFilter) -> FromClause:
         return select(ALL_SEGMENT_COUNTS).where(*conditions).subquery("segment")
     read_lists = list_name_keys(with_lists[0])
     assert read_lists is not None  # noqa: S101  # for mypy
-    clients = clients_on_any(read_lists)
+    sizes = (await read_sizes(connection, read_lists)).values()
+    is_large = sum(found.clients for found in sizes) >= LARGE_LISTS
+    clients = (
+        clients_of_large_lists([found.id for found in sizes])
+        if is_large
+        else clients_on_any(read_lists)
+    )
     matches = [
         field_condition(each, clients)
         if list_name_keys(each) in {read_lists, None}
@@ -131,10 +143,11 @@ async def read_segments(connection: AsyncConnection, *filters: ClientFilter) -> 
     known = _segments_read.get()
     has_lists = any(list_name_keys(each) is not None for each in filters)
     if known is None or not has_lists:
-        return matching_segments(*filters)
+        return await matching_segments(connection, *filters)
     key = msgspec.json.encode(filters)
     if key not in known:
-        rows = (await connection.execute(select(matching_segments(*filters)))).all()
+        segments = await matching_segments(connection, *filters)
+        rows = (await connection.execute(select(segments))).all()
         known[key] = _as_segments(rows)
     return known[key]
 

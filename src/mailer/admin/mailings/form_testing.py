@@ -41,7 +41,7 @@ from mailer.mailing import service
 from mailer.mailing.api import MailingId
 from mailer.settings import Settings
 
-T = TypeVar("T")
+Read = TypeVar("Read")
 
 
 class FormTest(Controller):
@@ -125,7 +125,7 @@ def _at_path(form_page: MailingFormPage, path: str) -> MailingFormPage:
     return msgspec.structs.replace(form_page, context=context)
 
 
-def _read(values: fields.FormValues, read_mailing: Callable[[], T]) -> tuple[T, MailingTest]:
+def _read(values: fields.FormValues, read_mailing: Callable[[], Read]) -> tuple[Read, MailingTest]:
     """Return the mailing in a form, and the test; raises `InvalidError` with every wrong field."""
     errors = list[FieldError]()
     try:
