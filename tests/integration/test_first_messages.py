@@ -13,7 +13,7 @@ from tests.statements import recorded_statements
 from mailer.db.engine import asyncpg_connection
 from mailer.mailing.first_messages import (
     KEPT_FOR,
-    LONGEST_KEPT,
+    MAX_READ_AGE,
     SELECT_FIRST_MESSAGES,
     FirstMessages,
 )
@@ -52,7 +52,7 @@ async def buffers_of_a_read(engine: AsyncEngine, mailing_id: int) -> int:
     return int(found[1]) if found else 0
 
 
-@pytest.mark.parametrize(("took", "kept"), [(1.0, KEPT_FOR), (2.0, LONGEST_KEPT)])
+@pytest.mark.parametrize(("took", "kept"), [(1.0, KEPT_FOR), (2.0, MAX_READ_AGE)])
 async def test_what_takes_long_to_read_is_kept_for_twenty_times_as_long_or_half_a_minute(
     engine: AsyncEngine, mailing_id: int, took: float, kept: float
 ) -> None:

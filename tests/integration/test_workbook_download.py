@@ -56,7 +56,9 @@ def writer_processes() -> list[int]:
 def peak_memory(process: int) -> int:
     """Return the bytes of memory that a process has had at most."""
     lines = Path(f"/proc/{process}/status").read_text().splitlines()
-    [line] = [line for line in lines if line.startswith("VmHWM")]
+    line = next((line for line in lines if line.startswith("VmHWM")), None)
+    if line is None:  # the process has just ended
+        return 0
     return int(line.split()[1]) * 1024
 
 

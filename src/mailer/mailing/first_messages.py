@@ -21,7 +21,7 @@ SLOW_READ = 0.1
 """Seconds; what took longer to read is kept."""
 KEPT_FOR = 20
 """How long it is kept, as a multiple of the time that the read took: so reads take 5 %."""
-LONGEST_KEPT = 30.0
+MAX_READ_AGE = 30.0
 """Seconds for which it is kept at most: afterwards it may be wrong."""
 
 
@@ -83,7 +83,7 @@ class FirstMessages:
             end = self._monotonic()
             found |= read
             if end - now > SLOW_READ:
-                until = end + min(LONGEST_KEPT, KEPT_FOR * (end - now))
+                until = end + min(MAX_READ_AGE, KEPT_FOR * (end - now))
                 self._kept |= {key: _KeptRead(read.get(key, ()), until) for key in missing}
         return {key: messages for key, messages in found.items() if messages}
 
