@@ -13,7 +13,7 @@ import msgspec
 from sqlalchemy import ARRAY, BigInteger, bindparam, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from mailer.client.lists.store import sum_sizes
+from mailer.client.lists.sampling import read_sizes
 from mailer.db.tables.mailing import OPEN_MAILING
 from mailer.mailing import combined_filters, mailing_batches
 from mailer.mailing.client_filter import ClientFilter, list_name_keys
@@ -85,4 +85,6 @@ async def start_due(
 async def _count_listed(connection: AsyncConnection, client_filter: Any) -> int:  # noqa: ANN401  # JSON from a row of `mailing`
     """Return how many clients the lists in a stored filter have together; 0 without lists."""
     name_keys = list_name_keys(msgspec.convert(client_filter, ClientFilter))
-    return 0 if name_keys is None else await sum_sizes(connection, name_keys)
+    if name_keys is None:
+        return 0
+    return sum(found.clients for found in (await read_sizes(connection, name_keys)).values())

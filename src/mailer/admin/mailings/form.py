@@ -16,7 +16,7 @@ from mailer.admin.language import gettext_noop
 from mailer.admin.mailings import fields
 from mailer.admin.mailings.form_page import FINGERPRINT_FIELD, MailingFormPage
 from mailer.admin.mailings.intent import INTENT_FIELDS, read_intent
-from mailer.admin.mailings.template_preview import new_template
+from mailer.admin.mailings.template_preview import typed_template
 from mailer.admin.mailings.testing import PHONES_FIELD
 from mailer.admin.render import PageContext, redirect_with_flash
 from mailer.client.lists import store as lists
@@ -212,7 +212,8 @@ async def _ask(form_page: MailingFormPage, form: Form, new: NewMailing) -> Respo
         if mailing is None or new.gateway != mailing.gateway:
             await service.route_columns(connection, {"gateway": new.gateway})
     reach = None
-    if (template := new_template(new, mailing)) is not None:
+    mailing_text = "" if mailing is None else mailing.text
+    if (template := typed_template(new.text, mailing, mailing_text)) is not None:
         reach = await read_text_reach(form_page.engine, template, new.client_filter, new.purpose)
     async with form_page.engine.connect() as connection:
         intent = await read_intent(

@@ -28,12 +28,11 @@ from mailer.admin.mailings.testing import (
     PHONES_FIELD,
     read_test,
     redirect_to_mailing,
-    render_results,
+    send_test,
 )
 from mailer.clock import database_clock
 from mailer.errors import FieldError, InvalidError
 from mailer.gateway_control.api import check_test_rate
-from mailer.gateway_control.testing import send_mailing_test
 from mailer.gateway_control.testing_model import MailingTest
 from mailer.idempotency.model import IdempotencyClaim
 from mailer.limits import RateLimiter
@@ -158,15 +157,5 @@ async def _send(  # noqa: PLR0913, PLR0917  # the page, and the parts of a chang
 ) -> Response[Any]:
     """Send the test of a saved draft, and show its page with the results."""
     engine, channels = form_page.engine, form_page.channels
-    results = await send_mailing_test(engine, channels, mailing_id, test.phones, by, claim)
-    if results is None:
-        return redirect_to_mailing(mailing_id)
     context = _at_path(form_page, f"/mailings/{mailing_id}").context
-    return await render_results(
-        engine,
-        channels,
-        context,
-        mailing_id,
-        receipt_wait,
-        list(zip(test.phones, results, strict=True)),
-    )
+    return await send_test(engine, channels, context, mailing_id, receipt_wait, test, by, claim)

@@ -11,6 +11,7 @@ from msgspec import UNSET, UnsetType
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mailer.access.model import Actor
+from mailer.admin.downloads import chosen_separator, default_separator
 from mailer.admin.formats import message_status_label
 from mailer.admin.labels import reason_label
 from mailer.admin.language import gettext, gettext_noop, use_language
@@ -43,8 +44,6 @@ from mailer.web.download import Download, csv_answer
 from mailer.web.query import read_query
 from mailer.web.workbook import workbook_answer
 
-DEFAULT_SEPARATORS: Mapping[str, Separator] = {"ru": "semicolon"}
-"""What separates the cells of a download, by language; a comma in the others."""
 COLUMN_LABELS: Mapping[SpreadsheetColumn, str] = {
     "phone": gettext_noop("Phone"),
     "tag": gettext_noop("Tag"),
@@ -164,7 +163,7 @@ class MessageList(Controller):
             reasons=reasons,
             gateways=list(by_gateway),
             pages=page_links(page, path, form),
-            separator=DEFAULT_SEPARATORS.get(context.viewer.language, "comma"),
+            separator=default_separator(context.viewer.language),
         )
 
     @get("/messages.csv", required_scope="read")
@@ -181,9 +180,7 @@ class MessageList(Controller):
         query = read_query(request, MessageDownloadQuery, blank_is_absent=True)
         language = context.viewer.language
         export = await _prepare_export(engine, channels, mailing_id, by, query, language)
-        separator = query.separator
-        if separator is UNSET:
-            separator = DEFAULT_SEPARATORS.get(language, "comma")
+        separator = chosen_separator(query.separator, language)
         return await csv_answer(f"mailing-{mailing_id}.csv", export.as_csv(separator), by.quota_key)
 
     @get("/messages.xlsx", required_scope="read")

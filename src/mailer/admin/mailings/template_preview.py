@@ -6,7 +6,7 @@ import msgspec
 
 from mailer.client.model import Client
 from mailer.gateway.sms_parts import TextSize, count_parts
-from mailer.mailing.model import Mailing, NewMailing
+from mailer.mailing.model import Mailing
 from mailer.mailing.text_reach import TextReach
 from mailer.mailing.text_template import (
     MAX_CHARACTERS,
@@ -53,17 +53,6 @@ def typed_template(text: str, mailing: Mailing | None, mailing_text: str) -> Tex
         template = parse(composed)
     except TemplateError:
         return None
-    return template if template.placeholders else None
-
-
-def new_template(new: NewMailing, mailing: Mailing | None) -> TextTemplate | None:
-    """Return the template of a valid form; None if its text has no placeholders.
-
-    `mailing` is the one that the form changes: a literal text stays literal if it is not changed.
-    """
-    if mailing is not None and new.text == mailing.text:
-        return mailing.template
-    template = parse(new.text)
     return template if template.placeholders else None
 
 

@@ -1,7 +1,6 @@
 """The form on the page of a mailing that sends it to a few phones as a test."""
 
 import re
-from collections.abc import Sequence
 from typing import Any
 
 from litestar import Controller, Request, Response, get, post
@@ -21,7 +20,7 @@ from mailer.errors import InvalidError
 from mailer.gateway.channel import Channels
 from mailer.gateway_control.api import check_test_rate
 from mailer.gateway_control.testing import send_mailing_test
-from mailer.gateway_control.testing_model import MailingTest, PhoneResult
+from mailer.gateway_control.testing_model import MailingTest
 from mailer.idempotency.model import IdempotencyClaim
 from mailer.limits import RateLimiter
 from mailer.mailing.api import MailingId
@@ -43,21 +42,28 @@ def read_test(text: str) -> MailingTest:
     return validate(MailingTest, {"phones": split_phones(text)}, [], database_clock.now())
 
 
-async def render_results(  # noqa: PLR0913, PLR0917  # what the page of a mailing shows
+async def send_test(  # noqa: PLR0913, PLR0917  # the test, what the page shows, and who asks for it
     engine: AsyncEngine,
     channels: Channels,
     context: PageContext,
     mailing_id: int,
     receipt_wait: float,
-    results: Sequence[tuple[str, PhoneResult]],
+    test: MailingTest,
+    by: Actor,
+    claim: IdempotencyClaim | None,
 ) -> Response[Any]:
-    """Return the page of a mailing with the results of a test: a result for each phone.
+    """Send the test of a mailing; return its page with a result for each phone.
 
-    `receipt_wait` is how many seconds a receipt is awaited.
+    `receipt_wait` is how many seconds a receipt is awaited. If the form was sent before, the
+    response is a redirect.
     """
+    results = await send_mailing_test(engine, channels, mailing_id, test.phones, by, claim)
+    if results is None:
+        return redirect_to_mailing(mailing_id)
+    by_phone = list(zip(test.phones, results, strict=True))
     page = await read_mailing_page(engine, channels, mailing_id, receipt_wait)
     page |= await read_text_variables(engine, channels, page)
-    shown = new_test_variables(mailing_id) | {"test_results": results}
+    shown = new_test_variables(mailing_id) | {"test_results": by_phone}
     response = await context.render_page("mailings/mailing.html", HTTP_201_CREATED, **page, **shown)
     response.headers["Location"] = f"/mailings/{mailing_id}"
     return response
@@ -111,10 +117,6 @@ class MailingTestForm(Controller):
                 "mailings/mailing.html", HTTP_400_BAD_REQUEST, **page, **shown
             )
         check_test_rate(test_rate, by)
-        results = await send_mailing_test(engine, channels, mailing_id, test.phones, by, claim)
-        if results is None:
-            return redirect_to_mailing(mailing_id)
-        by_phone = list(zip(test.phones, results, strict=True))
-        return await render_results(
-            engine, channels, context, mailing_id, settings.receipt_wait, by_phone
+        return await send_test(
+            engine, channels, context, mailing_id, settings.receipt_wait, test, by, claim
         )

@@ -96,16 +96,6 @@ async def find_existing_ids(connection: AsyncConnection, name_keys: Iterable[str
     return [row.id for row in await connection.execute(IDS_BY_NAME, {"keys": list(name_keys)})]
 
 
-SUM_SIZES = text("""
-    SELECT coalesce(sum(clients_count), 0)::bigint FROM client_list
-    WHERE name_key = ANY (:keys)""").bindparams(bindparam("keys", type_=ARRAY(String)))
-
-
-async def sum_sizes(connection: AsyncConnection, name_keys: Iterable[str]) -> int:
-    """Return how many clients lists have together, by their folded names."""
-    return int((await connection.execute(SUM_SIZES, {"keys": list(name_keys)})).scalar_one())
-
-
 CREATE_UNLESS_EXISTS = """
     INSERT INTO client_list (name, name_key) VALUES ($1, $2)
     ON CONFLICT (name_key) DO NOTHING RETURNING id"""
